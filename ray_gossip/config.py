@@ -1,0 +1,264 @@
+"""The config: its schema, loading, overrides. Imports nothing heavy, so that a mistake is answered at once.
+
+A run is described by one YAML file plus dotted overrides (`gossip.group_size=2`). The defaults alone are a
+complete run. Every section is frozen and refuses unknown keys. The text under a field says its unit, its range
+and when to change it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ray_gossip.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class SwarmConfig(Section):
+    """Who takes part, and what each peer gets."""
+
+    num_peers: int = Field(4, ge=1)
+    """Peers that the driver starts, 1 or more. One peer = one Ray actor = one hivemind averager."""
+    cpus_per_peer: float = Field(0.25, gt=0)
+    """Ray CPUs reserved for a peer. A fraction lets more peers than cores share a machine: good for trying things
+    out. On a GPU cluster 2 or more: libp2p costs CPU."""
+    gpus_per_peer: float = Field(0.0, ge=0)
+    """Ray GPUs reserved for a peer. 0 trains on the CPU; 1 is the normal choice on a cluster; 0.25 lets four peers
+    share a GPU."""
+    placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the peers. SPREAD over nodes when the network between them is fast and their memory is not."""
+    start_s: float = Field(180.0, gt=0)
+    """Deadline in seconds for the swarm to come up. Raise it when many peers share few cores."""
+    stop_s: float = Field(10.0, gt=0)
+    """Deadline in seconds for an orderly stop; what has not stopped by then is killed."""
+    final_s: float = Field(60.0, gt=0)
+    """Deadline in seconds for the final rounds, in which the swarm mixes to agreement. A peer that is done waits at
+    most this long for slower ones: raise it when peers differ much in speed."""
+
+
+class GossipConfig(Section):
+    """How peers average."""
+
+    group_size: int = Field(16, ge=1)
+    """Peers that average together in a round, 1 or more (1: never average). 4 or 8 serves most swarms; a swarm
+    smaller than this averages as one group."""
+    min_group_size: int = Field(2, ge=2)
+    """The smallest group that goes on when groupmates are missing after matchmaking_s, 2 or more."""
+    alpha: float = Field(1.0, gt=0, le=1)
+    """How far a peer moves to its group's mean, in (0, 1]. Below 1 only for lossy compression or to keep spread on
+    purpose: it never helps plain averaging."""
+    steps: int | None = Field(20, ge=1)
+    """H: local steps between two rounds, 1 or more. Raise it when rounds take longer than H steps; lower it when the
+    merged model lags behind."""
+    seconds: float | None = Field(None, gt=0)
+    """Seconds between two rounds, instead of `steps`: fast and slow peers then do different numbers of steps and
+    nobody is throttled."""
+    schedule: Literal["grid", "random", "all"] = "grid"
+    """Who meets whom. grid: a mixed-radix hypercube, exact after log_M N rounds when full. random: seeded random
+    groups, best under churn. all: one group, i.e. local SGD with an all-reduce."""
+    overlap: bool = True
+    """Local steps go on while a round runs; its delta is applied when it ends. false: they wait."""
+    matchmaking_s: float = Field(5.0, gt=0)
+    """How long a group waits for a missing groupmate before the rest go on, in seconds. Dead ones are found sooner.
+    Raise it when peers reach a round at very different times."""
+    allreduce_s: float = Field(60.0, gt=0)
+    """Longest that an all-reduce may take, in seconds; then the round has failed. The real deadline is learned from
+    observed rounds and is mostly far below."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_clock(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("seconds") is not None:
+            if values.get("steps") is not None:
+                raise ValueError("steps and seconds are both set; a swarm has one clock, keep one of them")
+            values = {**values, "steps": None}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GossipConfig:
+        if self.steps is None and self.seconds is None:
+            raise ValueError("neither steps nor seconds is set; set one of them")
+        if self.group_size > 1 and self.min_group_size > self.group_size:
+            raise ValueError(
+                f"min_group_size={self.min_group_size} is above group_size={self.group_size}, so no group could "
+                "ever start; lower min_group_size"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """What the swarm learns."""
+
+    name: Literal["digits"] = "digits"
+    """The data set. digits: 1,797 real images of handwritten digits, 8x8, that scikit-learn ships; needs no network."""
+    root: Path | None = None
+    """Folder of the data set, for those that are read from disk."""
+    batch_size: int = Field(32, ge=1)
+    """Samples of one local step of one peer, 1 or more."""
+    shards: Literal["iid"] = "iid"
+    """How samples are dealt to peers. iid: shuffled, then cut into equal parts."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: Literal["cnn", "mlp"] = "cnn"
+    """cnn: three 3x3 convolutions. mlp: two hidden layers."""
+
+
+class OptimizerConfig(Section):
+    """Local SGD."""
+
+    name: str = "SGD"
+    """Any class of torch.optim, by its name: SGD, AdamW, ..."""
+    lr: float = Field(0.05, gt=0)
+    """Learning rate at its highest."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum, for optimizers that have it; 0 for none."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay (L2), for optimizers that have it."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the learning rate falls from `lr` to zero over the run; constant: not at all."""
+    warmup_steps: int = Field(0, ge=0)
+    """Local steps over which the learning rate rises linearly from zero. Use it when the first steps diverge."""
+
+
+class TrainConfig(Section):
+    """How long, and what is reported when."""
+
+    local_steps: int = Field(400, ge=1)
+    """Local steps of every peer, 1 or more."""
+    eval_every: int = Field(100, ge=1)
+    """Local steps between two evaluations of a peer's own model on the test split."""
+    report_s: float = Field(0.5, gt=0)
+    """Seconds between two progress reports of a peer."""
+
+
+class Config(Section):
+    """One run."""
+
+    engine: Literal["gossip", "hivemind"] = "gossip"
+    """gossip: scheduled groups, overlap, honest outcomes. hivemind: `hivemind.Optimizer(use_local_updates=True)` as
+    shipped, for comparison and for the open internet."""
+    seed: int = Field(0, ge=0)
+    """Seeds the model, the shards, the batches and the schedule."""
+    swarm: SwarmConfig = SwarmConfig()
+    gossip: GossipConfig = GossipConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or none: the defaults) and apply dotted overrides such as `gossip.group_size=2`.
+
+    Raises:
+        ConfigError: one line that names the key and the fix.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree: Any = OmegaConf.create({})
+    if path is not None:
+        try:
+            tree = OmegaConf.load(path)
+        except FileNotFoundError:
+            raise ConfigError(f"config file not found: {path}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{path} is not readable as YAML: {_first_line(error)}") from None
+        if not OmegaConf.is_dict(tree):
+            raise ConfigError(f"{path} must hold sections such as 'gossip:', not {type(tree).__name__}")
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise ConfigError(f"cannot read the override {override!r}: write key=value, such as gossip.group_size=2")
+    try:
+        merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot apply the overrides: {_first_line(error)}") from None
+    return parse(values)
+
+
+def parse(values: Any) -> Config:
+    """Build a Config from plain nested dicts. Raises ConfigError."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML; `load` of it gives the same config."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake, as one line: key, value, what is wrong, and what was meant or what the field is."""
+    mistake = error.errors()[0]
+    location = [str(part) for part in mistake["loc"]]
+    key = ".".join(location) or "config"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if mistake["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_siblings(location))}"
+        return f"unknown key {key}{hint}{more}"
+    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if mistake["type"] == "value_error":
+        return f"{key}: {message}{more}"
+    return f"{key}={mistake['input']!r} {message}{_help(location)}{more}"
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    sections = _sections(model)
+    keys: list[str] = []
+    for name in model.model_fields:
+        keys += _keys(sections[name], f"{prefix}{name}.") if name in sections else [f"{prefix}{name}"]
+    return keys
+
+
+def _section_of(location: Sequence[str]) -> type[BaseModel]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        model = _sections(model).get(part, model)
+    return model
+
+
+def _siblings(location: Sequence[str]) -> list[str]:
+    return list(_section_of(location).model_fields)
+
+
+def _help(location: Sequence[str]) -> str:
+    field = _section_of(location).model_fields.get(location[-1]) if location else None
+    if field is None or not field.description:
+        return ""
+    text = " ".join(field.description.split()).split(". ")[0].rstrip(".")
+    return f" ({text[0].lower()}{text[1:]})" if typing.get_origin(field.annotation) is not Literal else ""

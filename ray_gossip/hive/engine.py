@@ -1,0 +1,52 @@
+"""What a peer needs from an engine, and an engine from a trainer. Neither knows more of the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ray_gossip.records import Outcome, RoundReport
+
+
+class TrainingState(Protocol):
+    """The tensors that are averaged: parameters and float buffers, seen as one flat float32 vector [size]."""
+
+    optimizer: Any
+
+    def read_state(self, out: torch.Tensor) -> None:
+        """Copy the state into `out`, float32 [size] in host memory."""
+
+    def add_to_state(self, delta: torch.Tensor) -> None:
+        """Add `delta`, float32 [size] in host memory, in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalResult:
+    """How the final rounds ended, and the reports of rounds that were still in flight before."""
+
+    reports: list[RoundReport]
+    outcome: Outcome
+    cause: str
+    bytes_sent: int
+    sketch: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """Averaging with other peers."""
+
+    def attach(self, state: TrainingState) -> None:
+        """Take the state that is to be averaged. On the main thread, after the model is on its device."""
+
+    def join(self, *, founders: int) -> object:
+        """Enter the swarm; wait for the other founders, with a deadline."""
+
+    def after_step(self, local_step: int) -> list[RoundReport]:
+        """To be called after every local step; returns the rounds that have ended."""
+
+    def finish(self, local_step: int) -> FinalResult:
+        """Mix to agreement with all peers, with a deadline."""
+
+    def shutdown(self) -> None:
+        """Leave the swarm and end the engine's processes."""

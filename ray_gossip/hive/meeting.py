@@ -1,0 +1,85 @@
+"""Where a scheduled group meets: a meeting collects its members and closes as soon as nobody is missing.
+
+hivemind's matchmaking searches for *anyone* with the same key, through the DHT, and a short group waits its whole
+window. A scheduled group knows its members, so one of them hosts the meeting and the others call it: one round trip
+and no DHT traffic. The host is only the place: its own local steps may be late, and a host that is gone is replaced by
+the next member in the group's order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+PROBE_S = 0.25  # a meeting asks after missing members this often: the price of a dead groupmate
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """How a meeting ended: who averages together, in the order of their parts."""
+
+    group_id: bytes
+    present: tuple[str, ...]  # peer ids
+    absent: dict[str, str]  # peer id -> why
+
+
+Probe = Callable[[str], Awaitable[str | None]]
+"""Asks a member whether it is still coming; None: yes, otherwise why not."""
+
+
+@dataclass
+class Meeting:
+    """One group's meeting, in the host's averager process."""
+
+    expected: frozenset[str]
+    probe: Probe
+    wait_s: float
+    arrived: set[str] = field(default_factory=set)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.opened = time.monotonic()
+        self._ended: asyncio.Future[Gathering] = asyncio.get_running_loop().create_future()
+        self._watch = asyncio.create_task(self._watch_for_missing())
+
+    async def attend(self, peer_id: str, absent_because: str = "") -> Gathering:
+        """Come (or excuse oneself) and wait until the meeting has ended."""
+        if not self._ended.done():
+            if absent_because:
+                self.absent[peer_id] = absent_because
+            else:
+                self.arrived.add(peer_id)
+                self.absent.pop(peer_id, None)
+            self._end_if_complete()
+        return await asyncio.shield(self._ended)
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.opened
+
+    def _missing(self) -> frozenset[str]:
+        return self.expected - self.arrived - self.absent.keys()
+
+    def _end_if_complete(self) -> None:
+        if not self._missing() and not self._ended.done():
+            order = sorted(self.arrived)
+            random.shuffle(order)  # who reduces which part changes from round to round
+            self._ended.set_result(Gathering(secrets.token_bytes(20), tuple(order), dict(self.absent)))
+            self._watch.cancel()
+
+    async def _watch_for_missing(self) -> None:
+        while self.age_s < self.wait_s:
+            await asyncio.sleep(min(PROBE_S, max(0.0, self.wait_s - self.age_s)))
+            missing = sorted(self._missing())
+            answers = await asyncio.gather(*map(self.probe, missing))
+            for peer_id, reason in zip(missing, answers, strict=True):
+                if reason is not None and peer_id not in self.arrived:
+                    self.absent[peer_id] = reason
+            self._end_if_complete()
+        for peer_id in self._missing():
+            self.absent[peer_id] = f"did not come within {self.wait_s:g} s"
+        self._end_if_complete()

@@ -1,0 +1,106 @@
+"""Processes: the fork guard, and starting and stopping hivemind's DHT.
+
+hivemind forks its DHT and averager. A fork of a Ray worker inherits the worker's sockets: when the worker is then
+killed, Ray sees no end of file, and the children live on and answer other peers. The guard cures both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import stat
+from collections.abc import Sequence
+from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import hivemind
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_guarded = False
+
+
+def guard_forks() -> None:
+    """From now on every forked child dies with this process and gives up the sockets that were open at this moment.
+
+    Call it on the main thread before hivemind starts: the kernel ties the death signal to the forking *thread*.
+    """
+    global _guarded
+    if _guarded:
+        return
+    _guarded = True
+    parent = os.getpid()
+    inherited = _open_sockets()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent and os.getppid() == 1:
+            os._exit(1)  # the parent died before the line above
+        for descriptor, identity in inherited.items():
+            if _socket_identity(descriptor) == identity:
+                os.close(descriptor)
+
+    os.register_at_fork(after_in_child=in_child)
+
+
+class AlwaysForked:
+    """Mix-in for hivemind's averagers: fork, whatever start method the program has chosen.
+
+    Their futures and tensors are inherited; pickling them to a spawned process is impossible.
+    """
+
+    _Popen = staticmethod(ForkProcess._Popen)
+    _after_fork = staticmethod(BaseProcess._after_fork)  # type: ignore[attr-defined]
+
+
+def _open_sockets() -> dict[int, tuple[int, int]]:
+    sockets = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        identity = _socket_identity(int(entry.name))
+        if identity is not None:
+            sockets[int(entry.name)] = identity
+    return sockets
+
+
+def _socket_identity(descriptor: int) -> tuple[int, int] | None:
+    """Device and inode, or None when the descriptor is no socket: numbers are reused, identities are not."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+
+
+def quiet_hivemind() -> None:
+    """Keep hivemind's and its event loops' log lines from users: what matters is in our reports."""
+    logging.getLogger("hivemind").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def start_dht(*, initial_peers: Sequence[str], host: str, start_s: float) -> hivemind.DHT:
+    """Start this process's DHT node (and libp2p daemon), listening on a free TCP port of `host`.
+
+    Without initial peers it founds a new swarm. Waits at most `start_s` seconds; raises what hivemind raises.
+    """
+    dht = hivemind.DHT(
+        initial_peers=list(initial_peers),
+        host_maddrs=[f"/ip4/{host}/tcp/0"],
+        start=False,
+        startup_timeout=start_s,
+        use_auto_relay=False,
+        use_relay=False,
+    )
+    dht.run_in_background(await_ready=True, timeout=start_s)
+    return dht
+
+
+def stop_dht(dht: hivemind.DHT) -> None:
+    """Stop the DHT process and its libp2p daemon, the hard way after hivemind's own grace period."""
+    if dht.is_alive():
+        dht.shutdown()
+    dht.join(timeout=1.0)
+    if dht.is_alive():
+        dht.kill()

@@ -1,0 +1,152 @@
+"""One peer: local steps, rounds, reports. A trainer and an engine side by side; knows nothing of Ray."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from ray_gossip import data, models
+from ray_gossip.config import Config
+from ray_gossip.hive import build_engine, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record
+from ray_gossip.trainer import Trainer, state_size
+
+
+class Peer:
+    """A member of the swarm: a trainer, a DHT node and an averager, ready to run.
+
+    Build it on the main thread: hivemind forks, and CUDA must not have been touched before.
+
+    Args:
+        peer_index: 0..num_peers-1; chooses the shard.
+        initial_peers: asked for the multiaddrs to dial only when everything else is ready; empty founds a swarm.
+        host: IPv4 address to listen on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        peer_index: int,
+        host: str,
+        initial_peers: Callable[[], Sequence[str]],
+    ) -> None:
+        guard_forks()
+        quiet_hivemind()
+        self.config, self.peer_index = config, peer_index
+        self._stopping = threading.Event()
+        dataset = data.load(config.data)
+        shards = data.shards(len(dataset.train_labels), num_shards=config.swarm.num_peers, seed=config.seed)
+        model = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=config.seed)
+        self.dht = start_dht(initial_peers=initial_peers(), host=host, start_s=config.swarm.start_s)
+        self.engine = build_engine(
+            config, dht=self.dht, run_id=run_id, peer_index=peer_index, state_size=state_size(model)
+        )
+        device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
+        self.trainer = Trainer(config, model=model, dataset=dataset, shard=shards[peer_index], device=device)
+        self.engine.attach(self.trainer)
+
+    def started(self) -> PeerStarted:
+        """Who and where this peer is."""
+        device = self.trainer.device
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+        return PeerStarted(
+            peer_index=self.peer_index,
+            wall_time=time.time(),
+            peer_id=self.dht.peer_id.to_base58(),
+            multiaddrs=self.multiaddrs(),
+            pid=os.getpid(),
+            node=socket.gethostname(),
+            device=name,
+            num_parameters=sum(parameter.numel() for parameter in self.trainer.model.parameters()),
+            num_samples=self.trainer.num_samples,
+        )
+
+    def multiaddrs(self) -> tuple[str, ...]:
+        """Where other peers can dial this one."""
+        return tuple(str(address) for address in self.dht.get_visible_maddrs())
+
+    def run(self) -> Iterator[list[Record]]:
+        """Train until `train.local_steps` or `stop()`; yields what happened every `train.report_s` seconds.
+
+        Ends with the final rounds, unless it was stopped.
+        """
+        config, trainer = self.config, self.trainer
+        self.engine.join(founders=config.swarm.num_peers)
+        trainer.take_progress()  # keeps the wait for the others out of the first rate
+        records: list[Record] = [self._notice(text) for text in trainer.notices]
+        bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
+        while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
+            trainer.step()
+            for report in self.engine.after_step(trainer.local_step):
+                bytes_sent += report.bytes_sent
+                records.append(report)
+            last = trainer.local_step == config.train.local_steps
+            if trainer.local_step % config.train.eval_every == 0 and not last:
+                records.append(self._evaluate("peer"))
+            if time.monotonic() - reported >= config.train.report_s or last:
+                reported = time.monotonic()
+                records.append(self._progress())
+                yield records
+                records = []
+        train_s = time.monotonic() - started
+        if self._stopping.is_set():
+            yield [*records, self._progress()]
+            return
+        yield [*records, self._evaluate("peer")]
+        final = self.engine.finish(trainer.local_step)
+        bytes_sent += final.bytes_sent + sum(report.bytes_sent for report in final.reports)
+        finished = PeerFinished(
+            peer_index=self.peer_index,
+            wall_time=time.time(),
+            local_step=trainer.local_step,
+            samples=trainer.samples,
+            train_s=train_s,
+            bytes_sent=bytes_sent,
+            final_outcome=final.outcome,
+            final_cause=final.cause,
+            sketch=final.sketch,
+        )
+        agreed = final.outcome in ("averaged", "alone")
+        yield [*final.reports, *([self._evaluate("merged")] if agreed else []), finished]
+
+    def stop(self) -> None:
+        """Ask `run()` to end after the present local step. From any thread."""
+        self._stopping.set()
+
+    def model(self) -> bytes:
+        """The model as `torch.save` writes its state_dict."""
+        buffer = io.BytesIO()
+        torch.save(self.trainer.model_state(), buffer)
+        return buffer.getvalue()
+
+    def shutdown(self) -> None:
+        """Leave the swarm and end every process of this peer."""
+        self.stop()
+        self.engine.shutdown()
+        stop_dht(self.dht)
+
+    def _progress(self) -> Progress:
+        progress = self.trainer.take_progress()
+        return Progress(peer_index=self.peer_index, wall_time=time.time(), **progress._asdict())
+
+    def _evaluate(self, model: str) -> Evaluation:
+        accuracy, loss = self.trainer.evaluate()
+        return Evaluation(
+            peer_index=self.peer_index,
+            wall_time=time.time(),
+            local_step=self.trainer.local_step,
+            model="merged" if model == "merged" else "peer",
+            accuracy=accuracy,
+            loss=loss,
+        )
+
+    def _notice(self, text: str) -> Notice:
+        return Notice(peer_index=self.peer_index, wall_time=time.time(), text=text)

@@ -1,0 +1,109 @@
+"""Frozen values that cross process borders: what peers tell the driver.
+
+Every record carries `peer_index` and `wall_time` (seconds since 1970, by the peer's clock), so that whoever
+writes it to disk needs to know nothing else. Only these and the config travel between processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Outcome = Literal["averaged", "partial", "alone", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("averaged", "partial", "alone", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What every record has."""
+
+    peer_index: int
+    wall_time: float  # seconds since 1970
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerStarted(Record):
+    """A peer is up: its DHT node and averager run, its model and data are ready."""
+
+    peer_id: str
+    multiaddrs: tuple[str, ...]
+    pid: int
+    node: str
+    device: str  # "cpu" or "cuda:0 (NVIDIA H200)"
+    num_parameters: int
+    num_samples: int  # size of this peer's shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Record):
+    """Local training since the previous Progress of this peer."""
+
+    local_step: int  # optimizer updates so far
+    samples: int  # samples seen so far
+    data_epoch: float  # passes over the shard so far
+    loss: float  # mean training loss since the last report
+    lr: float
+    samples_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """Quality on the held-out test split."""
+
+    local_step: int
+    model: Literal["peer", "merged"]  # this peer's own parameters, or the mean of the swarm after the final rounds
+    accuracy: float  # 0..1
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport(Record):
+    """One gossip round as this peer saw it. Parameters are bitwise unchanged unless `outcome == "averaged"`."""
+
+    round: int
+    outcome: Outcome
+    cause: str  # in words; empty when averaged
+    group: tuple[int, ...]  # peer_index of all who averaged together, this peer included, sorted
+    local_step: int  # local step at which the snapshot was taken
+    staleness_steps: int  # local steps taken between snapshot and delta
+    matchmaking_s: float  # from the round's start until the group was complete
+    allreduce_s: float  # from the complete group until the last part
+    blocked_s: float  # how long local steps stood still for this round
+    bytes_sent: int
+    moved: float  # L2 norm of what averaging changed in this peer's parameters
+    sketch_before: tuple[float, ...] = ()  # projection of the snapshot (mixing.Sketch); empty when not taken
+    sketch_after: tuple[float, ...] = ()  # the same of the parameters that the round arrived at
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerFinished(Record):
+    """The peer did all its local steps and the final rounds, and is still there to be asked for its model."""
+
+    local_step: int
+    samples: int
+    train_s: float  # from its first to its last local step
+    bytes_sent: int
+    final_outcome: Outcome  # of the final round, in which the swarm mixes to agreement
+    final_cause: str
+    sketch: tuple[float, ...]  # of the parameters it ends with
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerLost(Record):
+    """The driver's own record: a peer is gone."""
+
+    cause: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Record):
+    """Something that a person should read, e.g. a setting that was skipped. `peer_index` -1: the swarm's."""
+
+    text: str
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as a JSON object; `event` names its type. Sketches are left out: they are for the driver only."""
+    fields = {k: v for k, v in dataclasses.asdict(record).items() if not k.startswith("sketch")}
+    return {"event": type(record).__name__, **fields}

@@ -1,0 +1,17 @@
+"""What a run leaves behind, and the picture of it while it runs. The driver writes, peers only report.
+
+    <run_dir>/
+      config.yaml       the resolved config
+      events.jsonl      every record, one JSON object a line, in the order of arrival
+      peer-00/ ...      TensorBoard, a run per peer: `curves` lists the tags
+      swarm/            TensorBoard, the swarm: means and extremes under the peers' tags, consensus distance
+      summary.json      the end of the story
+
+`state` folds records into the current picture; `curves` and `summary` read it; only `log` touches the disk.
+"""
+
+from ray_gossip.telemetry.log import RunLog
+from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState
+from ray_gossip.telemetry.summary import summarise
+
+__all__ = ["PeerState", "RunLog", "Status", "SwarmRound", "SwarmState", "summarise"]

@@ -1,0 +1,159 @@
+"""Which curves TensorBoard shows. Pure: records in, points out.
+
+Runs: `peer-00`, `peer-01`, ... and `swarm`. Where a tag stands in both, the swarm's is the mean over the
+peers, so that TensorBoard draws it over theirs; `_min` and `_max` beside it are the swarm's alone. A peer
+whose value is not finite is left out of these three.
+
+The x axis of a peer is its own `local_step`. That of the swarm is the mean `local_step` over the peers that
+the point is made of, so that its curves lie where the peers' lie; it never goes back when a newcomer lowers
+the mean. The swarm gets a point when every peer that still owes reports has sent a new value. The time of a
+point is the record's `wall_time`.
+
+| tag | runs | what it is |
+| --- | --- | --- |
+| `train/loss` | peer, swarm, `_min`, `_max` | mean training loss since the last report |
+| `train/lr` | peer | learning rate |
+| `train/samples_per_s` | peer | its speed since the last report |
+| `eval/accuracy` | peer, swarm, `_min`, `_max` | a peer's own parameters on the test split, 0 to 1 |
+| `eval/loss` | peer, swarm, `_min`, `_max` | the same |
+| `merged/accuracy`, `merged/loss` | peer, swarm, `_min`, `_max` | the merged model, after the final rounds |
+| `round/outcome` | peer | 1 averaged, 0 alone, -1 partial, -2 failed: below 0 something went wrong |
+| `round/matchmaking_s` | peer | from the round's start until the group was complete |
+| `round/allreduce_s` | peer | from the complete group until the last part |
+| `round/blocked_s` | peer | how long local steps stood still |
+| `round/staleness_steps` | peer | local steps taken between snapshot and delta |
+| `round/group_size` | peer | peers in the group, itself included |
+| `round/moved` | peer | L2 norm of what averaging changed in its parameters |
+| `round/sent_mb` | peer | megabytes (10^6) sent in the round |
+| `swarm/peers` | swarm | live peers |
+| `swarm/samples_per_s` | swarm | sum over the peers |
+| `swarm/sent_mb` | swarm | megabytes (10^6) sent so far |
+| `swarm/rounds_averaged`, `_partial`, `_alone`, `_failed` | swarm | peer-rounds so far |
+| `swarm/consensus_distance_before` | swarm | over the snapshots of a round |
+| `swarm/consensus_distance` | swarm | over what the round made of them |
+| `swarm/contraction` | swarm | (after / before)^2: the factor of the squared spread |
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from ray_gossip.records import Evaluation, Outcome, PeerLost, PeerStarted, Progress, Record, RoundReport
+from ray_gossip.telemetry.state import SwarmRound, SwarmState
+
+_OUTCOME: dict[Outcome, int] = {"averaged": 1, "alone": 0, "partial": -1, "failed": -2}
+
+
+class Point(NamedTuple):
+    run: str  # directory below the run's
+    tag: str
+    value: float
+    step: int
+    wall_time: float  # seconds since 1970
+
+
+class Curves:
+    """Turns records into points. Give it each record after `state` has folded it."""
+
+    def __init__(self, state: SwarmState) -> None:
+        self._state = state
+        self._news: dict[str, dict[int, Progress | Evaluation]] = defaultdict(
+            dict
+        )  # since the swarm's last point
+        self._last_step: dict[str, int] = defaultdict(int)
+
+    def points(self, record: Record) -> Iterator[Point]:
+        if isinstance(record, (Progress, Evaluation, RoundReport)):
+            for tag, value in _of_peer(record).items():
+                yield Point(f"peer-{record.peer_index:02d}", tag, value, record.local_step, record.wall_time)
+        values, step = self._of_swarm(record)
+        for tag, value in values.items():
+            yield Point("swarm", tag, value, step, record.wall_time)
+
+    def _of_swarm(self, record: Record) -> tuple[dict[str, float], int]:
+        match record:
+            case PeerStarted() | PeerLost():
+                live = self._state.live_peers()
+                return {"swarm/peers": len(live)}, self._step("train", [peer.local_step for peer in live])
+            case Progress() | Evaluation():
+                kind = _kind(record)
+                sweep = self._sweep(kind, record)
+                values = _of_sweep(sweep) | (self._totals() if sweep and kind == "train" else {})
+                return values, self._step(kind, [each.local_step for each in sweep])
+            case SwarmRound():
+                values = {
+                    "swarm/consensus_distance_before": record.consensus_distance_before,
+                    "swarm/consensus_distance": record.consensus_distance,
+                }
+                if record.contraction is not None:
+                    values["swarm/contraction"] = record.contraction
+                return values, self._step("rounds", [record.local_step])
+        return {}, 0
+
+    def _sweep(self, kind: str, record: Progress | Evaluation) -> Sequence[Progress | Evaluation]:
+        """The newest record of every peer, once each that owes reports has sent one; until then none."""
+        news = self._news[kind]
+        news[record.peer_index] = record
+        peers = self._state.peers.values()
+        if any(peer.owes_reports and peer.peer_index not in news for peer in peers):
+            return ()
+        del self._news[kind]
+        return [news[peer.peer_index] for peer in peers if peer.is_live and peer.peer_index in news]
+
+    def _totals(self) -> dict[str, float]:
+        state = self._state
+        return {
+            "swarm/peers": len(state.live_peers()),
+            "swarm/sent_mb": state.bytes_sent / 1e6,
+            **{f"swarm/rounds_{outcome}": count for outcome, count in state.rounds.items()},
+        }
+
+    def _step(self, kind: str, steps: Sequence[int]) -> int:
+        mean = round(sum(steps) / len(steps)) if steps else 0
+        self._last_step[kind] = max(self._last_step[kind], mean)
+        return self._last_step[kind]
+
+
+def _kind(record: Progress | Evaluation) -> str:
+    if isinstance(record, Progress):
+        return "train"
+    return "eval" if record.model == "peer" else "merged"
+
+
+def _of_peer(record: Progress | Evaluation | RoundReport) -> dict[str, float]:
+    if isinstance(record, Progress):
+        return {
+            "train/loss": record.loss,
+            "train/lr": record.lr,
+            "train/samples_per_s": record.samples_per_s,
+        }
+    if isinstance(record, Evaluation):
+        kind = _kind(record)
+        return {f"{kind}/accuracy": record.accuracy, f"{kind}/loss": record.loss}
+    return {
+        "round/outcome": _OUTCOME[record.outcome],
+        "round/matchmaking_s": record.matchmaking_s,
+        "round/allreduce_s": record.allreduce_s,
+        "round/blocked_s": record.blocked_s,
+        "round/staleness_steps": record.staleness_steps,
+        "round/group_size": len(record.group),
+        "round/moved": record.moved,
+        "round/sent_mb": record.bytes_sent / 1e6,
+    }
+
+
+def _of_sweep(records: Iterable[Progress | Evaluation]) -> dict[str, float]:
+    of_tag: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for tag, value in _of_peer(record).items():
+            if math.isfinite(value):
+                of_tag[tag].append(value)
+    of_tag.pop("train/lr", None)
+    speeds = of_tag.pop("train/samples_per_s", None)
+    points = {"swarm/samples_per_s": sum(speeds)} if speeds else {}
+    for tag, values in of_tag.items():
+        points |= {tag: sum(values) / len(values), f"{tag}_min": min(values), f"{tag}_max": max(values)}
+    return points

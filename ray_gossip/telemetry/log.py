@@ -1,0 +1,109 @@
+"""The files of a run: written by the driver alone, readable at any moment, however the run ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ray_gossip.checkpoint import write_atomically
+from ray_gossip.config import Config, dump
+from ray_gossip.records import Record, to_json
+from ray_gossip.telemetry.curves import Curves, Point
+from ray_gossip.telemetry.state import SwarmState
+from ray_gossip.telemetry.summary import summarise
+
+# TensorBoard's own thread flushes this often, so that a killed driver loses a second of curves at most.
+_FLUSH_S = 1.0
+
+
+class RunLog:
+    """Writes what happens in a run, and keeps the picture of it in `state`.
+
+    Use as a context manager: entering makes the directory, leaving closes every file. A record is in
+    `events.jsonl` when `write` returns, even if the driver is killed then.
+
+    Args:
+        run_dir: made if missing; files of an earlier part of the run are added to.
+        started_at: when the run began, in seconds since 1970; the summary's durations count from there.
+            Default: now.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: Config, *, run_id: str, started_at: float | None = None
+    ) -> None:
+        self.run_dir, self.config, self.run_id = run_dir, config, run_id
+        self.state = SwarmState(num_peers=config.swarm.num_peers, total_steps=config.train.local_steps)
+        self._started_at = time.time() if started_at is None else started_at
+        self._curves = Curves(self.state)
+        self._writers: dict[str, Any] = {}  # by the name of the TensorBoard run
+        self._files = ExitStack()
+        self._events: BinaryIO
+
+    def __enter__(self) -> RunLog:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.run_dir / "config.yaml", dump(self.config).encode())
+        # unbuffered: a line is one system call, so that a kill leaves whole lines
+        self._events = self._files.enter_context((self.run_dir / "events.jsonl").open("ab", buffering=0))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def write(self, record: Record) -> None:
+        """Fold a record into `state`; write it and what it completes to the event log and to TensorBoard."""
+        for each in (record, *self.state.fold(record)):
+            self._events.write(f"{dump_json(to_json(each))}\n".encode())
+            for point in self._curves.points(each):
+                self._add(point)
+
+    def write_summary(self, *, model: Path | None = None) -> dict[str, Any]:
+        """Write `summary.json` as things stand now; returns what stands in it.
+
+        Args:
+            model: where the merged model was saved, if it was.
+        """
+        summary = summarise(
+            self.state,
+            run_id=self.run_id,
+            engine=self.config.engine,
+            started_at=self._started_at,
+            ended_at=time.time(),
+            run_dir=self.run_dir,
+            model=model,
+        )
+        text = dump_json(summary, indent=2)
+        write_atomically(self.run_dir / "summary.json", f"{text}\n".encode())
+        written: dict[str, Any] = json.loads(text)
+        return written
+
+    def _add(self, point: Point) -> None:
+        # TensorBoard's own writer: torch's wrapper of it costs the driver 4 s and 600 MB, for importing torch
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        if point.run not in self._writers:
+            writer = EventFileWriter(str(self.run_dir / point.run), flush_secs=_FLUSH_S)
+            self._files.callback(writer.close)
+            self._writers[point.run] = writer
+        value = Summary.Value(tag=point.tag, simple_value=point.value)
+        self._writers[point.run].add_event(
+            Event(wall_time=point.wall_time, step=point.step, summary=Summary(value=[value]))
+        )
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that every parser accepts: a number that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

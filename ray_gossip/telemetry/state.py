@@ -1,0 +1,215 @@
+"""The current picture of a swarm, folded from its records. Pure: no files, no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ray_gossip.mixing import spread_of_sketches
+from ray_gossip.records import (
+    OUTCOMES,
+    Evaluation,
+    Notice,
+    Outcome,
+    PeerFinished,
+    PeerLost,
+    PeerStarted,
+    Progress,
+    Record,
+    RoundReport,
+)
+
+Status = Literal["starting", "training", "final", "finished", "lost"]
+
+# A peer that stops reporting rounds must not keep the sketches of all later ones in memory, 16 KB a report.
+_MAX_OPEN_ROUNDS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwarmRound(Record):
+    """The driver's own record: one round as the swarm went through it. `peer_index` is -1."""
+
+    round: int
+    local_step: int  # at the snapshots, mean over these peers
+    num_peers: int  # live peers that reported the round with a sketch
+    consensus_distance_before: float  # over those peers' snapshots
+    consensus_distance: float  # over what the round made of the snapshots
+    contraction: (
+        float | None
+    )  # (after / before)^2, the factor of the squared spread; None when there was no spread
+
+
+@dataclass(kw_only=True)
+class PeerState:
+    """The latest record of each kind from one peer, and what follows from them."""
+
+    peer_index: int
+    total_steps: int  # local steps that it is asked to do
+    started: PeerStarted | None = None
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None  # of its own parameters
+    merged: Evaluation | None = None  # of the merged model
+    round: RoundReport | None = None
+    finished: PeerFinished | None = None
+    lost: PeerLost | None = None
+    bytes_sent: int = 0  # since it started
+
+    @property
+    def status(self) -> Status:
+        if self.lost:
+            return "lost"
+        if self.finished:
+            return "finished"
+        if self.local_step >= self.total_steps:
+            return "final"
+        return "training" if self.progress else "starting"
+
+    @property
+    def is_live(self) -> bool:
+        """It is up, though it may have finished."""
+        return self.started is not None and self.lost is None
+
+    @property
+    def owes_reports(self) -> bool:
+        """More is to come from it."""
+        return self.is_live and self.finished is None
+
+    @property
+    def device(self) -> str:
+        return self.started.device if self.started else ""
+
+    @property
+    def local_step(self) -> int:
+        return self.progress.local_step if self.progress else 0
+
+    @property
+    def loss(self) -> float | None:
+        return self.progress.loss if self.progress else None
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.evaluation.accuracy if self.evaluation else None
+
+    @property
+    def samples_per_s(self) -> float:
+        """Its speed now; 0 when it does not train."""
+        return self.progress.samples_per_s if self.progress and self.status == "training" else 0.0
+
+    @property
+    def groupmates(self) -> tuple[int, ...]:
+        """Who it averaged with in its last round."""
+        return tuple(index for index in self.round.group if index != self.peer_index) if self.round else ()
+
+
+class SwarmState:
+    """A swarm as its records tell it.
+
+    A peer that is replaced starts afresh under its old index. What a lost peer did still counts in `rounds`
+    and `bytes_sent`.
+
+    Args:
+        num_peers: peers that the driver starts; more may join later.
+        total_steps: local steps of every peer.
+    """
+
+    def __init__(self, *, num_peers: int, total_steps: int) -> None:
+        self.num_peers, self.total_steps = num_peers, total_steps
+        self.peers = {index: self._new_peer(index) for index in range(num_peers)}
+        self.rounds: dict[Outcome, int] = dict.fromkeys(
+            OUTCOMES, 0
+        )  # peer-rounds: a group of M counts M times
+        self.bytes_sent = 0
+        self.last_round: SwarmRound | None = None
+        self.news: list[PeerStarted | PeerLost | Notice] = []  # what a person should read, in order
+        self.first_step_time: float | None = None  # seconds since 1970
+        self._open_rounds: dict[int, dict[int, RoundReport]] = {}  # round -> peer_index -> report
+
+    def fold(self, record: Record) -> list[SwarmRound]:
+        """Take one record in; returns the rounds of the swarm that are complete because of it."""
+        if isinstance(record, (PeerStarted, PeerLost, Notice)):
+            self.news.append(record)
+        if not isinstance(record, Notice):
+            self._fold_peer(
+                record, self.peers.setdefault(record.peer_index, self._new_peer(record.peer_index))
+            )
+        return self._complete_rounds(wall_time=record.wall_time)
+
+    def _fold_peer(self, record: Record, peer: PeerState) -> None:
+        match record:
+            case PeerStarted():
+                self.peers[peer.peer_index] = self._new_peer(peer.peer_index, started=record)
+            case Progress():
+                peer.progress = record
+                if record.local_step > 0:
+                    self.first_step_time = min(record.wall_time, self.first_step_time or record.wall_time)
+            case Evaluation(model="peer"):
+                peer.evaluation = record
+            case Evaluation(model="merged"):
+                peer.merged = record
+            case RoundReport():
+                peer.round = record
+                self.rounds[record.outcome] += 1
+                self._count_bytes(peer, peer.bytes_sent + record.bytes_sent)
+                if self.last_round is None or record.round > self.last_round.round:
+                    self._open_rounds.setdefault(record.round, {})[record.peer_index] = record
+            case PeerFinished():
+                peer.finished = record
+                self._count_bytes(peer, max(peer.bytes_sent, record.bytes_sent))
+            case PeerLost():
+                peer.lost = record
+                for reports in self._open_rounds.values():
+                    reports.pop(record.peer_index, None)
+
+    def live_peers(self) -> list[PeerState]:
+        return [peer for _, peer in sorted(self.peers.items()) if peer.is_live]
+
+    def _new_peer(self, index: int, *, started: PeerStarted | None = None) -> PeerState:
+        return PeerState(peer_index=index, total_steps=self.total_steps, started=started)
+
+    def _count_bytes(self, peer: PeerState, total: int) -> None:
+        self.bytes_sent += total - peer.bytes_sent
+        peer.bytes_sent = total
+
+    def _complete_rounds(self, *, wall_time: float) -> list[SwarmRound]:
+        """Rounds that all who owe reports have passed: they reported it, or skipped to a later one."""
+        complete = []
+        for number in sorted(self._open_rounds):
+            awaited = any(
+                p.round is None or p.round.round < number for p in self.peers.values() if p.owes_reports
+            )
+            if awaited and len(self._open_rounds) <= _MAX_OPEN_ROUNDS:
+                break
+            reports = [report for report in self._open_rounds.pop(number).values() if report.sketch_before]
+            # one sketch is a distance only where there is one peer
+            if len(reports) >= min(2, max(1, len(self.live_peers()))):
+                self.last_round = _swarm_round(reports, wall_time=wall_time)
+                complete.append(self.last_round)
+        return complete
+
+
+def distance_of_sketches(sketches: Sequence[Sequence[float]]) -> float:
+    """The consensus distance of the peers whose sketches these are [num_peers, sketch_size]."""
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # a peer that diverged makes it nan, which is the truth
+        return math.sqrt(spread_of_sketches(sketches))
+
+
+def _swarm_round(reports: Sequence[RoundReport], *, wall_time: float) -> SwarmRound:
+    before = distance_of_sketches([report.sketch_before for report in reports])
+    # a round that was not averaged arrives where it began, and need not take a second sketch
+    after = distance_of_sketches([report.sketch_after or report.sketch_before for report in reports])
+    return SwarmRound(
+        peer_index=-1,
+        wall_time=wall_time,
+        round=reports[0].round,
+        local_step=round(sum(report.local_step for report in reports) / len(reports)),
+        num_peers=len(reports),
+        consensus_distance_before=before,
+        consensus_distance=after,
+        contraction=(after / before) ** 2 if before > 0 else None,
+    )

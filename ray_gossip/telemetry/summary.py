@@ -1,0 +1,76 @@
+"""`summary.json`: the end of a run as one flat JSON object, for a person and for a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_gossip.records import Evaluation, PeerLost
+from ray_gossip.telemetry.state import PeerState, SwarmState, distance_of_sketches
+
+
+def summarise(
+    state: SwarmState,
+    *,
+    run_id: str,
+    engine: str,
+    started_at: float,
+    ended_at: float,
+    run_dir: Path,
+    model: Path | None,
+) -> dict[str, Any]:
+    """The summary of a run that may have ended in any way; what never happened is None.
+
+    Args:
+        started_at, ended_at: seconds since 1970.
+        model: where the merged model was saved, if it was.
+    """
+    peers = [peer for _, peer in sorted(state.peers.items())]
+    merged = _merged(peers)
+    return {
+        "run_id": run_id,
+        "engine": engine,
+        "num_peers": state.num_peers,
+        "merged_accuracy": merged.accuracy if merged else None,
+        "merged_loss": merged.loss if merged else None,
+        "peer_accuracy": [None if peer.lost else peer.accuracy for peer in peers],
+        "rounds": dict(state.rounds),
+        "final_outcome": [peer.finished.final_outcome if peer.finished else None for peer in peers],
+        "consensus_distance": _consensus_distance(state, peers),
+        "samples_per_s": sum(_samples_per_s(peer) for peer in peers),
+        "bytes_sent": state.bytes_sent,
+        "wall_s": ended_at - started_at,
+        "time_to_first_step_s": None if state.first_step_time is None else state.first_step_time - started_at,
+        "peers_lost": [
+            {"peer_index": lost.peer_index, "cause": lost.cause}
+            for lost in state.news
+            if isinstance(lost, PeerLost)
+        ],
+        "run_dir": str(run_dir),
+        "model": str(model) if model else None,
+    }
+
+
+def _merged(peers: Sequence[PeerState]) -> Evaluation | None:
+    """From a peer that took part in the final rounds, if one did: others have only their own parameters."""
+    ends = [(peer.finished.final_outcome != "averaged", peer) for peer in peers if peer.finished]
+    return min(ends, key=lambda end: end[0])[1].merged if ends else None
+
+
+def _consensus_distance(state: SwarmState, peers: Sequence[PeerState]) -> float | None:
+    """Over the parameters that the peers ended with, once all have; else after the last complete round."""
+    ends = [peer.finished for peer in peers if peer.is_live]
+    sketches = [end.sketch for end in ends if end and end.sketch]
+    if sketches and len(sketches) == len(ends):
+        return distance_of_sketches(sketches)
+    return state.last_round.consensus_distance if state.last_round else None
+
+
+def _samples_per_s(peer: PeerState) -> float:
+    """Over its whole training when it has finished, else what it did last; a lost peer does nothing."""
+    if peer.lost:
+        return 0.0
+    if peer.finished and peer.finished.train_s > 0:
+        return peer.finished.samples / peer.finished.train_s
+    return peer.progress.samples_per_s if peer.progress else 0.0

@@ -1,0 +1,243 @@
+"""Local SGD on one device. It knows no network and no Ray.
+
+What peers average is a model's *state*: all its parameters, then all its floating-point buffers. Others read
+and change it as one flat vector, [state_size] float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ray_gossip.config import Config, OptimizerConfig
+from ray_gossip.data import Batches, Dataset
+from ray_gossip.errors import ConfigError
+
+EVAL_BATCH_SIZE = 1024  # bounds the memory that an evaluation takes
+
+_UNSUITED = {
+    "LBFGS": "it evaluates the loss several times in a step",
+    "Muon": "it takes matrices only, and networks have biases",
+    "SparseAdam": "it takes sparse gradients only",
+}
+
+
+class LocalProgress(NamedTuple):
+    """How far a peer's own training has come."""
+
+    local_step: int  # optimizer updates so far
+    samples: int  # samples seen so far
+    data_epoch: float  # passes over the shard so far
+    loss: float  # mean since progress was last taken; nan when there was no local step
+    lr: float  # of the next local step
+    samples_per_s: float  # since progress was last taken
+
+
+class Trainer:
+    """A model, a shard of the data, and the optimizer between them.
+
+    `optimizer` may be replaced by a wrapper of the one that is there: the learning-rate schedule goes on
+    acting on the wrapped one. `notices` are sentences for the user about settings that were skipped.
+    """
+
+    def __init__(
+        self, config: Config, *, model: nn.Module, dataset: Dataset, shard: Tensor, device: torch.device
+    ) -> None:
+        """
+        Args:
+            model: moved to `device`, which is the first that CUDA hears of it all.
+            shard: indices into the training split, [num_samples] int64.
+        """
+        self.device = device
+        self.model = model.to(device)
+        self.batches = Batches(
+            dataset.train_images[shard],
+            dataset.train_labels[shard],
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            device=device,
+        )
+        self.optimizer, self.notices = _build_optimizer(config.optimizer, self.model)
+        self.local_step = 0
+        self._lr_schedule = LambdaLR(self.optimizer, _lr_schedule(config))
+        self._test_images = dataset.test_images.to(device)
+        self._test_labels = dataset.test_labels.to(device)
+        self._loss_sum = torch.zeros((), device=device)  # over the local steps since progress was last taken
+        self._taken_step, self._taken_time = 0, time.monotonic()
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the shard."""
+        return self.batches.num_samples
+
+    @property
+    def samples(self) -> int:
+        """Samples seen so far."""
+        return self.batches.samples
+
+    @property
+    def data_epoch(self) -> float:
+        """Passes over the shard so far."""
+        return self.batches.data_epoch
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next local step."""
+        return float(self._lr_schedule.get_last_lr()[0])
+
+    def step(self) -> None:
+        """One optimizer update. On a GPU it only queues work: nothing here waits for the device."""
+        images, labels = next(self.batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self._lr_schedule.step()
+        self._loss_sum += loss.detach()
+        self.local_step += 1
+
+    def take_progress(self) -> LocalProgress:
+        """Progress so far; its mean loss and its rate start afresh. Waits for the steps queued so far.
+
+        Taken once before the first local step, it keeps what came before out of the first rate.
+        """
+        num_steps = self.local_step - self._taken_step
+        loss = self._loss_sum.item() / num_steps if num_steps else math.nan
+        now = time.monotonic()
+        progress = LocalProgress(
+            local_step=self.local_step,
+            samples=self.samples,
+            data_epoch=self.data_epoch,
+            loss=loss,
+            lr=self.lr,
+            samples_per_s=num_steps * self.batches.batch_size / max(now - self._taken_time, 1e-9),
+        )
+        self._loss_sum.zero_()
+        self._taken_step, self._taken_time = self.local_step, now
+        return progress
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Accuracy (0..1) and mean loss on the test split. Training goes on as if it had not happened."""
+        self.model.eval()
+        logits = torch.cat([self.model(images) for images in torch.split(self._test_images, EVAL_BATCH_SIZE)])
+        self.model.train()
+        accuracy = (logits.argmax(dim=1) == self._test_labels).float().mean()
+        return accuracy.item(), F.cross_entropy(logits, self._test_labels).item()
+
+    @torch.no_grad()
+    def read_state(self, out: Tensor) -> None:
+        """Copy the state into `out`, [state_size] float32 on the CPU. Waits for the steps queued so far."""
+        pieces = [tensor.reshape(-1) for tensor in averaged_tensors(self.model)]
+        if self.device == out.device:
+            torch.cat(pieces, out=out)
+        else:
+            out.copy_(torch.cat(pieces))  # one transfer, however many small tensors there are
+
+    @torch.no_grad()
+    def add_to_state(self, delta: Tensor) -> None:
+        """x <- x + delta, with delta [state_size] float32 on the CPU."""
+        tensors = averaged_tensors(self.model)
+        torch._foreach_add_(tensors, _cut(delta, tensors))
+
+    @torch.no_grad()
+    def write_state(self, flat: Tensor) -> None:
+        """x <- flat, with flat [state_size] float32 on the CPU."""
+        tensors = averaged_tensors(self.model)
+        torch._foreach_copy_(tensors, _cut(flat, tensors))
+
+    def model_state(self) -> dict[str, Tensor]:
+        """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+
+def averaged_tensors(model: nn.Module) -> list[Tensor]:
+    """The live tensors that make up the state, in the order that the model defines: the same on every peer.
+
+    Integer buffers, such as BatchNorm's num_batches_tracked, stay each peer's own: a mean of counts is none.
+    """
+    buffers = (buffer for buffer in model.buffers() if buffer.is_floating_point())
+    return [*model.parameters(), *buffers]
+
+
+def state_size(model: nn.Module) -> int:
+    """Number of elements of the state."""
+    return sum(tensor.numel() for tensor in averaged_tensors(model))
+
+
+def check_optimizer(config: OptimizerConfig) -> Callable[..., Optimizer]:
+    """The class that `optimizer.name` names.
+
+    Raises:
+        ConfigError: torch.optim has none of this name, or it cannot do local steps.
+    """
+    classes = {
+        name: member
+        for name, member in vars(torch.optim).items()
+        if isinstance(member, type) and issubclass(member, Optimizer) and member is not Optimizer
+    }
+    if config.name in _UNSUITED:
+        raise ConfigError(f"optimizer.name={config.name} cannot train here: {_UNSUITED[config.name]}; try SGD or AdamW")
+    if config.name not in classes:
+        # Compared in lower case: to difflib, "sgd" and "SGD" have nothing in common.
+        names = {name.lower(): name for name in classes}
+        close = [names[match] for match in difflib.get_close_matches(config.name.lower(), names)]
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(classes))}"
+        raise ConfigError(f"optimizer.name={config.name} is not in torch.optim; {hint}")
+    return classes[config.name]
+
+
+def lr_factor(
+    step: int, *, schedule: Literal["constant", "cosine", "linear"], local_steps: int, warmup_steps: int
+) -> float:
+    """Learning rate of the local step that follows `step` others, as a share of the highest.
+
+    It rises linearly for warmup_steps, the first of which already moves, then falls to zero at local_steps.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    passed = min(1.0, (step - warmup_steps) / max(1, local_steps - warmup_steps))
+    return (1.0 + math.cos(math.pi * passed)) / 2 if schedule == "cosine" else 1.0 - passed
+
+
+def _lr_schedule(config: Config) -> Callable[[int], float]:
+    return partial(
+        lr_factor,
+        schedule=config.optimizer.schedule,
+        local_steps=config.train.local_steps,
+        warmup_steps=config.optimizer.warmup_steps,
+    )
+
+
+def _build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimizer, list[str]]:
+    """The optimizer, and a notice for each value that the user chose and its class has no argument for."""
+    optimizer_class = check_optimizer(config)
+    known = inspect.signature(optimizer_class).parameters
+    options: dict[str, float] = {}
+    notices: list[str] = []
+    for key in ("momentum", "weight_decay"):
+        value: float = getattr(config, key)
+        if key in known:
+            options[key] = value
+        elif value not in (0, OptimizerConfig.model_fields[key].default):
+            notices.append(f"optimizer.{key}={value} is skipped: torch.optim.{config.name} has no {key}")
+    return optimizer_class(model.parameters(), lr=config.lr, **options), notices
+
+
+def _cut(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """`flat` on the tensors' device, as views with their shapes."""
+    pieces = torch.split(flat.to(tensors[0].device), [tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]

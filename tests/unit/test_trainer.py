@@ -1,0 +1,291 @@
+"""Local SGD on one device."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_gossip import data, models
+from ray_gossip.config import Config, DataConfig, OptimizerConfig, parse
+from ray_gossip.errors import ConfigError
+from ray_gossip.trainer import Trainer, averaged_tensors, check_optimizer, lr_factor, state_size
+
+CPU = torch.device("cpu")
+DIGITS = data.load(DataConfig())
+EVERYTHING = torch.arange(DIGITS.num_train)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A network this small trains faster on one thread than on several that share busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build_model(config: Config) -> nn.Module:
+    return models.build(config.model, in_shape=DIGITS.in_shape, num_classes=10, seed=config.seed)
+
+
+def make_trainer(
+    *, shard: Tensor = EVERYTHING, model: nn.Module | None = None, device: torch.device = CPU, **sections: Any
+) -> Trainer:
+    config = parse(sections)
+    model = model or build_model(config)
+    return Trainer(config, model=model, dataset=DIGITS, shard=shard, device=device)
+
+
+def with_batch_norm() -> nn.Module:
+    """Parameters, floating-point buffers, and one integer buffer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def state_of(trainer: Trainer) -> Tensor:
+    flat = torch.empty(state_size(trainer.model))
+    trainer.read_state(flat)
+    return flat
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_one_peer_with_no_averaging_equals_plain_pytorch_sgd_bit_for_bit(
+    schedule: Literal["constant", "cosine"],
+) -> None:
+    num_steps, lr, momentum, weight_decay = 50, 0.03, 0.8, 1e-3
+    config = parse(
+        {
+            "optimizer": {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule},
+            "train": {"local_steps": num_steps},
+        }
+    )
+    shard = data.shards(DIGITS.num_train, 4, seed=config.seed)[2]
+    trainer = Trainer(config, model=build_model(config), dataset=DIGITS, shard=shard, device=CPU)
+    for _ in range(num_steps):
+        trainer.step()
+
+    model = build_model(config)
+    sgd = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    batches = data.Batches(
+        DIGITS.train_images[shard], DIGITS.train_labels[shard], batch_size=32, seed=config.seed, device=CPU
+    )
+    for step, (images, labels) in enumerate(itertools.islice(batches, num_steps)):
+        if schedule == "cosine":
+            sgd.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / num_steps)) / 2
+        sgd.zero_grad()
+        loss: Any = nn.CrossEntropyLoss()(model(images), labels)
+        loss.backward()
+        sgd.step()
+
+    assert all(map(torch.equal, trainer.model.parameters(), model.parameters()))
+    assert not any(map(torch.equal, trainer.model.parameters(), build_model(config).parameters()))
+
+
+@pytest.mark.parametrize(("num_shards", "at_least"), [(1, 0.97), (4, 0.93)])
+def test_a_cnn_alone_learns_digits_in_400_steps(num_shards: int, at_least: float) -> None:
+    trainer = make_trainer(shard=data.shards(DIGITS.num_train, num_shards, seed=0)[0])
+    for _ in range(400):
+        trainer.step()
+    accuracy, loss = trainer.evaluate()
+    assert accuracy >= at_least
+    assert loss < 0.25
+    assert trainer.take_progress().loss < 0.5
+
+
+def test_progress_counts_and_its_mean_loss_starts_afresh() -> None:
+    trainer = make_trainer(shard=torch.arange(64), optimizer={"lr": 0.1}, train={"local_steps": 10})
+    same_batches = make_trainer(shard=torch.arange(64)).batches
+    losses = []
+    for images, labels in itertools.islice(same_batches, 3):
+        losses.append(F.cross_entropy(trainer.model(images), labels).item())
+        trainer.step()
+        if trainer.local_step == 1:
+            assert trainer.take_progress().loss == pytest.approx(losses[0], rel=1e-5)
+    progress = trainer.take_progress()
+    assert progress.loss == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
+    assert (progress.local_step, progress.samples, progress.data_epoch) == (3, 96, 1.5)
+    assert progress.lr == pytest.approx(0.1 * lr_factor(3, schedule="cosine", local_steps=10, warmup_steps=0))
+    assert progress.samples_per_s > 0
+
+
+def test_progress_without_a_local_step_has_no_loss() -> None:
+    progress = make_trainer().take_progress()
+    assert math.isnan(progress.loss)
+    assert (progress.local_step, progress.samples_per_s) == (0, 0.0)
+
+
+def test_evaluation_does_not_change_training() -> None:
+    evaluated, plain = make_trainer(), make_trainer()
+    for _ in range(5):
+        evaluated.step()
+        plain.step()
+        evaluated.evaluate()
+    assert state_of(evaluated).equal(state_of(plain))
+    assert evaluated.model.training
+
+
+def test_evaluation_leaves_batch_norm_statistics_alone() -> None:
+    trainer = make_trainer(model=with_batch_norm())
+    trainer.step()
+    before = trainer.model_state()
+    trainer.evaluate()
+    assert all(map(torch.equal, before.values(), trainer.model_state().values()))
+    assert trainer.model.training
+
+
+def test_evaluation_gives_the_accuracy_and_mean_loss_of_the_test_split() -> None:
+    trainer = make_trainer()
+    logits = trainer.model(DIGITS.test_images)
+    accuracy, loss = trainer.evaluate()
+    assert accuracy == pytest.approx((logits.argmax(1) == DIGITS.test_labels).float().mean().item())
+    assert loss == pytest.approx(F.cross_entropy(logits, DIGITS.test_labels).item(), rel=1e-5)
+
+
+def test_the_state_is_all_parameters_then_float_buffers_and_no_counters() -> None:
+    model = with_batch_norm()
+    norm: Any = model[2]  # type: ignore[index]
+    tensors = averaged_tensors(model)
+    num_parameters = len(list(model.parameters()))
+    assert all(a is b for a, b in zip(tensors, model.parameters(), strict=False))
+    assert [id(t) for t in tensors[num_parameters:]] == [id(norm.running_mean), id(norm.running_var)]
+    assert state_size(model) == sum(tensor.numel() for tensor in tensors)
+
+
+def test_a_state_that_is_written_is_read_again() -> None:
+    trainer = make_trainer(model=with_batch_norm())
+    written = torch.randn(state_size(trainer.model))
+    trainer.write_state(written)
+    assert state_of(trainer).equal(written)
+    sizes = [tensor.numel() for tensor in averaged_tensors(trainer.model)]
+    for tensor, piece in zip(averaged_tensors(trainer.model), torch.split(written, sizes), strict=True):
+        assert tensor.equal(piece.view_as(tensor))
+
+
+def test_a_delta_is_added_to_every_element_of_the_state() -> None:
+    trainer = make_trainer(model=with_batch_norm())
+    before, delta = state_of(trainer), torch.randn(state_size(trainer.model))
+    trainer.add_to_state(delta)
+    assert state_of(trainer).equal(before + delta)
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def test_a_state_that_was_read_does_not_follow_training() -> None:
+    trainer = make_trainer()
+    before = state_of(trainer)
+    copy = before.clone()
+    trainer.step()
+    assert before.equal(copy)
+    assert not state_of(trainer).equal(copy)
+
+
+def test_counters_of_batches_stay_each_peers_own() -> None:
+    trainer = make_trainer(model=with_batch_norm())
+    trainer.step()
+    trainer.write_state(torch.zeros(state_size(trainer.model)))
+    assert trainer.model_state()["2.num_batches_tracked"].item() == 1
+
+
+def test_a_saved_model_loads_with_plain_torch() -> None:
+    trainer = make_trainer(model=with_batch_norm())
+    buffer = io.BytesIO()
+    torch.save(trainer.model_state(), buffer)
+    trainer.step()
+    buffer.seek(0)
+    fresh = with_batch_norm()
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert fresh.state_dict()["2.num_batches_tracked"].item() == 0
+    assert not averaged_tensors(fresh)[0].equal(averaged_tensors(trainer.model)[0])
+
+
+def test_the_schedule_acts_through_a_wrapper_of_the_optimizer() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner = inner
+
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            self.inner.step()
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.inner.zero_grad(set_to_none)
+
+    wrapped, plain = make_trainer(), make_trainer()
+    wrapped.optimizer = Wrapper(wrapped.optimizer)
+    for trainer in (wrapped, plain):
+        for _ in range(3):
+            trainer.step()
+    assert wrapped.lr == plain.lr < 0.05
+    assert state_of(wrapped).equal(state_of(plain))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adam", "RMSprop", "Adagrad", "Adadelta", "NAdam", "ASGD"])
+def test_any_optimizer_of_torch_does_local_steps(name: str) -> None:
+    trainer = make_trainer(optimizer={"name": name, "lr": 1e-3}, model=with_batch_norm())
+    before = state_of(trainer)
+    trainer.step()
+    assert not state_of(trainer).equal(before)
+    assert trainer.notices == []
+
+
+def test_an_optimizer_gets_the_arguments_that_its_class_has() -> None:
+    trainer = make_trainer(optimizer={"name": "RMSprop", "momentum": 0.5, "weight_decay": 0.01})
+    assert trainer.optimizer.defaults["momentum"] == 0.5
+    assert trainer.optimizer.defaults["weight_decay"] == 0.01
+
+
+def test_a_skipped_momentum_is_told() -> None:
+    trainer = make_trainer(optimizer={"name": "AdamW", "lr": 1e-3, "momentum": 0.5})
+    assert trainer.notices == ["optimizer.momentum=0.5 is skipped: torch.optim.AdamW has no momentum"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sgd", "did you mean SGD"),
+        ("AdamX", "did you mean Adam"),
+        ("quux", "there are ASGD, Adadelta"),
+        ("Optimizer", "is not in torch.optim"),
+        ("LBFGS", "evaluates the loss several times"),
+        ("SparseAdam", "sparse gradients"),
+    ],
+)
+def test_an_unusable_optimizer_is_one_line_that_names_the_key(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_optimizer(OptimizerConfig(name=name))
+    assert str(error.value).startswith(f"optimizer.name={name} ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_learning_rate_falls_from_its_highest_to_zero() -> None:
+    def factors(schedule: Literal["constant", "cosine", "linear"]) -> list[float]:
+        return [lr_factor(step, schedule=schedule, local_steps=4, warmup_steps=0) for step in range(6)]
+
+    assert factors("constant") == [1.0] * 6
+    assert factors("linear") == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    assert factors("cosine") == pytest.approx([1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0.0, 0.0])
+
+
+def test_the_learning_rate_rises_linearly_first() -> None:
+    rising = [lr_factor(step, schedule="linear", local_steps=8, warmup_steps=4) for step in range(9)]
+    assert rising == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert lr_factor(3, schedule="cosine", local_steps=2, warmup_steps=2) == 0.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_local_step_never_waits_for_the_gpu() -> None:
+    trainer = make_trainer(device=torch.device("cuda"))
+    trainer.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(100):
+            trainer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(trainer.take_progress().loss)
