@@ -119,9 +119,7 @@ class LiveView:
         self._state = state
         for news in state.news[self._num_told :]:
             if not isinstance(news, PeerStarted):  # the table shows who is up
-                self._console.print(
-                    Text(headline(news), style="red" if isinstance(news, PeerLost) else "yellow")
-                )
+                self._console.print(Text(headline(news), style="red" if isinstance(news, PeerLost) else "yellow"))
         self._num_told = len(state.news)
         if self._clock() - self._drawn >= 1 / _REFRESH_PER_S:
             self._drawn = self._clock()
@@ -137,7 +135,7 @@ class LiveView:
             completed=sum(peer.local_step for peer in peers),
             total=None if phase == "starting" else len(peers) * state.total_steps,
         )
-        self._live.update(Group(table(state), rounds_line(state), distance_line(state), self._bar))
+        self._live.update(Group(table(state), Text(f"{rounds_line(state)}\n{distance_line(state)}"), self._bar))
 
 
 def table(state: SwarmState) -> Table:
@@ -150,9 +148,7 @@ def table(state: SwarmState) -> Table:
     grid.add_column("last round", no_wrap=True, min_width=13)
     grid.add_column("with", no_wrap=True)
     for peer in shown:
-        grid.add_row(
-            *_cells(peer), style="red" if peer.lost else "dim" if peer.status == "starting" else None
-        )
+        grid.add_row(*_cells(peer), style="red" if peer.lost else "dim" if peer.status == "starting" else None)
     if len(shown) < len(peers):
         grid.add_row(*_cells_of_many(peers[len(shown) :]), style="dim")
     return grid
@@ -262,17 +258,14 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
     peers = f"peers {min(accuracies):.3f} to {max(accuracies):.3f}" if accuracies else "no peer was evaluated"
     rounds = ", ".join(f"{count} {outcome}" for outcome, count in summary["rounds"].items())
     distance = _number(summary["consensus_distance"], ".3g")
-    speed, megabytes = summary["samples_per_s"], summary["bytes_sent"] / 1e6
+    speed = _number(summary["samples_per_s"], ",.0f")
     all_runs = run_dir.parent if run_dir.parent.name == "runs" else run_dir
     lines = [
         ("accuracy", f"merged model {_number(summary['merged_accuracy'], '.4f')}, {peers}"),
         ("rounds", rounds),
         ("distance", f"consensus distance {distance} at the end"),
-        ("speed", f"{speed:,.0f} samples/s, {megabytes:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
-        *(
-            ("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}")
-            for lost in summary["peers_lost"]
-        ),
+        ("speed", f"{speed} samples/s, {summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
+        *(("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}") for lost in summary["peers_lost"]),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),
         ("curves", f"tensorboard --logdir {all_runs}"),
     ]

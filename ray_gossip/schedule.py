@@ -214,9 +214,7 @@ def _local(meeting: _Meeting) -> Iterable[_Order]:
     members = [np.array(positions) for positions in by_node.values()]
     if meeting.round % meeting.cross_every == meeting.cross_every - 1:
         return _deal(np.concatenate(members), _num_groups(meeting))
-    return [
-        group for node in members for group in np.array_split(node, math.ceil(len(node) / meeting.group_size))
-    ]
+    return [group for node in members for group in np.array_split(node, math.ceil(len(node) / meeting.group_size))]
 
 
 def _num_groups(meeting: _Meeting) -> int:

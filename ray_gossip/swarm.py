@@ -213,7 +213,8 @@ class Swarm:
 
     def model(self) -> bytes | None:
         """The merged model from the first peer that took part in the final rounds; None when there is none."""
-        for index, _ in sorted(self._finished.items(), key=lambda item: item[1].final_outcome != "averaged"):
+        averaged_first = sorted(self._finished.values(), key=lambda f: (f.final_outcome != "averaged", f.peer_index))
+        for index in (finished.peer_index for finished in averaged_first):
             if index in self._actors:
                 with contextlib.suppress(ray.exceptions.RayError):
                     model: bytes = ray.get(self._actors[index].model.remote(), timeout=self.config.swarm.final_s)

@@ -24,7 +24,7 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture, get_dht_time
 
 from ray_gossip.config import GossipConfig
-from ray_gossip.hive.allreduce import StrictAllReduce
+from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
 from ray_gossip.hive.membership import MEMBER_TTL_S, REDECLARE_S, Member, View, members_key, read_view
 from ray_gossip.hive.process import AlwaysForked
@@ -35,6 +35,7 @@ from ray_gossip.schedule import group_of
 FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
 _REFRESH_S = 0.5  # a view of the members younger than this is not read again
 _ANSWER_S = 2.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
+_SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 _MIN_DEADLINE_S = 2.0  # learned all-reduce deadlines never fall below this
 _SLACK = 4.0  # a learned deadline is this many times the slowest of the recent all-reduces
 
@@ -97,6 +98,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._recent_allreduce_s: list[float] = []
         self._declaring: asyncio.Task[None] | None = None
         self._redeclaring: asyncio.Task[None] | None = None
+        self._traffic = Traffic()
         self._sketch = Sketch(state.numel())
         super().__init__(
             [state],
@@ -106,6 +108,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             allow_state_sharing=True,
             request_timeout=min(3.0, gossip.matchmaking_s / 2),
             min_matchmaking_time=gossip.matchmaking_s,
+            shutdown_timeout=_SHUTDOWN_S,
             **options,
         )
 
@@ -210,7 +213,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             group=group if allreduce is not None else (self.own.peer_index,),
             matchmaking_s=(met if allreduce is not None else done) - started,
             allreduce_s=done - met if allreduce is not None else 0.0,
-            bytes_sent=allreduce.bytes_sent if allreduce is not None else 0,
+            bytes_sent=self._traffic.take(),
             moved=moved,
             sketch_before=tuple(before.tolist()),
             sketch_after=tuple(after.tolist()),
@@ -219,7 +222,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     async def _begin(self, round: int) -> tuple[Member, ...]:
         """Take the swarm's view for this round; the declaration of the round travels in the background."""
-        self._round = round
         if round < FINAL_ROUND:
             self.own = Member(self.own.peer_id, self.own.peer_index, self.own.from_round, round)
         if time.monotonic() - self._view_read > _REFRESH_S:
@@ -231,20 +233,15 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     async def _meet(self, round: int, members: Sequence[Member], excuse: str) -> Gathering:
         group = self._scheduled_group(round, members)
+        self._round, self._meeting_key = round, _meeting_key(round, group)  # both at once: `rpc_coming` reads them
         if len(group) == 1:
             raise _NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
-        if len(group) < self.gossip.min_group_size:
-            raise _NoRound(
-                "alone",
-                f"the scheduled group of {len(group)} is below gossip.min_group_size={self.gossip.min_group_size}",
-            )
-        self._meeting_key = f"{round}:{'.'.join(sorted(group))}"
         gathering = await self._attend(round, group, excuse)
         if excuse:
             raise _NoRound("failed", f"nothing was sent: {excuse}")
         if self.own.peer_id not in gathering.present:
             raise _NoRound("alone", "came after its group had begun")
-        if len(gathering.present) < self.gossip.min_group_size:
+        if gathering.absent and len(gathering.present) < self.gossip.min_group_size:
             names = {member.peer_id: member.name for member in members}
             why = "; ".join(f"{names.get(peer_id, peer_id)} {why}" for peer_id, why in gathering.absent.items())
             raise _NoRound("alone", f"no group of {self.gossip.min_group_size}: {why}")
@@ -299,7 +296,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     def _open_meeting(self, round: int, group: Sequence[str]) -> Meeting:
         """The meeting for this key, opened by whoever comes first; ended ones stay a while for latecomers."""
-        key = f"{round}:{'.'.join(sorted(group))}"
+        key = _meeting_key(round, group)
         if key not in self._meetings:
             wait_s = self._wait_s(round)
             for old_key in [k for k, m in self._meetings.items() if m.age_s > 2 * m.wait_s + 60.0]:
@@ -355,6 +352,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     def _prepare(self, gathering: Gathering, weight: float) -> StrictAllReduce:
         peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
         return StrictAllReduce(
+            traffic=self._traffic,
             p2p=self._p2p,
             servicer_type=type(self),
             prefix=self.prefix,
@@ -402,3 +400,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
 
 _UNREACHABLE = "could not be reached"
+
+
+def _meeting_key(round: int, group: Sequence[str]) -> str:
+    return f"{round}:{'.'.join(sorted(group))}"

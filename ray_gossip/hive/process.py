@@ -37,6 +37,7 @@ def guard_forks() -> None:
 
     def in_child() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, which is Ray's and raises
         if os.getppid() != parent and os.getppid() == 1:
             os._exit(1)  # the parent died before the line above
         for descriptor, identity in inherited.items():

@@ -1,9 +1,9 @@
 """What a round does to the squared spread Xi^2 = (1/N) sum ||x_i - mean||^2, in closed form.
 
-N peers meet in groups of M and move by alpha to their group's mean. A *contraction* is the factor of E[Xi^2]
-per round: 0 is agreement, 1 no progress, above 1 divergence. It holds for groups drawn afresh each round,
-independent of the values, every peer with the same chances: the schedule `random` when M divides N, any
-schedule in its first round.
+N peers (2 or more) meet in groups of M and move by alpha to their group's mean. A *contraction* is the factor of
+E[Xi^2] per round: 0 is agreement, 1 no progress, above 1 divergence. It holds for groups drawn afresh each round,
+independent of the values, every peer with the same chances: the schedule `random` when M divides N, any schedule in
+its first round.
 
 One argument covers it all. Let Q x = x - W x be what averaging takes away from the swarm (W: each peer's
 group mean). Around the swarm mean E[Q] = c I with c = (N - K) / (N - 1) for K groups, and Q Q = Q. A round
@@ -82,8 +82,7 @@ def contraction_with_failures(
     p, q = failure_p, 1 - failure_p
     if mode == "regroup":
         moved = sum(
-            _binomial(alive, num_peers, q) * (alive - alive // group_size)
-            for alive in range(group_size, num_peers + 1)
+            _binomial(alive, num_peers, q) * (alive - alive // group_size) for alive in range(group_size, num_peers + 1)
         )
         share = moved / num_peers
     elif mode == "rest":
@@ -104,9 +103,7 @@ def pipelined_contraction(num_peers: int, num_groups: float, alpha: float = 1.0)
     return _spectral_radius(stay, leave, _taken_away(num_peers, num_groups))
 
 
-def outer_contraction(
-    num_peers: int, num_groups: float, *, lr: float, momentum: float, nesterov: bool = True
-) -> float:
+def outer_contraction(num_peers: int, num_groups: float, *, lr: float, momentum: float, nesterov: bool = True) -> float:
     """Contraction of `OuterMomentum` on group means, without local steps.
 
     Heavy ball diverges in pairs (1.086 for N = 16, lr 0.7, momentum 0.9).

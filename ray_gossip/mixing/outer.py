@@ -22,9 +22,7 @@ class OuterMomentum:
         Kolehmainen et al., NoLoCo, https://arxiv.org/abs/2506.10911: pairs, with one more term.
     """
 
-    def __init__(
-        self, anchor: NDArray[Any], *, lr: float = 0.7, momentum: float = 0.9, nesterov: bool = True
-    ) -> None:
+    def __init__(self, anchor: NDArray[Any], *, lr: float = 0.7, momentum: float = 0.9, nesterov: bool = True) -> None:
         """anchor: the parameters before the first local step, float [size]; copied."""
         self._anchor = anchor.copy()
         self._velocity = np.zeros_like(anchor)

@@ -49,9 +49,7 @@ def lossless(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def average_round(
-    values: NDArray[Any], groups: Groups, alpha: float = 1.0, *, codec: Codec = lossless
-) -> NDArray[Any]:
+def average_round(values: NDArray[Any], groups: Groups, alpha: float = 1.0, *, codec: Codec = lossless) -> NDArray[Any]:
     """One round: x + alpha (group mean - x) for values [num_peers, size]; a peer in no group keeps its own.
 
     With a codec, what peers send and the deltas they get back have both passed through it, as in hivemind.
@@ -92,9 +90,7 @@ def simulate(
     for round in range(num_rounds):
         local = noise * rng.standard_normal(values.shape)
         snapshot = values + local if overlap == "none" else values
-        met = groups(
-            schedule, round=round, num_members=len(values), group_size=group_size, seed=seed, nodes=nodes
-        )
+        met = groups(schedule, round=round, num_members=len(values), group_size=group_size, seed=seed, nodes=nodes)
         alive = rng.random(len(values)) >= failures.probability
         survived = _surviving(met, alive, failures.mode, group_size, rng)
         sent = codec(snapshot)
@@ -118,11 +114,7 @@ def _surviving(
     if mode == "regroup":
         survivors = rng.permutation(np.flatnonzero(alive))
         num_groups = len(survivors) // group_size
-        return (
-            tuple(tuple(group.tolist()) for group in np.array_split(survivors, num_groups))
-            if num_groups
-            else ()
-        )
+        return tuple(tuple(group.tolist()) for group in np.array_split(survivors, num_groups)) if num_groups else ()
     if mode == "void":
         return tuple(group for group in met if alive[list(group)].all())
     rests = (tuple(peer for peer in group if alive[peer]) for group in met)
@@ -145,9 +137,7 @@ def _sliced_means(values: NDArray[Any], met: Groups, alive: NDArray[np.bool_]) -
     means = values.copy()
     for group in met:
         survivors = [peer for peer in group if alive[peer]]
-        for reducer, columns in zip(
-            group, np.array_split(np.arange(values.shape[1]), len(group)), strict=True
-        ):
+        for reducer, columns in zip(group, np.array_split(np.arange(values.shape[1]), len(group)), strict=True):
             if alive[reducer]:
                 part = np.ix_(survivors, columns)
                 means[part] = values[part].mean(axis=0)

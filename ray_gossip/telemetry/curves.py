@@ -16,7 +16,7 @@ point is the record's `wall_time`.
 | `train/samples_per_s` | peer | its speed since the last report |
 | `eval/accuracy` | peer, swarm, `_min`, `_max` | a peer's own parameters on the test split, 0 to 1 |
 | `eval/loss` | peer, swarm, `_min`, `_max` | the same |
-| `merged/accuracy`, `merged/loss` | peer, swarm, `_min`, `_max` | the merged model, after the final rounds |
+| `merged/accuracy`, `merged/loss` | peer, swarm | the merged model, after the final rounds |
 | `round/outcome` | peer | 1 averaged, 0 alone, -1 partial, -2 failed: below 0 something went wrong |
 | `round/matchmaking_s` | peer | from the round's start until the group was complete |
 | `round/allreduce_s` | peer | from the complete group until the last part |
@@ -60,9 +60,7 @@ class Curves:
 
     def __init__(self, state: SwarmState) -> None:
         self._state = state
-        self._news: dict[str, dict[int, Progress | Evaluation]] = defaultdict(
-            dict
-        )  # since the swarm's last point
+        self._news: dict[str, dict[int, Progress | Evaluation]] = defaultdict(dict)  # since the swarm's last point
         self._last_step: dict[str, int] = defaultdict(int)
 
     def points(self, record: Record) -> Iterator[Point]:
@@ -155,5 +153,7 @@ def _of_sweep(records: Iterable[Progress | Evaluation]) -> dict[str, float]:
     speeds = of_tag.pop("train/samples_per_s", None)
     points = {"swarm/samples_per_s": sum(speeds)} if speeds else {}
     for tag, values in of_tag.items():
-        points |= {tag: sum(values) / len(values), f"{tag}_min": min(values), f"{tag}_max": max(values)}
+        points[tag] = sum(values) / len(values)
+        if not tag.startswith("merged/"):  # there all peers agree
+            points |= {f"{tag}_min": min(values), f"{tag}_max": max(values)}
     return points

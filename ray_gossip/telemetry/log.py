@@ -32,9 +32,7 @@ class RunLog:
             Default: now.
     """
 
-    def __init__(
-        self, run_dir: Path, config: Config, *, run_id: str, started_at: float | None = None
-    ) -> None:
+    def __init__(self, run_dir: Path, config: Config, *, run_id: str, started_at: float | None = None) -> None:
         self.run_dir, self.config, self.run_id = run_dir, config, run_id
         self.state = SwarmState(num_peers=config.swarm.num_peers, total_steps=config.train.local_steps)
         self._started_at = time.time() if started_at is None else started_at

@@ -38,9 +38,7 @@ class SwarmRound(Record):
     num_peers: int  # live peers that reported the round with a sketch
     consensus_distance_before: float  # over those peers' snapshots
     consensus_distance: float  # over what the round made of the snapshots
-    contraction: (
-        float | None
-    )  # (after / before)^2, the factor of the squared spread; None when there was no spread
+    contraction: float | None  # (after / before)^2, the factor of the squared spread; None when there was no spread
 
 
 @dataclass(kw_only=True)
@@ -119,9 +117,7 @@ class SwarmState:
     def __init__(self, *, num_peers: int, total_steps: int) -> None:
         self.num_peers, self.total_steps = num_peers, total_steps
         self.peers = {index: self._new_peer(index) for index in range(num_peers)}
-        self.rounds: dict[Outcome, int] = dict.fromkeys(
-            OUTCOMES, 0
-        )  # peer-rounds: a group of M counts M times
+        self.rounds: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)  # peer-rounds: a group of M counts M times
         self.bytes_sent = 0
         self.last_round: SwarmRound | None = None
         self.news: list[PeerStarted | PeerLost | Notice] = []  # what a person should read, in order
@@ -133,9 +129,7 @@ class SwarmState:
         if isinstance(record, (PeerStarted, PeerLost, Notice)):
             self.news.append(record)
         if not isinstance(record, Notice):
-            self._fold_peer(
-                record, self.peers.setdefault(record.peer_index, self._new_peer(record.peer_index))
-            )
+            self._fold_peer(record, self.peers.setdefault(record.peer_index, self._new_peer(record.peer_index)))
         return self._complete_rounds(wall_time=record.wall_time)
 
     def _fold_peer(self, record: Record, peer: PeerState) -> None:
@@ -178,9 +172,7 @@ class SwarmState:
         """Rounds that all who owe reports have passed: they reported it, or skipped to a later one."""
         complete = []
         for number in sorted(self._open_rounds):
-            awaited = any(
-                p.round is None or p.round.round < number for p in self.peers.values() if p.owes_reports
-            )
+            awaited = any(p.round is None or p.round.round < number for p in self.peers.values() if p.owes_reports)
             if awaited and len(self._open_rounds) <= _MAX_OPEN_ROUNDS:
                 break
             reports = [report for report in self._open_rounds.pop(number).values() if report.sketch_before]
@@ -193,9 +185,7 @@ class SwarmState:
 
 def distance_of_sketches(sketches: Sequence[Sequence[float]]) -> float:
     """The consensus distance of the peers whose sketches these are [num_peers, sketch_size]."""
-    with np.errstate(
-        invalid="ignore", over="ignore"
-    ):  # a peer that diverged makes it nan, which is the truth
+    with np.errstate(invalid="ignore", over="ignore"):  # a peer that diverged makes it nan, which is the truth
         return math.sqrt(spread_of_sketches(sketches))
 
 

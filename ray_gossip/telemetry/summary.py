@@ -43,9 +43,7 @@ def summarise(
         "wall_s": ended_at - started_at,
         "time_to_first_step_s": None if state.first_step_time is None else state.first_step_time - started_at,
         "peers_lost": [
-            {"peer_index": lost.peer_index, "cause": lost.cause}
-            for lost in state.news
-            if isinstance(lost, PeerLost)
+            {"peer_index": lost.peer_index, "cause": lost.cause} for lost in state.news if isinstance(lost, PeerLost)
         ],
         "run_dir": str(run_dir),
         "model": str(model) if model else None,

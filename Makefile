@@ -1,0 +1,71 @@
+# What one does with this repository, by name. CI and a laptop run the same commands.
+# Only Python 3 and make are assumed. Nothing outside this folder is changed, but for uv's own cache.
+#
+#   make setup PYTHON=python3.12       another Python, 3.10 to 3.13 (make clean first)
+#   make unit ARGS="-k sketch -x"      words for pytest
+#   make demo ARGS="swarm.num_peers=8" words for ray-gossip
+
+PYTHON ?= python3
+ARGS ?=
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint format unit swarm job constraints clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install everything into .venv, once and after a change of pyproject.toml or constraints.txt
+
+demo: setup ## train a swarm of four peers on this machine, then say where to look
+	$(BIN)/ray-gossip train configs/quickstart.yaml $(ARGS)
+
+test: lint unit swarm job ## lint, then all tests
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## let ruff lay out the code, and mend what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+unit: setup ## tests that start no process
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+swarm: setup ## tests on real hivemind peers
+	$(BIN)/python -m pytest tests/swarm $(ARGS)
+
+job: setup ## tests on real Ray, through the command line
+	$(BIN)/python -m pytest tests/job $(ARGS)
+
+constraints: | $(UV) ## pin what pyproject.toml newly needs; what is pinned stays so
+	$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev \
+		--no-annotate --no-header --no-emit-index-url pyproject.toml -o constraints.txt
+
+clean: ## remove what make made; runs/ is yours and stays
+	rm -rf .venv .uv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt | $(UV)
+	@test -x $(BIN)/python || { $(CHECK_PYTHON) && $(UV) venv --quiet --python "$$(command -v $(PYTHON))" .venv; }
+	$(UV) pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Python's own venv where it is whole, else (Debian without python3-venv) pip into a plain folder.
+.uv/bin/uv:
+	@$(CHECK_PYTHON)
+	@echo "uv is not installed: putting it into .uv"
+	@{ $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; } >.uv.log 2>&1 \
+	|| { rm -rf .uv && $(PYTHON) -m pip install --quiet --target .uv uv; } >>.uv.log 2>&1 \
+	|| { cat .uv.log >&2; rm -rf .uv .uv.log; echo "could not install uv: install it yourself, or python3-venv" >&2; exit 1; }
+	@rm -f .uv.log
+
+# One clear line instead of a resolver's riddle.
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:3]; (3, 10) <= v < (3, 14) or sys.exit( \
+	"ray_gossip needs Python 3.10 to 3.13, but $(PYTHON) is %d.%d.%d: name another, as in  make setup PYTHON=python3.11" % v)'
