@@ -136,7 +136,7 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     """How long, and what is reported when."""
 
-    local_steps: int = Field(400, ge=1)
+    local_steps: int = Field(1000, ge=1)
     """Local steps of every peer, 1 or more."""
     eval_every: int = Field(100, ge=1)
     """Local steps between two evaluations of a peer's own model on the test split."""
