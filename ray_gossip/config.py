@@ -63,9 +63,39 @@ class GossipConfig(Section):
     seconds: float | None = Field(None, gt=0)
     """Seconds between two rounds, instead of `steps`: fast and slow peers then do different numbers of steps and
     nobody is throttled."""
-    schedule: Literal["grid", "random", "all"] = "grid"
+    schedule: Literal["grid", "random", "ring", "all", "local", "hivemind"] = "grid"
     """Who meets whom. grid: a mixed-radix hypercube, exact after log_M N rounds when full. random: seeded random
-    groups, best under churn. all: one group, i.e. local SGD with an all-reduce."""
+    groups, best under churn. ring: neighbours, for networks where only those are near. all: one group, i.e. local SGD
+    with an all-reduce. local: within a node, across nodes every cross_every-th round. hivemind: hivemind's own
+    matchmaking, for comparison; with groups smaller than the swarm the same peers keep meeting."""
+    cross_every: int = Field(4, ge=1)
+    """schedule=local: every so manieth round meets across nodes, 1 or more."""
+    weight_by_samples: bool = False
+    """Weigh each peer by the samples since its last round. For peers of different speed on a clock in seconds. It
+    moves the swarm's mean towards the fast peers, which equal weights never do."""
+    average_momentum: bool = False
+    """Average SGD's momentum with the parameters, for twice the bytes. For short intervals and skewed shards."""
+    compression: Literal["none", "fp16", "int8"] = "none"
+    """How parameters travel. fp16: half the bytes, harmless. int8: a quarter; 8 bits on the difference from an anchor
+    that the group shares (the start, or the last exact round: set exact_every), never on parameters themselves."""
+    warmup_rounds: int = Field(0, ge=0)
+    """Rounds over which the interval grows linearly to `steps` or `seconds`. For large learning rates, when peers
+    drift apart early."""
+    exact_every: int = Field(0, ge=0)
+    """Every so manieth round reaches the exact mean of the swarm: log_M N scheduled rounds back to back; 0: never.
+    For compression=int8, and against slow drift in swarms that are no full grid."""
+    consensus_target: float | None = Field(None, gt=0)
+    """Consensus control: rounds are left out while the consensus distance, as a fraction of the parameter norm, is
+    far below this target, and all held while it is above it. Set `steps` to the shortest interval then. To save
+    bytes late in training; 0.01 to 0.05 are sensible."""
+    outer: Literal["none", "nesterov", "heavy_ball"] = "none"
+    """What a peer does with its group's mean. none: moves to it by alpha. nesterov: an outer SGD step with Nesterov
+    momentum towards it (DiLoCo; in small groups NoLoCo), for 50 or more local steps between rounds. heavy_ball: the
+    same with plain momentum; diverges in pairs."""
+    outer_lr: float = Field(0.7, gt=0)
+    """Learning rate of the outer step."""
+    outer_momentum: float = Field(0.5, ge=0, lt=1)
+    """Momentum of the outer step. 0.9 is usual with one group of all; in small groups 0.5 mixes better."""
     overlap: bool = True
     """Local steps go on while a round runs; its delta is applied when it ends. false: they wait."""
     matchmaking_s: float = Field(5.0, gt=0)
@@ -93,6 +123,8 @@ class GossipConfig(Section):
                 f"min_group_size={self.min_group_size} is above group_size={self.group_size}, so no group could "
                 "ever start; lower min_group_size"
             )
+        if self.outer != "none" and self.alpha != 1.0:
+            raise ValueError(f"alpha={self.alpha:g} has no effect with outer={self.outer}; leave one of them out")
         return self
 
 

@@ -8,36 +8,44 @@ round begins and finds the result in a future, so that local steps feel nothing 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
 import numpy as np
 import torch
 from hivemind import DHT, DecentralizedAverager
+from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES
+from hivemind.compression import CompressionBase
 from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture, get_dht_time
+from numpy.typing import NDArray
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
+from ray_gossip.hive.clock import stretch
 from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
-from ray_gossip.hive.membership import MEMBER_TTL_S, REDECLARE_S, Member, View, members_key, read_view
+from ray_gossip.hive.membership import Member, Membership, View
+from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome
-from ray_gossip.schedule import group_of
+from ray_gossip.schedule import group_of, radices
 
 FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
-_REFRESH_S = 0.5  # a view of the members younger than this is not read again
 _ANSWER_S = 2.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 _MIN_DEADLINE_S = 2.0  # learned all-reduce deadlines never fall below this
 _SLACK = 4.0  # a learned deadline is this many times the slowest of the recent all-reduces
+_UNREACHABLE = "could not be reached"
+
+Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +62,24 @@ class RoundResult:
     sketch_before: tuple[float, ...]
     sketch_after: tuple[float, ...]
     swarm_round: int  # the latest round that any member has begun
+    stretch: int  # consensus control: the next round is the next multiple of this
 
 
 class _NoRound(Exception):
     """This round has ended without averaging, for this outcome and cause."""
 
-    def __init__(self, outcome: Outcome, cause: str, group: Sequence[int] = ()) -> None:
+    def __init__(self, outcome: Outcome, cause: str) -> None:
         super().__init__(cause)
-        self.outcome, self.cause, self.group = outcome, cause, tuple(group)
+        self.outcome, self.cause = outcome, cause
+
+
+class _Round:
+    """What has become of one round so far."""
+
+    def __init__(self, own: Member) -> None:
+        self.group = {own.peer_index}
+        self.notes: list[str] = []  # who was missing, although the round went on
+        self.matchmaking_s = self.allreduce_s = 0.0
 
 
 class GossipAverager(AlwaysForked, DecentralizedAverager):
@@ -69,7 +87,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     Args:
         state: flat float32 [size] in host memory, moved to shared memory: the snapshot.
-        peer_index, from_round: how this peer declares itself.
+        own: how this peer declares itself.
+        final_s: how long the meeting of a final round waits.
     """
 
     _rpc_handlers = None  # hivemind caches these on the class; do not inherit the parent's
@@ -81,54 +100,60 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         dht: DHT,
         *,
         run_id: str,
+        own: Member,
         gossip: GossipConfig,
         final_s: float,
         seed: int,
-        peer_index: int,
-        **options: Any,
     ) -> None:
-        self.gossip, self.final_s, self.seed, self.run_id = gossip, final_s, seed, run_id
-        self.own = Member(dht.peer_id.to_base58(), peer_index, from_round=0, round=-1)
+        self.gossip, self.final_s, self.seed = gossip, final_s, seed
         self.delta = torch.zeros_like(state).share_memory_()
         self.heartbeat = torch.zeros(1, dtype=torch.int64).share_memory_()  # moves with every local step
-        self.view = View()
-        self._view_read = float("-inf")
-        self._round, self._meeting_key = -1, ""
+        self._membership = Membership(dht, run_id=run_id, own=own)
+        self._mixer = Mixer(gossip)
+        self._sketch = Sketch(state.numel())
+        self._traffic = Traffic()
+        self._stage: Stage = (-1, 0)
+        self._meeting_key = ""
         self._meetings: dict[str, Meeting] = {}
         self._recent_allreduce_s: list[float] = []
-        self._declaring: asyncio.Task[None] | None = None
-        self._redeclaring: asyncio.Task[None] | None = None
-        self._traffic = Traffic()
-        self._sketch = Sketch(state.numel())
         super().__init__(
             [state],
             dht,
             prefix=run_id,
             start=False,
+            target_group_size=gossip.group_size,
+            min_group_size=gossip.min_group_size,
             allow_state_sharing=True,
             request_timeout=min(3.0, gossip.matchmaking_s / 2),
             min_matchmaking_time=gossip.matchmaking_s,
             shutdown_timeout=_SHUTDOWN_S,
-            **options,
         )
 
     # ---- called from the training process -------------------------------------------------------------------------
 
-    def declare(self, from_round: int) -> MPFuture[View]:
-        """Declare this peer, from now on and every few seconds, for as long as its heartbeat moves."""
-        return self._call("_join", from_round=from_round)
+    def declare(self, from_round: int, *, is_founder: bool) -> MPFuture[View]:
+        """Declare this peer, from now on and every few seconds, for as long as its heartbeat moves.
+
+        The snapshot must hold the parameters with which the peer starts.
+        """
+        return self._call("_join", from_round=from_round, is_founder=is_founder)
 
     def read_members(self) -> MPFuture[View]:
         """Who is in the swarm now, as far as this peer can see."""
         return self._call("_read_members")
 
-    def gossip_round(self, round: int, *, alpha: float, weight: float = 1.0) -> MPFuture[RoundResult]:
+    def gossip_round(self, round: int, *, weight: float = 1.0) -> MPFuture[RoundResult]:
         """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add."""
-        return self._call("_gossip_round", round=round, alpha=alpha, weight=weight)
+        return self._call("_gossip_round", round=round, weight=weight)
 
     def leave(self) -> MPFuture[None]:
         """Announce that this peer is going: others leave it out from the next round on."""
         return self._call("_leave")
+
+    def get_current_state(self) -> tuple[dict[str, int], tuple[torch.Tensor, ...], None]:
+        """What a newcomer downloads: the latest snapshot."""
+        with self.get_tensors() as (snapshot,):
+            return {"size": snapshot.numel()}, (snapshot.clone(),), None
 
     def _call(self, method: str, **arguments: Any) -> MPFuture[Any]:
         future: MPFuture[Any] = MPFuture()
@@ -143,143 +168,203 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         except Exception as error:  # a bug: it surfaces where the future is read
             future.set_exception(error)
 
-    async def _join(self, from_round: int) -> View:
-        self.own = Member(self.own.peer_id, self.own.peer_index, from_round, round=from_round - 1)
-        await self._declare()
-        self._redeclaring = asyncio.create_task(self._redeclare_while_alive())
-        return await self._read_members()
+    @property
+    def _own(self) -> Member:
+        return self._membership.own
 
-    async def _leave(self) -> None:
-        self.own = Member(self.own.peer_id, self.own.peer_index, self.own.from_round, self.own.round, left=True)
-        if self._redeclaring is not None:
-            self._redeclaring.cancel()
-        await self._declare()
+    async def _join(self, from_round: int, is_founder: bool) -> View:
+        self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
+        return await self._membership.join(from_round, is_alive=self._trainer_is_alive())
 
-    async def _declare(self) -> None:
-        await self.dht.store(
-            members_key(self.run_id),
-            subkey=self.peer_id.to_bytes(),
-            value=self.own.to_wire(),
-            expiration_time=get_dht_time() + MEMBER_TTL_S,
-            return_future=True,
-        )
-
-    async def _redeclare_while_alive(self) -> None:
-        """Renew the declaration while local steps go on: a hung trainer fades from the swarm like a dead one."""
+    def _trainer_is_alive(self) -> Any:
+        """A hung trainer fades from the swarm like a dead one: its heartbeat must move now and then."""
         last_beat, moved_at = -1, time.monotonic()
-        while True:
-            await asyncio.sleep(REDECLARE_S)
+
+        def is_alive() -> bool:
+            nonlocal last_beat, moved_at
             beat = int(self.heartbeat[0])
             if beat != last_beat:
                 last_beat, moved_at = beat, time.monotonic()
-            if time.monotonic() - moved_at < self.final_s:
-                await self._declare()
+            return time.monotonic() - moved_at < self.final_s
+
+        return is_alive
 
     async def _read_members(self) -> View:
-        record = await self.dht.get(members_key(self.run_id), latest=True, return_future=True)
-        self.view, self._view_read = read_view(record, self.own), time.monotonic()
-        return self.view
+        return await self._membership.read()
 
-    async def _gossip_round(self, round: int, alpha: float, weight: float) -> RoundResult:
-        started = time.monotonic()
-        snapshot = self._averaged_tensors[0].numpy()
-        before = self._sketch(snapshot)
-        ended: _NoRound | None = None
-        allreduce: StrictAllReduce | None = None
-        met = started
-        group: tuple[int, ...] = (self.own.peer_index,)
-        cause, moved, after = "", 0.0, before
-        self._pending_groups_registered.clear()  # groupmates may send parts before we know that the group is complete
+    async def _leave(self) -> None:
+        await self._membership.leave()
+
+    async def _gossip_round(self, round: int, weight: float) -> RoundResult:
+        snapshot = self._averaged_tensors[0]
+        before = self._sketch(snapshot.numpy())
+        run = _Round(self._own)
+        outcome: Outcome = "averaged"
+        change: NDArray[np.float32] | None = None
         try:
-            members = await self._begin(round)
-            excuse = "" if np.isfinite(snapshot).all() else "its parameters are not finite"
-            gathering = await self._meet(round, members, excuse)
-            met = time.monotonic()
-            names = {member.peer_id: member for member in members}
-            group = tuple(sorted(names[peer_id].peer_index for peer_id in gathering.present))
-            cause = "; ".join(f"{names[peer_id].name} {why}" for peer_id, why in sorted(gathering.absent.items()))
-            allreduce = self._prepare(gathering, weight)
-            moved, after = await self._allreduce(allreduce, alpha, names, before)
-        except _NoRound as error:
-            ended = error
+            change = await self._change(round, snapshot, weight, run)
+        except _NoRound as ended:
+            outcome = ended.outcome
+            run.notes.insert(0, ended.cause)
         finally:
             self._pending_groups_registered.set()
-        done = time.monotonic()
-        if ended is None:
-            self._recent_allreduce_s = [*self._recent_allreduce_s[-15:], done - met]
+        moved, after = 0.0, before
+        if change is not None:
+            self.delta.numpy()[:] = change
+            moved, after = float(np.linalg.norm(change)), before + self._sketch(change)
         return RoundResult(
-            outcome=ended.outcome if ended else "averaged",
-            cause="; ".join(filter(None, (ended.cause if ended else "", cause))),
-            group=group if allreduce is not None else (self.own.peer_index,),
-            matchmaking_s=(met if allreduce is not None else done) - started,
-            allreduce_s=done - met if allreduce is not None else 0.0,
+            outcome=outcome,
+            cause="; ".join(run.notes),
+            group=tuple(sorted(run.group)),
+            matchmaking_s=run.matchmaking_s,
+            allreduce_s=run.allreduce_s,
             bytes_sent=self._traffic.take(),
             moved=moved,
             sketch_before=tuple(before.tolist()),
             sketch_after=tuple(after.tolist()),
-            swarm_round=min(self.view.latest_round, FINAL_ROUND - 1),
+            swarm_round=self._membership.view.latest_round,
+            stretch=self._own.stretch,
         )
 
-    async def _begin(self, round: int) -> tuple[Member, ...]:
-        """Take the swarm's view for this round; the declaration of the round travels in the background."""
-        if round < FINAL_ROUND:
-            self.own = Member(self.own.peer_id, self.own.peer_index, self.own.from_round, round)
-        if time.monotonic() - self._view_read > _REFRESH_S:
-            self._declaring = asyncio.create_task(self._declare())
-            await self._read_members()
-        return self.view.at(round)
+    async def _change(self, round: int, snapshot: torch.Tensor, weight: float, run: _Round) -> NDArray[np.float32]:
+        """Run all stages of a round; returns what to add to the parameters. Raises _NoRound."""
+        is_final = round >= FINAL_ROUND
+        view = self._membership.view if is_final else await self._membership.at_round(round)
+        members = view.at(round)
+        schedules = self._schedules(round, len(members))
+        excuse = "" if np.isfinite(snapshot.numpy()).all() else "its parameters are not finite"
+        is_exact = is_final or len(schedules) > 1
+        state = snapshot
+        for stage, (schedule, turn) in enumerate(schedules):
+            started = time.monotonic()
+            self._pending_groups_registered.clear()  # parts may come before we know that our group is complete
+            try:
+                gathering = await self._meet((round, stage), members, schedule, turn, excuse)
+            finally:
+                run.matchmaking_s += time.monotonic() - started
+            names = {member.peer_id: member for member in members}
+            run.group |= {names[peer_id].peer_index for peer_id in gathering.present if peer_id in names}
+            run.notes += _causes(gathering.absent, names)
+            started = time.monotonic()
+            try:
+                difference = await self._allreduce(gathering, state, weight, names, exact=is_exact)
+            finally:
+                run.allreduce_s += time.monotonic() - started
+            self._recent_allreduce_s = [*self._recent_allreduce_s[-15:], time.monotonic() - started]
+            state = state + difference
+        difference = state - snapshot
+        change = self._mixer.change(snapshot, difference, alpha=1.0 if is_exact else self.gossip.alpha, plain=is_final)
+        if not np.isfinite(change).all():
+            raise _NoRound("failed", "the group's mean is not finite")
+        if is_exact:
+            self._mixer.set_anchor(state, round + 1)
+        else:
+            self._control_consensus(view, len(run.group), snapshot, difference)
+        return change
+
+    def _schedules(self, round: int, num_members: int) -> list[tuple[str, int]]:
+        """The schedule of each stage, and the round number that it is asked for."""
+        if round >= FINAL_ROUND:
+            return [("all", round)]
+        exact_every = self.gossip.exact_every
+        if exact_every and (round + 1) % exact_every == 0:
+            sides = radices(num_members, self.gossip.group_size)
+            return [("grid", turn) for turn in range(len(sides))] if sides else [("all", round)]
+        return [(self.gossip.schedule, round)]
+
+    def _control_consensus(self, view: View, group_size: int, snapshot: torch.Tensor, difference: torch.Tensor) -> None:
+        """Estimate the swarm's spread from how far this peer is from its group's mean, and adapt the stretch.
+
+        In a group of M out of N a peer's squared distance from the mean is (1 - 1/M) N/(N-1) Xi^2 in expectation.
+        """
+        if self.gossip.consensus_target is None or group_size < 2:
+            return
+        num_peers = len(view.present)
+        share = (1 - 1 / group_size) * num_peers / (num_peers - 1)
+        distance = float(difference.norm()) / math.sqrt(share) / max(float(snapshot.norm()), 1e-12)
+        self._membership.own = replace(self._own, distance=distance)
+        others = [member for member in view.present if member.peer_id != self._own.peer_id]
+        now = View((*others, self._own))
+        self._membership.own = replace(
+            self._own, stretch=stretch(now.stretch, distance=now.distance, target=self.gossip.consensus_target)
+        )
 
     # ---- meeting the group ----------------------------------------------------------------------------------------
 
-    async def _meet(self, round: int, members: Sequence[Member], excuse: str) -> Gathering:
-        group = self._scheduled_group(round, members)
-        self._round, self._meeting_key = round, _meeting_key(round, group)  # both at once: `rpc_coming` reads them
+    async def _meet(self, stage: Stage, members: Sequence[Member], schedule: str, turn: int, excuse: str) -> Gathering:
+        if schedule == "hivemind":
+            return await self._match(stage, excuse)
+        group = self._scheduled_group(members, schedule, turn)
+        self._stage, self._meeting_key = stage, _meeting_key(stage, group)  # both at once: `rpc_coming` reads them
         if len(group) == 1:
             raise _NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
-        gathering = await self._attend(round, group, excuse)
+        gathering = await self._attend(stage, group, excuse)
         if excuse:
             raise _NoRound("failed", f"nothing was sent: {excuse}")
-        if self.own.peer_id not in gathering.present:
+        if self._own.peer_id not in gathering.present:
             raise _NoRound("alone", "came after its group had begun")
-        if gathering.absent and len(gathering.present) < self.gossip.min_group_size:
-            names = {member.peer_id: member.name for member in members}
-            why = "; ".join(f"{names.get(peer_id, peer_id)} {why}" for peer_id, why in gathering.absent.items())
-            raise _NoRound("alone", f"no group of {self.gossip.min_group_size}: {why}")
+        smallest = 2 if stage[0] >= FINAL_ROUND else self.gossip.min_group_size
+        if gathering.absent and len(gathering.present) < smallest:
+            names = {member.peer_id: member for member in members}
+            causes = "; ".join(_causes(gathering.absent, names))
+            raise _NoRound("alone", f"no group of {smallest}: {causes}")
         return gathering
 
-    def _scheduled_group(self, round: int, members: Sequence[Member]) -> list[str]:
-        """Peer ids of this round's group, in the order in which they serve as its host."""
-        position = [member.peer_id for member in members].index(self.own.peer_id)
-        if round >= FINAL_ROUND:
-            chosen: Sequence[int] = range(len(members))
-        else:
-            chosen = group_of(
-                position,
-                self.gossip.schedule,
-                round=round,
-                num_members=len(members),
-                group_size=self.gossip.group_size,
-                seed=self.seed,
-            )
-        group = [members[i].peer_id for i in sorted(chosen)]
-        turn = round % len(group)  # so that no peer hosts every meeting
-        return group[turn:] + group[:turn]
+    def _scheduled_group(self, members: Sequence[Member], schedule: str, turn: int) -> list[str]:
+        """Peer ids of this stage's group, in the order in which they serve as its host."""
+        position = [member.peer_id for member in members].index(self._own.peer_id)
+        chosen = group_of(
+            position,
+            schedule,
+            round=turn,
+            num_members=len(members),
+            group_size=self.gossip.group_size,
+            seed=self.seed,
+            nodes=[member.node for member in members],
+            cross_every=self.gossip.cross_every,
+        )
+        group = [members[i].peer_id for i in chosen]
+        first = turn % len(group)  # so that no peer hosts every meeting
+        return group[first:] + group[:first]
 
-    async def _attend(self, round: int, group: Sequence[str], excuse: str) -> Gathering:
+    async def _match(self, stage: Stage, excuse: str) -> Gathering:
+        """hivemind's own matchmaking: whoever looks for a group at the same time, under the same key."""
+        if excuse:
+            raise _NoRound("failed", f"nothing was sent: {excuse}")
+        deadline = get_dht_time() + 2 * self.gossip.matchmaking_s
+        step = StepControl(
+            scheduled_time=get_dht_time() + self.gossip.matchmaking_s,
+            deadline=deadline,
+            allow_retries=False,
+            weight=1.0,
+            data_for_gather=msgpack.packb(self._mixer.anchor_id),
+        )
+        step.attach(MPFuture(), MPFuture())
+        step.allow_allreduce()
+        self._stage = stage
+        found = await self._matchmaking.look_for_group(step)
+        if found is None:
+            raise _NoRound("alone", f"hivemind's matchmaking found nobody within {2 * self.gossip.matchmaking_s:g} s")
+        present = tuple(peer_id.to_base58() for peer_id in found.peer_ids)
+        anchors = frozenset(map(msgpack.unpackb, found.gathered))
+        return Gathering(found.group_id, present, {}, anchors)
+
+    async def _attend(self, stage: Stage, group: Sequence[str], excuse: str) -> Gathering:
         """Meet at the first host in the group's order that answers."""
+        anchor = self._mixer.anchor_id
         request = averaging_pb2.JoinRequest(
             schema_hash=self.schema_hash,
             group_key=self._meeting_key,
-            gather=msgpack.packb([round, list(group), excuse]),
+            gather=msgpack.packb([stage, group, excuse, anchor]),
         )
         for host in group:
-            if host == self.own.peer_id:
-                return await self._open_meeting(round, group).attend(host, excuse)
+            if host == self._own.peer_id:
+                return await self._open_meeting(stage, group).attend(host, excuse, anchor)
             try:
-                if await self._ask_whether_coming(host, round, self._meeting_key) == _UNREACHABLE:
+                if await self._ask_whether_coming(host, stage, self._meeting_key) == _UNREACHABLE:
                     continue
                 stub = self.get_stub(self._p2p, PeerID.from_base58(host), namespace=self.prefix)
-                wait_s = self._wait_s(round) + _ANSWER_S + len(group) * PROBE_S
+                wait_s = self._wait_s(stage) + _ANSWER_S + len(group) * PROBE_S
                 answer = await stub.rpc_meet(request, timeout=wait_s)
             except asyncio.TimeoutError:
                 raise _NoRound("failed", "the host of the meeting did not answer in time") from None
@@ -287,25 +372,24 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
                 continue
             if answer.code == averaging_pb2.BAD_SCHEMA_HASH:
                 raise _NoRound("failed", "groupmates average tensors of another size: not the same model")
-            present, absent = msgpack.unpackb(answer.gathered[0])
-            return Gathering(answer.group_id, tuple(present), absent)
+            present, absent, anchors = msgpack.unpackb(answer.gathered[0])
+            return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
         raise _NoRound("failed", "no groupmate could be reached")
 
-    def _wait_s(self, round: int) -> float:
-        return self.final_s if round >= FINAL_ROUND else self.gossip.matchmaking_s
+    def _wait_s(self, stage: Stage) -> float:
+        return self.final_s if stage[0] >= FINAL_ROUND else self.gossip.matchmaking_s
 
-    def _open_meeting(self, round: int, group: Sequence[str]) -> Meeting:
+    def _open_meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
         """The meeting for this key, opened by whoever comes first; ended ones stay a while for latecomers."""
-        key = _meeting_key(round, group)
+        key = _meeting_key(stage, group)
         if key not in self._meetings:
-            wait_s = self._wait_s(round)
             for old_key in [k for k, m in self._meetings.items() if m.age_s > 2 * m.wait_s + 60.0]:
                 del self._meetings[old_key]
 
             async def probe(peer_id: str) -> str | None:
-                return await self._ask_whether_coming(peer_id, round, key)
+                return await self._ask_whether_coming(peer_id, stage, key)
 
-            self._meetings[key] = Meeting(frozenset(group), probe, wait_s)
+            self._meetings[key] = Meeting(frozenset(group), probe, self._wait_s(stage))
         return self._meetings[key]
 
     async def rpc_meet(
@@ -314,32 +398,33 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
         if request.schema_hash != self.schema_hash:
             return averaging_pb2.MessageFromLeader(code=averaging_pb2.BAD_SCHEMA_HASH)
-        round, group, excuse = msgpack.unpackb(request.gather)
-        gathering = await self._open_meeting(round, group).attend(context.remote_id.to_base58(), excuse)
+        (round, stage), group, excuse, anchor = msgpack.unpackb(request.gather)
+        meeting = self._open_meeting((round, stage), group)
+        gathering = await meeting.attend(context.remote_id.to_base58(), excuse, anchor)
         return averaging_pb2.MessageFromLeader(
             code=averaging_pb2.BEGIN_ALLREDUCE,
             group_id=gathering.group_id,
-            gathered=[msgpack.packb([list(gathering.present), gathering.absent])],
+            gathered=[msgpack.packb([gathering.present, gathering.absent, list(gathering.anchors)])],
         )
 
     async def rpc_coming(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
-        """Is this peer still coming to the meeting `group_key`? NO_CODE: yes; otherwise `group_id` says why not."""
-        round = msgpack.unpackb(request.gather)
+        """Is this peer still coming to the meeting `group_key`? `group_id` is empty, or says why not."""
+        stage = tuple(msgpack.unpackb(request.gather))
         reason = ""
-        if self.own.left:
+        if self._own.left:
             reason = "has left"
-        elif self._round > round:
+        elif self._stage > stage:
             reason = "is already in a later round"
-        elif self._round == round and self._meeting_key != request.group_key:
+        elif self._stage == stage and self._meeting_key != request.group_key:
             reason = "sees other members this round"
         return averaging_pb2.MessageFromLeader(code=averaging_pb2.NO_CODE, group_id=reason.encode())
 
-    async def _ask_whether_coming(self, peer_id: str, round: int, key: str) -> str | None:
-        if peer_id == self.own.peer_id:
+    async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str) -> str | None:
+        if peer_id == self._own.peer_id:
             return None  # its own local steps are late, but this process knows that they go on
-        request = averaging_pb2.JoinRequest(group_key=key, gather=msgpack.packb(round))
+        request = averaging_pb2.JoinRequest(group_key=key, gather=msgpack.packb(stage))
         stub = self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix)
         try:
             answer = await stub.rpc_coming(request, timeout=_ANSWER_S)
@@ -349,27 +434,18 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     # ---- the all-reduce -------------------------------------------------------------------------------------------
 
-    def _prepare(self, gathering: Gathering, weight: float) -> StrictAllReduce:
-        peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
-        return StrictAllReduce(
-            traffic=self._traffic,
-            p2p=self._p2p,
-            servicer_type=type(self),
-            prefix=self.prefix,
-            tensors=self._averaged_tensors,
-            group_id=gathering.group_id,
-            ordered_peer_ids=peer_ids,
-            peer_fractions=(1.0 / len(peer_ids),) * len(peer_ids),
-            tensor_infos=self.tensor_infos,
-            weight=weight,
-            compression=self.allreduce_kwargs["compression"],
-            part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, -(-4 * self.total_size // len(peer_ids))),
-        )
-
     async def _allreduce(
-        self, allreduce: StrictAllReduce, alpha: float, names: dict[str, Member], before: np.ndarray[Any, Any]
-    ) -> tuple[float, np.ndarray[Any, Any]]:
-        """Run it within the learned deadline. Writes `delta`; returns how far it moves the peer and the new sketch."""
+        self,
+        gathering: Gathering,
+        state: torch.Tensor,
+        weight: float,
+        names: Mapping[str, Member],
+        *,
+        exact: bool,
+    ) -> torch.Tensor:
+        """The difference between the group's mean and `state`, within the learned deadline. Raises _NoRound."""
+        outgoing, codec = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
+        allreduce = self._prepare(gathering, outgoing, codec, weight)
         deadline_s = self._deadline_s()
         info = GroupInfo(allreduce.group_id, allreduce.ordered_peer_ids, ())
         try:
@@ -379,18 +455,31 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         except asyncio.TimeoutError:
             raise _NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s") from None
         if allreduce.received_share < 1.0:
-            causes = "; ".join(
-                f"{names[peer_id.to_base58()].name} {why}" for peer_id, why in allreduce.failures.items()
-            )
+            failures = {peer_id.to_base58(): why for peer_id, why in allreduce.failures.items()}
+            causes = "; ".join(_causes(failures, names)) or "parts are missing"
             raise _NoRound(
                 "partial" if allreduce.received_share > 0 else "failed",
-                f"{allreduce.received_share:.0%} of the mean arrived: {causes or 'parts are missing'}",
+                f"{allreduce.received_share:.0%} of the mean arrived: {causes}",
             )
-        change = (difference * alpha).numpy()
-        if not np.isfinite(change).all():
-            raise _NoRound("failed", "the group's mean is not finite")
-        self.delta.numpy()[:] = change
-        return float(np.linalg.norm(change)), before + self._sketch(change)
+        return difference
+
+    def _prepare(
+        self, gathering: Gathering, outgoing: torch.Tensor, codec: CompressionBase, weight: float
+    ) -> StrictAllReduce:
+        peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
+        return StrictAllReduce(
+            traffic=self._traffic,
+            p2p=self._p2p,
+            servicer_type=type(self),
+            prefix=self.prefix,
+            tensors=(outgoing,),
+            group_id=gathering.group_id,
+            ordered_peer_ids=peer_ids,
+            peer_fractions=(1.0 / len(peer_ids),) * len(peer_ids),
+            weight=weight,
+            compression=codec,
+            part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, -(-4 * self.total_size // len(peer_ids))),
+        )
 
     def _deadline_s(self) -> float:
         """Until enough rounds were seen, the configured cap; then a multiple of the slowest recent one."""
@@ -399,8 +488,10 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         return min(self.gossip.allreduce_s, max(_MIN_DEADLINE_S, _SLACK * max(self._recent_allreduce_s)))
 
 
-_UNREACHABLE = "could not be reached"
+def _meeting_key(stage: Stage, group: Sequence[str]) -> str:
+    return f"{stage[0]}.{stage[1]}:{'.'.join(sorted(group))}"
 
 
-def _meeting_key(round: int, group: Sequence[str]) -> str:
-    return f"{round}:{'.'.join(sorted(group))}"
+def _causes(absent: Mapping[str, str], names: Mapping[str, Member]) -> list[str]:
+    """Who was missing and why, in words."""
+    return [f"{names[peer_id].name if peer_id in names else peer_id} {why}" for peer_id, why in sorted(absent.items())]

@@ -7,9 +7,11 @@ snapshot out and the delta in; everything between happens in the averager proces
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from typing import Any
 
 import hivemind
 import torch
@@ -18,13 +20,16 @@ from hivemind.utils import MPFuture
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.hive.averager import FINAL_ROUND, GossipAverager, RoundResult
+from ray_gossip.hive.clock import RoundClock
 from ray_gossip.hive.engine import FinalResult, TrainingState
-from ray_gossip.hive.membership import View
+from ray_gossip.hive.membership import REFRESH_S, Member, View
+from ray_gossip.hive.mixer import check_codec
 from ray_gossip.records import RoundReport
 
 _FINAL_ATTEMPTS = 3
 _LAG = 3  # a peer this many rounds behind the swarm skips ahead; less is caught up by groupmates that wait
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
+_OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 _GRACE_S = 10.0  # beyond all deadlines of a round: then the averager process is hung
 
 
@@ -42,26 +47,35 @@ class GossipEngine:
     """Our own round loop on `GossipAverager`.
 
     Build it on the main thread and before any CUDA call: it forks.
+
+    Args:
+        state_size: elements of the state that is averaged.
+        node: peers with the same node share a machine.
     """
 
-    def __init__(self, config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int) -> None:
-        self.gossip, self.swarm = config.gossip, config.swarm
-        self.peer_index = peer_index
+    def __init__(
+        self, config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int, node: str = ""
+    ) -> None:
+        check_codec(config.gossip.compression)
+        self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
         self.snapshot = torch.zeros(state_size)
+        own = Member(peer_id=dht.peer_id.to_base58(), peer_index=peer_index, node=node, epoch=time.time())
         self.averager = GossipAverager(
             self.snapshot,
             dht,
             run_id=run_id,
+            own=own,
             gossip=config.gossip,
             final_s=config.swarm.final_s,
             seed=config.seed,
-            peer_index=peer_index,
         )
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
         self._state: TrainingState | None = None
         self._pending: _Pending | None = None
+        self._clock = RoundClock(config.gossip)
         self._next_round = 0
-        self._next_round_at = 0.0
+        self._origin = 0.0  # what the clock's position counts from: seconds since 1970, or a local step
+        self._snapshot_step = 0
 
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
@@ -69,14 +83,44 @@ class GossipEngine:
         state.read_state(self.snapshot)
 
     def join(self, *, founders: int) -> View:
-        """Declare this peer and wait until all `founders` of the swarm are there, at most `swarm.start_s`."""
+        """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`."""
         deadline = time.monotonic() + self.swarm.start_s
-        view: View = self.averager.declare(from_round=0).result(timeout=self.swarm.start_s)
+        view: View = self._ask(self.averager.declare(from_round=0, is_founder=True))
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-            view = self.averager.read_members().result(timeout=self.swarm.start_s)
-        self._next_round_at = time.monotonic() + (self.gossip.seconds or 0.0)
+            view = self._ask(self.averager.read_members())
+        if self.gossip.seconds is not None:
+            self._origin = view.epoch
+            self._next_round = self._clock.latest_due(self._position(0), at_least=0)
         return view
+
+    def join_running(self) -> View:
+        """Enter a swarm that runs: start from the state of one of its peers, count from a round that is still ahead.
+
+        Raises:
+            SwarmError: nobody answers, or nobody shares its state, within `swarm.start_s`.
+        """
+        assert self._state is not None
+        deadline = time.monotonic() + self.swarm.start_s
+        view: View = self._ask(self.averager.read_members())
+        while view.latest_round < 0:
+            if time.monotonic() > deadline:
+                raise SwarmError("no running swarm was found: is the run id the same, and has it begun?")
+            time.sleep(_POLL_S)
+            view = self._ask(self.averager.read_members())
+        started, first = time.monotonic(), view.latest_round
+        self._load_state(deadline)
+        time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
+        view = self._ask(self.averager.read_members())
+        rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)
+        from_round = view.latest_round + 2 + math.ceil(2 * REFRESH_S * rounds_per_s)
+        if self.gossip.seconds is not None:
+            self._origin = view.epoch
+            from_round = max(from_round, self._clock.latest_due(self._position(0), at_least=0) + 2)
+        else:
+            self._origin = -self._clock.due_at(from_round - 1)  # the first interval begins now
+        self._next_round = from_round
+        return self._ask(self.averager.declare(from_round=from_round, is_founder=False))
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
@@ -84,7 +128,7 @@ class GossipEngine:
         reports = []
         if self._pending is not None and self._pending.result.done():
             reports.append(self._complete(local_step))
-        if self._is_due(local_step):
+        if self.gossip.group_size > 1 and self._position(local_step) >= self._clock.due_at(self._next_round):
             if self._pending is not None:
                 reports.append(self._complete(local_step))
             self._begin(local_step)
@@ -93,12 +137,12 @@ class GossipEngine:
         return reports
 
     def finish(self, local_step: int) -> FinalResult:
-        """The final rounds: all peers in one group, alpha 1, until the swarm agrees or `swarm.final_s` is over."""
+        """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
         reports = [self._complete(local_step)] if self._pending is not None else []
         assert self._state is not None
         for attempt in range(_FINAL_ATTEMPTS):
             self._state.read_state(self.snapshot)
-            result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt, alpha=1.0))
+            result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt))
             if result.outcome == "averaged":
                 self._state.add_to_state(self.averager.delta)
             if result.outcome in ("averaged", "alone"):
@@ -121,20 +165,21 @@ class GossipEngine:
         if self.averager.is_alive():
             self.averager.kill()
 
-    def _is_due(self, local_step: int) -> bool:
-        if self.gossip.group_size == 1:
-            return False
-        if self.gossip.steps is not None:
-            return local_step % self.gossip.steps == 0
-        return time.monotonic() >= self._next_round_at
+    def _position(self, local_step: int) -> float:
+        """Where this peer stands on the clock: local steps, or seconds since the swarm began."""
+        now = time.time() if self.gossip.seconds is not None else float(local_step)
+        return now - self._origin
 
     def _begin(self, local_step: int) -> None:
         started = time.monotonic()
         assert self._state is not None
+        if self.gossip.seconds is not None:  # the slow leave out rounds, nobody waits for them
+            self._next_round = self._clock.latest_due(self._position(local_step), at_least=self._next_round)
         self._state.read_state(self.snapshot)
-        future = self.averager.gossip_round(self._next_round, alpha=self.gossip.alpha)
+        weight = float(max(1, local_step - self._snapshot_step)) if self.gossip.weight_by_samples else 1.0
+        future = self.averager.gossip_round(self._next_round, weight=weight)
         self._pending = _Pending(self._next_round, local_step, future, blocked_s=time.monotonic() - started)
-        self._next_round_at = started + (self.gossip.seconds or 0.0)
+        self._snapshot_step = local_step
 
     def _complete(self, local_step: int) -> RoundReport:
         """Wait for the round in flight and apply what it brought."""
@@ -145,8 +190,7 @@ class GossipEngine:
         result = self._wait(pending.result)
         if result.outcome == "averaged":
             self._state.add_to_state(self.averager.delta)
-        behind = result.swarm_round - pending.round
-        self._next_round = result.swarm_round if behind > _LAG else pending.round + 1
+        self._plan_next(pending.round, result)
         return RoundReport(
             peer_index=self.peer_index,
             wall_time=time.time(),
@@ -165,13 +209,42 @@ class GossipEngine:
             sketch_after=result.sketch_after,
         )
 
+    def _plan_next(self, round: int, result: RoundResult) -> None:
+        """The next round: the following multiple of the stretch; much later when the swarm has left us behind."""
+        following = round + 1
+        if self.gossip.seconds is None and result.swarm_round - round > _LAG:
+            following = result.swarm_round
+            self._origin -= self._clock.due_at(following) - self._clock.due_at(round + 1)
+        self._next_round = -(-following // result.stretch) * result.stretch
+
+    def _load_state(self, deadline: float) -> None:
+        """Download the snapshot of a peer and take it over."""
+        assert self._state is not None
+        while time.monotonic() < deadline:
+            loaded = self.averager.load_state_from_peers(timeout=max(1.0, deadline - time.monotonic()))
+            if loaded is not None:
+                (state,) = loaded[1]
+                if state.numel() != self.snapshot.numel():
+                    raise SwarmError(
+                        f"the swarm averages {state.numel():,} elements, this peer has {self.snapshot.numel():,}: "
+                        "use the same model"
+                    )
+                self._state.add_to_state(state - self.snapshot)
+                self._state.read_state(self.snapshot)
+                return
+            time.sleep(_POLL_S)
+        raise SwarmError(f"no peer shared its state within swarm.start_s={self.swarm.start_s:g} s")
+
+    def _ask(self, future: MPFuture[Any]) -> Any:
+        return future.result(timeout=self.swarm.start_s)
+
     def _wait(self, future: MPFuture[RoundResult]) -> RoundResult:
-        deadline = (
-            time.monotonic() + max(self.swarm.final_s, self.gossip.matchmaking_s) + self.gossip.allreduce_s + _GRACE_S
-        )
+        limit_s = max(self.swarm.final_s, 2 * self.gossip.matchmaking_s) + self.gossip.allreduce_s + _GRACE_S
+        deadline = time.monotonic() + limit_s
         while True:
             try:
-                return future.result(timeout=1.0)
+                result: RoundResult = future.result(timeout=1.0)
+                return result
             except (FutureTimeoutError, TimeoutError):
                 if not self.averager.is_alive():
                     raise SwarmError("the averager process of this peer died") from None

@@ -25,6 +25,7 @@ class Gathering:
     group_id: bytes
     present: tuple[str, ...]  # peer ids
     absent: dict[str, str]  # peer id -> why
+    anchors: frozenset[int] = frozenset()  # ids of the anchors from which those present can take differences
 
 
 Probe = Callable[[str], Awaitable[str | None]]
@@ -38,7 +39,7 @@ class Meeting:
     expected: frozenset[str]
     probe: Probe
     wait_s: float
-    arrived: set[str] = field(default_factory=set)
+    arrived: dict[str, int] = field(default_factory=dict)  # peer id -> anchor
     absent: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,13 +47,13 @@ class Meeting:
         self._ended: asyncio.Future[Gathering] = asyncio.get_running_loop().create_future()
         self._watch = asyncio.create_task(self._watch_for_missing())
 
-    async def attend(self, peer_id: str, absent_because: str = "") -> Gathering:
+    async def attend(self, peer_id: str, absent_because: str = "", anchor: int = 0) -> Gathering:
         """Come (or excuse oneself) and wait until the meeting has ended."""
         if not self._ended.done():
             if absent_because:
                 self.absent[peer_id] = absent_because
             else:
-                self.arrived.add(peer_id)
+                self.arrived[peer_id] = anchor
                 self.absent.pop(peer_id, None)
             self._end_if_complete()
         return await asyncio.shield(self._ended)
@@ -62,13 +63,14 @@ class Meeting:
         return time.monotonic() - self.opened
 
     def _missing(self) -> frozenset[str]:
-        return self.expected - self.arrived - self.absent.keys()
+        return self.expected - self.arrived.keys() - self.absent.keys()
 
     def _end_if_complete(self) -> None:
         if not self._missing() and not self._ended.done():
             order = sorted(self.arrived)
             random.shuffle(order)  # who reduces which part changes from round to round
-            self._ended.set_result(Gathering(secrets.token_bytes(20), tuple(order), dict(self.absent)))
+            anchors = frozenset(self.arrived.values())
+            self._ended.set_result(Gathering(secrets.token_bytes(20), tuple(order), dict(self.absent), anchors))
             self._watch.cancel()
 
     async def _watch_for_missing(self) -> None:

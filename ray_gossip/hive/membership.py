@@ -7,24 +7,33 @@ groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import hivemind
 from hivemind.p2p import PeerID
-from hivemind.utils import ValueWithExpiration
+from hivemind.utils import ValueWithExpiration, get_dht_time
 
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
 REDECLARE_S = 5.0  # three chances to renew a declaration before it expires
+REFRESH_S = 0.5  # a view of the members younger than this is not read again
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """One peer as the swarm sees it."""
 
     peer_id: str  # libp2p, base58
     peer_index: int
-    from_round: int  # first round in which it counts
-    round: int  # the last round that it began
+    node: str = ""  # peers with the same node share a machine
+    epoch: float = 0.0  # when its swarm began, seconds since 1970: the zero of clocks in seconds
+    from_round: int = 0  # first round in which it counts
+    round: int = -1  # the last round that it began
+    distance: float = 0.0  # its estimate of the consensus distance, as a fraction of the parameter norm; 0: none yet
+    stretch: int = 1  # consensus control: it takes part in every so manieth round
     left: bool = False
 
     @property
@@ -32,14 +41,42 @@ class Member:
         return f"peer-{self.peer_index:02d}"
 
     def to_wire(self) -> list[Any]:
-        return [self.peer_index, self.from_round, self.round, self.left]
+        return [
+            self.peer_index,
+            self.node,
+            self.epoch,
+            self.from_round,
+            self.round,
+            self.distance,
+            self.stretch,
+            self.left,
+        ]
 
     @classmethod
     def from_wire(cls, peer_id: str, wire: Any) -> Member | None:
         """None when the record was not written by this program: the DHT takes records from anyone."""
         match wire:
-            case [int(peer_index), int(from_round), int(round), bool(left)]:
-                return cls(peer_id, peer_index, from_round, round, left)
+            case [
+                int(peer_index),
+                str(node),
+                float(epoch),
+                int(from_round),
+                int(round),
+                float(distance),
+                int(stretch),
+                bool(left),
+            ]:
+                return cls(
+                    peer_id=peer_id,
+                    peer_index=peer_index,
+                    node=node,
+                    epoch=epoch,
+                    from_round=from_round,
+                    round=round,
+                    distance=distance,
+                    stretch=stretch,
+                    left=left,
+                )
         return None
 
 
@@ -51,11 +88,33 @@ class View:
 
     def at(self, round: int) -> tuple[Member, ...]:
         """Who counts in this round."""
-        return tuple(member for member in self.members if member.from_round <= round and not member.left)
+        return tuple(member for member in self.present if member.from_round <= round)
+
+    @property
+    def present(self) -> tuple[Member, ...]:
+        """Who has not left."""
+        return tuple(member for member in self.members if not member.left)
 
     @property
     def latest_round(self) -> int:
-        return max((member.round for member in self.members if not member.left), default=-1)
+        return max((member.round for member in self.present), default=-1)
+
+    @property
+    def epoch(self) -> float:
+        """When the swarm began: what its first member says."""
+        return min((member.epoch for member in self.present), default=0.0)
+
+    @property
+    def distance(self) -> float:
+        """Consensus distance over parameter norm: the mean of what the members estimate; 0: nobody knows yet."""
+        known = [member.distance for member in self.present if member.distance > 0]
+        return sum(known) / len(known) if known else 0.0
+
+    @property
+    def stretch(self) -> int:
+        """The median of what the members do: those that differ for a moment find back to the others."""
+        values = sorted(member.stretch for member in self.present)
+        return values[len(values) // 2] if values else 1
 
 
 def members_key(run_id: str) -> str:
@@ -72,3 +131,59 @@ def read_view(record: ValueWithExpiration[Any] | None, own: Member) -> View:
         if member is not None and peer_id not in members:
             members[peer_id] = member
     return View(tuple(sorted(members.values(), key=lambda member: (member.peer_index, member.peer_id))))
+
+
+class Membership:
+    """This peer's declaration and its view of the others. Lives in the averager process."""
+
+    def __init__(self, dht: hivemind.DHT, *, run_id: str, own: Member) -> None:
+        self._dht, self._key, self.own = dht, members_key(run_id), own
+        self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
+        self.view = View()
+        self._read_at = float("-inf")
+        self._renewing: asyncio.Task[None] | None = None
+        self._declaring: asyncio.Task[None] | None = None
+
+    async def join(self, from_round: int, *, is_alive: Callable[[], bool]) -> View:
+        """Declare this peer, and go on doing so every few seconds for as long as `is_alive` says so."""
+        self.own = replace(self.own, from_round=from_round, round=from_round - 1)
+        await self._declare()
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew(is_alive))
+        return await self.read()
+
+    async def leave(self) -> None:
+        """Announce the departure."""
+        self.own = replace(self.own, left=True)
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await self._declare()
+
+    async def read(self) -> View:
+        """Ask the DHT who is there."""
+        record = await self._dht.get(self._key, latest=True, return_future=True)
+        self.view, self._read_at = read_view(record, self.own), time.monotonic()
+        return self.view
+
+    async def at_round(self, round: int) -> View:
+        """The view for a round that begins now. This peer's own progress is declared in the background."""
+        self.own = replace(self.own, round=round)
+        if time.monotonic() - self._read_at > REFRESH_S:
+            self._declaring = asyncio.create_task(self._declare())
+            await self.read()
+        return self.view
+
+    async def _declare(self) -> None:
+        await self._dht.store(
+            self._key,
+            subkey=self._subkey,
+            value=self.own.to_wire(),
+            expiration_time=get_dht_time() + MEMBER_TTL_S,
+            return_future=True,
+        )
+
+    async def _renew(self, is_alive: Callable[[], bool]) -> None:
+        while True:
+            await asyncio.sleep(REDECLARE_S)
+            if is_alive():
+                await self._declare()
