@@ -191,6 +191,18 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        gossip, optimizer = self.gossip, self.optimizer
+        if gossip.average_momentum and (optimizer.name != "SGD" or optimizer.momentum == 0):
+            raise ValueError(
+                f"gossip.average_momentum needs optimizer.name=SGD with momentum, not {optimizer.name} with "
+                f"momentum={optimizer.momentum:g}; switch it off"
+            )
+        if self.engine == "hivemind" and gossip.seconds is not None:
+            raise ValueError("gossip.seconds is unknown to engine=hivemind, which counts samples; set gossip.steps")
+        return self
+
 
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or none: the defaults) and apply dotted overrides such as `gossip.group_size=2`.
@@ -231,6 +243,31 @@ def parse(values: Any) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+_SHIPPED_LACKS = [
+    "schedule",
+    "cross_every",
+    "weight_by_samples",
+    "average_momentum",
+    "compression",
+    "warmup_rounds",
+    "exact_every",
+    "consensus_target",
+    "outer",
+]
+
+
+def skipped(config: Config) -> list[str]:
+    """A sentence for each setting of the user's that this run leaves out."""
+    if config.engine != "hivemind":
+        return []
+    defaults = GossipConfig()
+    return [
+        f"gossip.{key}={getattr(config.gossip, key)} is skipped: engine=hivemind has no such setting"
+        for key in _SHIPPED_LACKS
+        if getattr(config.gossip, key) != getattr(defaults, key)
+    ]
 
 
 def dump(config: Config) -> str:

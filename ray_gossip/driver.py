@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from ray_gossip.checkpoint import write_atomically
-from ray_gossip.config import Config
+from ray_gossip.config import Config, skipped
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.errors import ConfigError, SwarmError
-from ray_gossip.records import Record
+from ray_gossip.records import Notice, Record
 from ray_gossip.swarm import Swarm, cluster
 from ray_gossip.telemetry import RunLog
 
@@ -51,12 +51,13 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
         Swarm(config, run_id=run_id) as swarm,
     ):
 
-        def follow(records: Iterator[Record]) -> None:
+        def follow(records: Iterable[Record]) -> None:
             for record in records:
                 log.write(record)
                 view.update(log.state)
 
         try:
+            follow(Notice(peer_index=-1, wall_time=time.time(), text=text) for text in skipped(config))
             follow(swarm.start())
             follow(swarm.run())
             model = swarm.model()

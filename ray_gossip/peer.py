@@ -27,6 +27,7 @@ class Peer:
         peer_index: 0..num_peers-1; chooses the shard.
         initial_peers: asked for the multiaddrs to dial only when everything else is ready; empty founds a swarm.
         host: IPv4 address to listen on.
+        node: peers with the same node share a machine.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Peer:
         peer_index: int,
         host: str,
         initial_peers: Callable[[], Sequence[str]],
+        node: str = "",
     ) -> None:
         guard_forks()
         quiet_hivemind()
@@ -47,7 +49,12 @@ class Peer:
         model = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=config.seed)
         self.dht = start_dht(initial_peers=initial_peers(), host=host, start_s=config.swarm.start_s)
         self.engine = build_engine(
-            config, dht=self.dht, run_id=run_id, peer_index=peer_index, state_size=state_size(model)
+            config,
+            dht=self.dht,
+            run_id=run_id,
+            peer_index=peer_index,
+            state_size=state_size(model, with_momentum=config.gossip.average_momentum),
+            node=node,
         )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shards[peer_index], device=device)

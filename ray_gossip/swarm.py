@@ -109,6 +109,7 @@ class PeerActor:
             host="127.0.0.1" if loopback else get_node_ip_address(),
             # nested in a list, so that Ray does not wait for peer 0 before this peer has done its imports
             initial_peers=lambda: ray.get(first_peer[0]) if first_peer else (),
+            node=ray.get_runtime_context().get_node_id(),
         )
 
     def __repr__(self) -> str:

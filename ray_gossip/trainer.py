@@ -69,6 +69,9 @@ class Trainer:
             device=device,
         )
         self.optimizer, self.notices = _build_optimizer(config.optimizer, self.model)
+        self._state = averaged_tensors(self.model)
+        if config.gossip.average_momentum:
+            self._state += _momentum(self.optimizer)
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, _lr_schedule(config))
         self._test_images = dataset.test_images.to(device)
@@ -139,7 +142,7 @@ class Trainer:
     @torch.no_grad()
     def read_state(self, out: Tensor) -> None:
         """Copy the state into `out`, [state_size] float32 on the CPU. Waits for the steps queued so far."""
-        pieces = [tensor.reshape(-1) for tensor in averaged_tensors(self.model)]
+        pieces = [tensor.reshape(-1) for tensor in self._state]
         if self.device == out.device:
             torch.cat(pieces, out=out)
         else:
@@ -148,14 +151,12 @@ class Trainer:
     @torch.no_grad()
     def add_to_state(self, delta: Tensor) -> None:
         """x <- x + delta, with delta [state_size] float32 on the CPU."""
-        tensors = averaged_tensors(self.model)
-        torch._foreach_add_(tensors, _cut(delta, tensors))
+        torch._foreach_add_(self._state, _cut(delta, self._state))
 
     @torch.no_grad()
     def write_state(self, flat: Tensor) -> None:
         """x <- flat, with flat [state_size] float32 on the CPU."""
-        tensors = averaged_tensors(self.model)
-        torch._foreach_copy_(tensors, _cut(flat, tensors))
+        torch._foreach_copy_(self._state, _cut(flat, self._state))
 
     def model_state(self) -> dict[str, Tensor]:
         """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
@@ -171,9 +172,20 @@ def averaged_tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *buffers]
 
 
-def state_size(model: nn.Module) -> int:
+def state_size(model: nn.Module, *, with_momentum: bool = False) -> int:
     """Number of elements of the state."""
-    return sum(tensor.numel() for tensor in averaged_tensors(model))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) if with_momentum else 0
+    return sum(tensor.numel() for tensor in averaged_tensors(model)) + parameters
+
+
+def _momentum(optimizer: Optimizer) -> list[Tensor]:
+    """SGD's momentum buffers, made now: zeros give the same first step as the copy of the gradient that SGD makes."""
+    buffers = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers.append(optimizer.state[parameter]["momentum_buffer"])
+    return buffers
 
 
 def check_optimizer(config: OptimizerConfig) -> Callable[..., Optimizer]:

@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 
-def build_engine(config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int) -> Engine:
+def build_engine(
+    config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int, node: str = ""
+) -> Engine:
     """The engine that the config names. On the main thread, before any CUDA call: it forks."""
     engine = HivemindEngine if config.engine == "hivemind" else GossipEngine
-    return engine(config, dht=dht, run_id=run_id, peer_index=peer_index, state_size=state_size)
+    return engine(config, dht=dht, run_id=run_id, peer_index=peer_index, state_size=state_size, node=node)

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import hivemind
+from hivemind.utils import MPFuture
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _guarded = False
@@ -45,6 +46,15 @@ def guard_forks() -> None:
                 os.close(descriptor)
 
     os.register_at_fork(after_in_child=in_child)
+
+
+def renew_locks() -> None:
+    """Give this process hivemind's locks of its own, when it was forked from one that had imported hivemind.
+
+    Before anything of hivemind is started. Else the locks are shared with all such processes, and one that is killed
+    while it holds one stops the others for ever.
+    """
+    MPFuture.reset_backend()
 
 
 class AlwaysForked:

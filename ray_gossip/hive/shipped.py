@@ -98,9 +98,13 @@ class _ObservedOptimizer(hivemind.Optimizer):
 class HivemindEngine:
     """hivemind's own local updates, with `GossipEngine` for joining and for the final rounds."""
 
-    def __init__(self, config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int) -> None:
+    def __init__(
+        self, config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int, node: str = ""
+    ) -> None:
         self.config, self.dht, self.run_id, self.peer_index = config, dht, run_id, peer_index
-        self._ends = GossipEngine(config, dht=dht, run_id=run_id, peer_index=peer_index, state_size=state_size)
+        self._ends = GossipEngine(
+            config, dht=dht, run_id=run_id, peer_index=peer_index, state_size=state_size, node=node
+        )
         self._view = View()
         self._rounds = 0
         self._optimizer: _ObservedOptimizer | None = None

@@ -21,6 +21,7 @@ point is the record's `wall_time`.
 | `round/matchmaking_s` | peer | from the round's start until the group was complete |
 | `round/allreduce_s` | peer | from the complete group until the last part |
 | `round/blocked_s` | peer | how long local steps stood still |
+| `round/hidden_share` | peer | share of the round during which local steps went on, 0 to 1 |
 | `round/staleness_steps` | peer | local steps taken between snapshot and delta |
 | `round/group_size` | peer | peers in the group, itself included |
 | `round/moved` | peer | L2 norm of what averaging changed in its parameters |
@@ -32,6 +33,7 @@ point is the record's `wall_time`.
 | `swarm/consensus_distance_before` | swarm | over the snapshots of a round |
 | `swarm/consensus_distance` | swarm | over what the round made of them |
 | `swarm/contraction` | swarm | (after / before)^2: the factor of the squared spread |
+| `swarm/who_met_whom` | swarm | a picture: how often each pair of peers averaged together |
 """
 
 from __future__ import annotations
@@ -136,11 +138,17 @@ def _of_peer(record: Progress | Evaluation | RoundReport) -> dict[str, float]:
         "round/matchmaking_s": record.matchmaking_s,
         "round/allreduce_s": record.allreduce_s,
         "round/blocked_s": record.blocked_s,
+        "round/hidden_share": _hidden_share(record),
         "round/staleness_steps": record.staleness_steps,
         "round/group_size": len(record.group),
         "round/moved": record.moved,
         "round/sent_mb": record.bytes_sent / 1e6,
     }
+
+
+def _hidden_share(record: RoundReport) -> float:
+    took_s = record.matchmaking_s + record.allreduce_s
+    return max(0.0, 1.0 - record.blocked_s / took_s) if took_s > 0 else 1.0
 
 
 def _of_sweep(records: Iterable[Progress | Evaluation]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +14,14 @@ from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config, dump
 from ray_gossip.records import Record, to_json
 from ray_gossip.telemetry.curves import Curves, Point
+from ray_gossip.telemetry.figure import who_met_whom
 from ray_gossip.telemetry.state import SwarmState
 from ray_gossip.telemetry.summary import summarise
 
 # TensorBoard's own thread flushes this often, so that a killed driver loses a second of curves at most.
 _FLUSH_S = 1.0
+
+_PICTURE_S = 30.0  # between two pictures of who met whom; each takes a tenth of a second
 
 
 class RunLog:
@@ -38,6 +42,7 @@ class RunLog:
         self._started_at = time.time() if started_at is None else started_at
         self._curves = Curves(self.state)
         self._writers: dict[str, Any] = {}  # by the name of the TensorBoard run
+        self._pictured_at = time.monotonic()
         self._files = ExitStack()
         self._events: BinaryIO
 
@@ -49,7 +54,8 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._files.close()
+        with self._files:
+            self._add_picture()
 
     def write(self, record: Record) -> None:
         """Fold a record into `state`; write it and what it completes to the event log and to TensorBoard."""
@@ -57,6 +63,8 @@ class RunLog:
             self._events.write(f"{dump_json(to_json(each))}\n".encode())
             for point in self._curves.points(each):
                 self._add(point)
+        if time.monotonic() - self._pictured_at > _PICTURE_S:
+            self._add_picture()
 
     def write_summary(self, *, model: Path | None = None) -> dict[str, Any]:
         """Write `summary.json` as things stand now; returns what stands in it.
@@ -79,19 +87,35 @@ class RunLog:
         return written
 
     def _add(self, point: Point) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        value = Summary.Value(tag=point.tag, simple_value=point.value)
+        self._add_value(point.run, value, step=point.step, wall_time=point.wall_time)
+
+    def _add_picture(self) -> None:
+        """Who averaged with whom so far."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._pictured_at = time.monotonic()
+        if self.state.meetings:
+            png = who_met_whom(self.state.meetings, sorted({peer for pair in self.state.meetings for peer in pair}))
+            width, height = struct.unpack(">II", png[16:24])  # of PNG's first chunk
+            image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+            last_round = self.state.last_round
+            value = Summary.Value(tag="swarm/who_met_whom", image=image)
+            self._add_value("swarm", value, step=last_round.local_step if last_round else 0, wall_time=time.time())
+
+    def _add_value(self, run: str, value: Any, *, step: int, wall_time: float) -> None:
         # TensorBoard's own writer: torch's wrapper of it costs the driver 4 s and 600 MB, for importing torch
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        if point.run not in self._writers:
-            writer = EventFileWriter(str(self.run_dir / point.run), flush_secs=_FLUSH_S)
+        if run not in self._writers:
+            writer = EventFileWriter(str(self.run_dir / run), flush_secs=_FLUSH_S)
             self._files.callback(writer.close)
-            self._writers[point.run] = writer
-        value = Summary.Value(tag=point.tag, simple_value=point.value)
-        self._writers[point.run].add_event(
-            Event(wall_time=point.wall_time, step=point.step, summary=Summary(value=[value]))
-        )
+            self._writers[run] = writer
+        self._writers[run].add_event(Event(wall_time=wall_time, step=step, summary=Summary(value=[value])))
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

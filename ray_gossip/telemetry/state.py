@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -119,6 +120,7 @@ class SwarmState:
         self.peers = {index: self._new_peer(index) for index in range(num_peers)}
         self.rounds: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)  # peer-rounds: a group of M counts M times
         self.bytes_sent = 0
+        self.meetings: Counter[tuple[int, int]] = Counter()  # (peer, groupmate) -> rounds averaged together
         self.last_round: SwarmRound | None = None
         self.news: list[PeerStarted | PeerLost | Notice] = []  # what a person should read, in order
         self.first_step_time: float | None = None  # seconds since 1970
@@ -147,6 +149,8 @@ class SwarmState:
             case RoundReport():
                 peer.round = record
                 self.rounds[record.outcome] += 1
+                if record.outcome == "averaged":
+                    self.meetings.update((record.peer_index, mate) for mate in peer.groupmates)
                 self._count_bytes(peer, peer.bytes_sent + record.bytes_sent)
                 if self.last_round is None or record.round > self.last_round.round:
                     self._open_rounds.setdefault(record.round, {})[record.peer_index] = record

@@ -289,3 +289,19 @@ def test_a_local_step_never_waits_for_the_gpu() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(trainer.take_progress().loss)
+
+
+def test_momentum_is_averaged_where_the_config_asks_for_it_and_changes_no_local_step() -> None:
+    plain, averaging = make_trainer(), make_trainer(gossip={"average_momentum": True})
+    for _ in range(5):
+        plain.step()
+        averaging.step()
+    assert all(map(torch.equal, plain.model.parameters(), averaging.model.parameters()))
+    flat = torch.empty(state_size(averaging.model, with_momentum=True))
+    averaging.read_state(flat)
+    averaging.add_to_state(torch.ones_like(flat))
+    after = torch.empty_like(flat)
+    averaging.read_state(after)
+    torch.testing.assert_close(after, flat + 1)
+    buffer = averaging.optimizer.state[next(averaging.model.parameters())]["momentum_buffer"]
+    torch.testing.assert_close(buffer.reshape(-1), after[state_size(averaging.model) :][: buffer.numel()])
