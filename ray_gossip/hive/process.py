@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import stat
+import warnings
 from collections.abc import Sequence
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
@@ -89,6 +90,7 @@ def quiet_hivemind() -> None:
     """Keep hivemind's and its event loops' log lines from users: what matters is in our reports."""
     logging.getLogger("hivemind").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="hivemind")  # deprecations that only its authors can mend
 
 
 def start_dht(*, initial_peers: Sequence[str], host: str, start_s: float) -> hivemind.DHT:
