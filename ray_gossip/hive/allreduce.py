@@ -5,15 +5,16 @@ of the mean, and the round still returns. For us a round counts only if every pa
 a loss voids the round: the reducer that misses a sender answers the others with an error at once, everybody sees it
 within one round trip, and nobody waits for the time-out.
 
-Reaches into hivemind 1.1 (`_ban_sender`, `_communicate_with_peer`, `_generate_input_for_peer`,
-`_accumulate_parts_streaming`, `TensorPartReducer.current_part_future`); `tests/swarm` fails when these change.
+Reaches into hivemind 1.1 (`_ban_sender`, `_communicate_with_peer`, `_generate_input_for_peer`, `_get_peer_stub`,
+`_accumulate_parts_streaming`, `finalize`, `_future`, the counters of `TensorPartReducer` and `TensorPartContainer`);
+`tests/swarm/test_hivemind_is_as_we_know_it.py` fails when these change.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,8 @@ from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 
 # What hivemind raises when the other side of a stream is gone, or says that it cannot go on.
-_LOST = (AllreduceException, P2PDaemonError, P2PHandlerError, StopAsyncIteration, ConnectionError, EOFError)
-
-
+_GONE = (AllreduceException, P2PDaemonError, P2PHandlerError, StopAsyncIteration, ConnectionError, EOFError)
+_LOST = "was lost in the all-reduce"
 _LINGER_S = 5.0  # a receiver that has not closed its stream by then is gone
 
 
@@ -42,11 +42,13 @@ class Traffic:
 
 
 class StrictAllReduce(AllReduceRunner):
-    """All-reduce of one flat tensor in a fixed group. After `reduce()`: `failures` says who or what was missing."""
+    """All-reduce of one flat tensor in a fixed group. After `reduce()`: `failures` says who broke it and how."""
 
     def __init__(self, *, traffic: Traffic, **kwargs: Any) -> None:
-        self.failures: dict[PeerID, str] = {}  # groupmate (or this peer) -> what went wrong
         self._traffic = traffic
+        self._seen: dict[PeerID, str] = {}  # peer, or this peer -> what went wrong before this reducer gave up
+        self._gave_up: dict[PeerID, PeerID | None] = {}  # groupmate -> whom it blames
+        self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
         super().__init__(**kwargs)
 
     async def reduce(self) -> torch.Tensor:
@@ -60,39 +62,104 @@ class StrictAllReduce(AllReduceRunner):
         container = self.tensor_part_container
         return 1.0 - float(container.failed_size) / float(container.total_size)
 
-    async def _ban_sender(self, peer_id: PeerID) -> None:
-        """A sender is gone. Unless all its parts are in the mean already, this reducer's round is void."""
-        self.banned_senders.add(peer_id)
-        self.all_senders_started.set()  # nobody needs to wait for the others any more
+    @property
+    def failures(self) -> dict[str, str]:
+        """Peer id -> what went wrong with it. Who gave up because of another is not named, that other is."""
+        return {
+            peer_id.to_base58(): "could not average and said so"
+            if peer_id in self._gave_up
+            else self._seen.get(peer_id, _LOST)
+            for peer_id in self._culprits()
+        }
+
+    def _culprits(self) -> list[PeerID]:
+        innocent = {peer_id for peer_id, blamed in self._gave_up.items() if blamed is not None}
+        blamed = {peer_id for peer_id in self._gave_up.values() if peer_id not in (None, self.peer_id)}
+        culprits = (blamed | self._seen.keys() | self._gave_up.keys()) - innocent or self._gave_up.keys()
+        return [peer_id for peer_id in self.ordered_peer_ids if peer_id in culprits]
+
+    def finalize(self, *, cancel: bool = False, exception: BaseException | None = None) -> None:
+        """End the round. If it is unfinished, say who is late and tell those that wait for this reducer."""
+        if (cancel or exception is not None) and not self._future.done():
+            for peer_id in self._late():
+                self._seen.setdefault(peer_id, "did not answer in time")
+            self._give_up()
+        super().finalize(cancel=cancel, exception=exception)
+
+    def _late(self) -> list[PeerID]:
+        """Whom this peer waits for: those whose part its own reducer lacks; if it lacks none, the other reducers."""
+        reducer, container = self.tensor_part_reducer, self.tensor_part_container
+        if not reducer.finished.is_set():
+            received = zip(self.sender_peer_ids, reducer.num_parts_received, strict=True)
+            return [peer_id for peer_id, num_parts in received if num_parts <= reducer.current_part_index]
+        answered = zip(container._outputs_registered_by_peer, container.num_parts_by_peer, strict=True)
+        return [
+            peer_id
+            for peer_id, (num_parts, expected) in zip(self.ordered_peer_ids, answered, strict=True)
+            if num_parts < expected
+        ]
+
+    def _give_up(self) -> None:
+        """Void this reducer's part of the round: all who wait for it get an error at once."""
         reducer = self.tensor_part_reducer
         if reducer.finished.is_set():
             return
-        self.failures.setdefault(peer_id, "was lost in the all-reduce")
         if not reducer.current_part_future.done():
-            reducer.current_part_future.set_exception(AllreduceException(f"{peer_id} was lost"))
+            reducer.current_part_future.set_exception(AllreduceException("the round is void"))
             reducer.current_part_future.exception()  # mark as retrieved: there may be nobody waiting for it
         reducer.finished.set()
+
+    async def _ban_sender(self, peer_id: PeerID) -> None:
+        """The stream of a sender has ended too early."""
+        if not self.tensor_part_reducer.finished.is_set():
+            self._failed_stream = peer_id
+        self._lose(peer_id)
+
+    def _lose(self, peer_id: PeerID) -> None:
+        """A groupmate is gone. Unless all its parts are in the mean already, this reducer's round is void."""
+        self.banned_senders.add(peer_id)
+        self.all_senders_started.set()  # nobody needs to wait for the others any more
+        if not self.tensor_part_reducer.finished.is_set():
+            if not self._seen:
+                self._seen[peer_id] = _LOST
+            self._give_up()
 
     async def _communicate_with_peer(self, peer_id: PeerID) -> None:
         try:
             await super()._communicate_with_peer(peer_id)
         except BaseException as error:
-            if isinstance(error, Exception):
-                self.failures.setdefault(peer_id, _cause(error))
+            if self._future.done():  # the round is over, this is only how its tasks end
+                raise
             if peer_id == self.peer_id:  # hivemind registers a failed reducer only for the others
                 self.tensor_part_container.register_failed_reducer(self.ordered_peer_ids.index(peer_id))
             else:
-                await self._ban_sender(peer_id)  # who does not reduce for us will not send to us either
+                self._note(peer_id, error)
+                self._lose(peer_id)  # who does not reduce for us will not send to us either
             raise
+
+    def _note(self, peer_id: PeerID, error: BaseException) -> None:
+        """Remember what went wrong between this peer and a groupmate."""
+        if isinstance(error, _GONE):
+            self._seen.setdefault(peer_id, _LOST)
+        elif isinstance(error, Exception):
+            self._seen.pop(peer_id, None)
+            self._seen[self.peer_id] = f"could not decode what it received ({type(error).__name__}: {error})"
 
     def _get_peer_stub(self, peer: PeerID) -> _ClosesFirst:
         num_parts = self.tensor_part_container.num_parts_by_peer[self.ordered_peer_ids.index(peer)]
-        return _ClosesFirst(super()._get_peer_stub(peer), num_parts)
+
+        def on_refusal(blamed: PeerID) -> None:
+            self._gave_up[peer] = blamed if blamed in self.ordered_peer_ids else None
+
+        return _ClosesFirst(super()._get_peer_stub(peer), num_parts, on_refusal)
 
     async def rpc_aggregate_part(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         async for message in super().rpc_aggregate_part(stream, context):
+            if message.code == averaging_pb2.INTERNAL_ERROR:
+                culprit = next(iter(self._culprits()), self.peer_id)
+                message.group_id = culprit.to_bytes() if culprit != self.peer_id else b""
             yield message
         await asyncio.sleep(_LINGER_S)  # ended by the other side, see _ClosesFirst
 
@@ -104,12 +171,14 @@ class StrictAllReduce(AllReduceRunner):
     async def _accumulate_parts_streaming(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], sender_index: int
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        sender = self.sender_peer_ids[sender_index]
         try:
             async for message in super()._accumulate_parts_streaming(stream, sender_index):
                 self._traffic.bytes_sent += message.ByteSize()
                 yield message
         except Exception as error:
-            self.failures.setdefault(self.sender_peer_ids[sender_index], _cause(error))
+            if self._failed_stream == sender:  # else it fails because another has made the round void
+                self._note(sender, error)
             raise
 
 
@@ -120,8 +189,8 @@ class _ClosesFirst:
     48 KB), and a complete round looks like a lost groupmate.
     """
 
-    def __init__(self, stub: Any, num_parts: int) -> None:
-        self._stub, self._num_parts = stub, num_parts
+    def __init__(self, stub: Any, num_parts: int, on_refusal: Callable[[PeerID], None]) -> None:
+        self._stub, self._num_parts, self._on_refusal = stub, num_parts, on_refusal
 
     async def rpc_aggregate_part(
         self, parts: AsyncIterator[averaging_pb2.AveragingData]
@@ -134,16 +203,9 @@ class _ClosesFirst:
         async with contextlib.aclosing(answers):
             for _ in range(self._num_parts):
                 try:
-                    yield await anext(answers)
+                    answer = await anext(answers)
                 except StopAsyncIteration:
                     return
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return "did not answer in time"
-    if isinstance(error, AllreduceException) and "INTERNAL_ERROR" in str(error):
-        return "could not average and said so"
-    if isinstance(error, _LOST):
-        return f"was lost in the all-reduce ({type(error).__name__}: {error})"
-    return f"could not be decoded ({type(error).__name__}: {error})"
+                if answer.code != averaging_pb2.AVERAGED_PART:
+                    self._on_refusal(PeerID(answer.group_id))
+                yield answer

@@ -11,7 +11,6 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -22,64 +21,26 @@ from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES
 from hivemind.compression import CompressionBase
-from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
+from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture, get_dht_time
 from numpy.typing import NDArray
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
-from ray_gossip.hive.clock import stretch
-from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
+from ray_gossip.hive.meeting import Gathering
 from ray_gossip.hive.membership import Member, Membership, View
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
+from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, Stage
+from ray_gossip.hive.round import FINAL_ROUND, NoRound, RoundResult, RoundSoFar
 from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome
 from ray_gossip.schedule import group_of, radices
 
-FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
-_ANSWER_S = 2.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 _MIN_DEADLINE_S = 2.0  # learned all-reduce deadlines never fall below this
 _SLACK = 4.0  # a learned deadline is this many times the slowest of the recent all-reduces
-_UNREACHABLE = "could not be reached"
-
-Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundResult:
-    """What the averager process says about a round. The delta, if any, is in shared memory."""
-
-    outcome: Outcome
-    cause: str
-    group: tuple[int, ...]  # peer indices
-    matchmaking_s: float
-    allreduce_s: float
-    bytes_sent: int
-    moved: float
-    sketch_before: tuple[float, ...]
-    sketch_after: tuple[float, ...]
-    swarm_round: int  # the latest round that any member has begun
-    stretch: int  # consensus control: the next round is the next multiple of this
-
-
-class _NoRound(Exception):
-    """This round has ended without averaging, for this outcome and cause."""
-
-    def __init__(self, outcome: Outcome, cause: str) -> None:
-        super().__init__(cause)
-        self.outcome, self.cause = outcome, cause
-
-
-class _Round:
-    """What has become of one round so far."""
-
-    def __init__(self, own: Member) -> None:
-        self.group = {own.peer_index}
-        self.notes: list[str] = []  # who was missing, although the round went on
-        self.matchmaking_s = self.allreduce_s = 0.0
 
 
 class GossipAverager(AlwaysForked, DecentralizedAverager):
@@ -112,9 +73,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._mixer = Mixer(gossip)
         self._sketch = Sketch(state.numel())
         self._traffic = Traffic()
-        self._stage: Stage = (-1, 0)
-        self._meeting_key = ""
-        self._meetings: dict[str, Meeting] = {}
         self._recent_allreduce_s: list[float] = []
         super().__init__(
             [state],
@@ -127,6 +85,12 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             request_timeout=min(3.0, gossip.matchmaking_s / 2),
             min_matchmaking_time=gossip.matchmaking_s,
             shutdown_timeout=_SHUTDOWN_S,
+        )
+        self._rendezvous = Rendezvous(
+            peer_id=own.peer_id,
+            schema_hash=self.schema_hash,
+            wait_s=self._wait_s,
+            stub=lambda peer_id: self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix),
         )
 
     # ---- called from the training process -------------------------------------------------------------------------
@@ -198,12 +162,12 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     async def _gossip_round(self, round: int, weight: float) -> RoundResult:
         snapshot = self._averaged_tensors[0]
         before = self._sketch(snapshot.numpy())
-        run = _Round(self._own)
+        run = RoundSoFar(self._own.peer_index)
         outcome: Outcome = "averaged"
         change: NDArray[np.float32] | None = None
         try:
             change = await self._change(round, snapshot, weight, run)
-        except _NoRound as ended:
+        except NoRound as ended:
             outcome = ended.outcome
             run.notes.insert(0, ended.cause)
         finally:
@@ -226,8 +190,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             stretch=self._own.stretch,
         )
 
-    async def _change(self, round: int, snapshot: torch.Tensor, weight: float, run: _Round) -> NDArray[np.float32]:
-        """Run all stages of a round; returns what to add to the parameters. Raises _NoRound."""
+    async def _change(self, round: int, snapshot: torch.Tensor, weight: float, run: RoundSoFar) -> NDArray[np.float32]:
+        """Run all stages of a round; returns what to add to the parameters. Raises NoRound."""
         is_final = round >= FINAL_ROUND
         view = self._membership.view if is_final else await self._membership.at_round(round)
         members = view.at(round)
@@ -255,7 +219,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         difference = state - snapshot
         change = self._mixer.change(snapshot, difference, alpha=1.0 if is_exact else self.gossip.alpha, plain=is_final)
         if not np.isfinite(change).all():
-            raise _NoRound("failed", "the group's mean is not finite")
+            raise NoRound("failed", "the group's mean is not finite")
         if is_exact:
             self._mixer.set_anchor(state, round + 1)
         else:
@@ -282,12 +246,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         num_peers = len(view.present)
         share = (1 - 1 / group_size) * num_peers / (num_peers - 1)
         distance = float(difference.norm()) / math.sqrt(share) / max(float(snapshot.norm()), 1e-12)
-        self._membership.own = replace(self._own, distance=distance)
-        others = [member for member in view.present if member.peer_id != self._own.peer_id]
-        now = View((*others, self._own))
-        self._membership.own = replace(
-            self._own, stretch=stretch(now.stretch, distance=now.distance, target=self.gossip.consensus_target)
-        )
+        self._membership.control_consensus(distance, target=self.gossip.consensus_target)
 
     # ---- meeting the group ----------------------------------------------------------------------------------------
 
@@ -295,19 +254,22 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         if schedule == "hivemind":
             return await self._match(stage, excuse)
         group = self._scheduled_group(members, schedule, turn)
-        self._stage, self._meeting_key = stage, _meeting_key(stage, group)  # both at once: `rpc_coming` reads them
+        self._rendezvous.go_to(stage, group)
         if len(group) == 1:
-            raise _NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
-        gathering = await self._attend(stage, group, excuse)
+            raise NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
+        try:
+            gathering = await self._rendezvous.attend(stage, group, excuse=excuse, anchor=self._mixer.anchor_id)
+        except NoMeeting as error:
+            raise NoRound("failed", str(error)) from None
         if excuse:
-            raise _NoRound("failed", f"nothing was sent: {excuse}")
+            raise NoRound("failed", f"nothing was sent: {excuse}")
         if self._own.peer_id not in gathering.present:
-            raise _NoRound("alone", "came after its group had begun")
+            raise NoRound("alone", "came after its group had begun")
         smallest = 2 if stage[0] >= FINAL_ROUND else self.gossip.min_group_size
         if gathering.absent and len(gathering.present) < smallest:
             names = {member.peer_id: member for member in members}
             causes = "; ".join(_causes(gathering.absent, names))
-            raise _NoRound("alone", f"no group of {smallest}: {causes}")
+            raise NoRound("alone", f"no group of {smallest}: {causes}")
         return gathering
 
     def _scheduled_group(self, members: Sequence[Member], schedule: str, turn: int) -> list[str]:
@@ -330,7 +292,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     async def _match(self, stage: Stage, excuse: str) -> Gathering:
         """hivemind's own matchmaking: whoever looks for a group at the same time, under the same key."""
         if excuse:
-            raise _NoRound("failed", f"nothing was sent: {excuse}")
+            raise NoRound("failed", f"nothing was sent: {excuse}")
         deadline = get_dht_time() + 2 * self.gossip.matchmaking_s
         step = StepControl(
             scheduled_time=get_dht_time() + self.gossip.matchmaking_s,
@@ -341,96 +303,28 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         )
         step.attach(MPFuture(), MPFuture())
         step.allow_allreduce()
-        self._stage = stage
+        self._rendezvous.go_to(stage, ())
         found = await self._matchmaking.look_for_group(step)
         if found is None:
-            raise _NoRound("alone", f"hivemind's matchmaking found nobody within {2 * self.gossip.matchmaking_s:g} s")
+            raise NoRound("alone", f"hivemind's matchmaking found nobody within {2 * self.gossip.matchmaking_s:g} s")
         present = tuple(peer_id.to_base58() for peer_id in found.peer_ids)
         anchors = frozenset(map(msgpack.unpackb, found.gathered))
         return Gathering(found.group_id, present, {}, anchors)
 
-    async def _attend(self, stage: Stage, group: Sequence[str], excuse: str) -> Gathering:
-        """Meet at the first host in the group's order that answers."""
-        anchor = self._mixer.anchor_id
-        request = averaging_pb2.JoinRequest(
-            schema_hash=self.schema_hash,
-            group_key=self._meeting_key,
-            gather=msgpack.packb([stage, group, excuse, anchor]),
-        )
-        for host in group:
-            if host == self._own.peer_id:
-                return await self._open_meeting(stage, group).attend(host, excuse, anchor)
-            try:
-                if await self._ask_whether_coming(host, stage, self._meeting_key) == _UNREACHABLE:
-                    continue
-                stub = self.get_stub(self._p2p, PeerID.from_base58(host), namespace=self.prefix)
-                wait_s = self._wait_s(stage) + _ANSWER_S + len(group) * PROBE_S
-                answer = await stub.rpc_meet(request, timeout=wait_s)
-            except asyncio.TimeoutError:
-                raise _NoRound("failed", "the host of the meeting did not answer in time") from None
-            except (P2PDaemonError, P2PHandlerError, ConnectionError):
-                continue
-            if answer.code == averaging_pb2.BAD_SCHEMA_HASH:
-                raise _NoRound("failed", "groupmates average tensors of another size: not the same model")
-            present, absent, anchors = msgpack.unpackb(answer.gathered[0])
-            return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
-        raise _NoRound("failed", "no groupmate could be reached")
-
     def _wait_s(self, stage: Stage) -> float:
         return self.final_s if stage[0] >= FINAL_ROUND else self.gossip.matchmaking_s
-
-    def _open_meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
-        """The meeting for this key, opened by whoever comes first; ended ones stay a while for latecomers."""
-        key = _meeting_key(stage, group)
-        if key not in self._meetings:
-            for old_key in [k for k, m in self._meetings.items() if m.age_s > 2 * m.wait_s + 60.0]:
-                del self._meetings[old_key]
-
-            async def probe(peer_id: str) -> str | None:
-                return await self._ask_whether_coming(peer_id, stage, key)
-
-            self._meetings[key] = Meeting(frozenset(group), probe, self._wait_s(stage))
-        return self._meetings[key]
 
     async def rpc_meet(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
-        """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
-        if request.schema_hash != self.schema_hash:
-            return averaging_pb2.MessageFromLeader(code=averaging_pb2.BAD_SCHEMA_HASH)
-        (round, stage), group, excuse, anchor = msgpack.unpackb(request.gather)
-        meeting = self._open_meeting((round, stage), group)
-        gathering = await meeting.attend(context.remote_id.to_base58(), excuse, anchor)
-        return averaging_pb2.MessageFromLeader(
-            code=averaging_pb2.BEGIN_ALLREDUCE,
-            group_id=gathering.group_id,
-            gathered=[msgpack.packb([gathering.present, gathering.absent, list(gathering.anchors)])],
-        )
+        """A groupmate comes to a meeting that this peer hosts."""
+        return await self._rendezvous.answer_meet(request, context.remote_id.to_base58())
 
     async def rpc_coming(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
-        """Is this peer still coming to the meeting `group_key`? `group_id` is empty, or says why not."""
-        stage = tuple(msgpack.unpackb(request.gather))
-        reason = ""
-        if self._own.left:
-            reason = "has left"
-        elif self._stage > stage:
-            reason = "is already in a later round"
-        elif self._stage == stage and self._meeting_key != request.group_key:
-            reason = "sees other members this round"
-        return averaging_pb2.MessageFromLeader(code=averaging_pb2.NO_CODE, group_id=reason.encode())
-
-    async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str) -> str | None:
-        if peer_id == self._own.peer_id:
-            return None  # its own local steps are late, but this process knows that they go on
-        request = averaging_pb2.JoinRequest(group_key=key, gather=msgpack.packb(stage))
-        stub = self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix)
-        try:
-            answer = await stub.rpc_coming(request, timeout=_ANSWER_S)
-        except (P2PDaemonError, P2PHandlerError, ConnectionError, asyncio.TimeoutError):
-            return _UNREACHABLE
-        return answer.group_id.decode() or None
+        """A host asks whether this peer is still coming."""
+        return self._rendezvous.answer_coming(request, has_left=self._own.left)
 
     # ---- the all-reduce -------------------------------------------------------------------------------------------
 
@@ -443,7 +337,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         *,
         exact: bool,
     ) -> torch.Tensor:
-        """The difference between the group's mean and `state`, within the learned deadline. Raises _NoRound."""
+        """The difference between the group's mean and `state`, within the learned deadline. Raises NoRound."""
         outgoing, codec = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
         allreduce = self._prepare(gathering, outgoing, codec, weight)
         deadline_s = self._deadline_s()
@@ -453,11 +347,11 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
                 self._running_groups[allreduce.group_id].set_result(allreduce)
                 difference = await asyncio.wait_for(allreduce.reduce(), timeout=deadline_s)
         except asyncio.TimeoutError:
-            raise _NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s") from None
+            causes = "; ".join(_causes(allreduce.failures, names))
+            raise NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s: {causes}") from None
         if allreduce.received_share < 1.0:
-            failures = {peer_id.to_base58(): why for peer_id, why in allreduce.failures.items()}
-            causes = "; ".join(_causes(failures, names)) or "parts are missing"
-            raise _NoRound(
+            causes = "; ".join(_causes(allreduce.failures, names)) or "parts are missing"
+            raise NoRound(
                 "partial" if allreduce.received_share > 0 else "failed",
                 f"{allreduce.received_share:.0%} of the mean arrived: {causes}",
             )
@@ -486,10 +380,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         if len(self._recent_allreduce_s) < 3:
             return self.gossip.allreduce_s
         return min(self.gossip.allreduce_s, max(_MIN_DEADLINE_S, _SLACK * max(self._recent_allreduce_s)))
-
-
-def _meeting_key(stage: Stage, group: Sequence[str]) -> str:
-    return f"{stage[0]}.{stage[1]}:{'.'.join(sorted(group))}"
 
 
 def _causes(absent: Mapping[str, str], names: Mapping[str, Member]) -> list[str]:

@@ -19,11 +19,12 @@ from hivemind.utils import MPFuture
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
-from ray_gossip.hive.averager import FINAL_ROUND, GossipAverager, RoundResult
+from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.clock import RoundClock
 from ray_gossip.hive.engine import FinalResult, TrainingState
 from ray_gossip.hive.membership import REFRESH_S, Member, View
 from ray_gossip.hive.mixer import check_codec
+from ray_gossip.hive.round import FINAL_ROUND, RoundResult
 from ray_gossip.records import RoundReport
 
 _FINAL_ATTEMPTS = 3

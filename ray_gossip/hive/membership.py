@@ -17,6 +17,8 @@ import hivemind
 from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
+from ray_gossip.hive.clock import stretch
+
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
 REDECLARE_S = 5.0  # three chances to renew a declaration before it expires
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
@@ -172,6 +174,12 @@ class Membership:
             self._declaring = asyncio.create_task(self._declare())
             await self.read()
         return self.view
+
+    def control_consensus(self, distance: float, *, target: float) -> None:
+        """Take this peer's estimate of the distance into account, and adapt how often the swarm meets."""
+        self.own = replace(self.own, distance=distance)
+        now = View((*(member for member in self.view.present if member.peer_id != self.own.peer_id), self.own))
+        self.own = replace(self.own, stretch=stretch(now.stretch, distance=now.distance, target=target))
 
     async def _declare(self) -> None:
         await self._dht.store(

@@ -10,7 +10,9 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import stat
+import struct
 import warnings
 from collections.abc import Sequence
 from multiprocessing.context import ForkProcess
@@ -21,6 +23,7 @@ import hivemind
 from hivemind.utils import MPFuture
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _guarded = False
 
 
@@ -69,12 +72,26 @@ class AlwaysForked:
 
 
 def _open_sockets() -> dict[int, tuple[int, int]]:
+    """Descriptor -> identity of each open socket, but for those that lead to a child of this process."""
     sockets = {}
     for entry in Path("/proc/self/fd").iterdir():
         identity = _socket_identity(int(entry.name))
-        if identity is not None:
+        if identity is not None and not _leads_to_child(int(entry.name)):
             sockets[int(entry.name)] = identity
     return sockets
+
+
+def _leads_to_child(descriptor: int) -> bool:
+    """True for the socket to torch's shared-memory manager: forked children share tensors through it too."""
+    with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        if duplicate.family != socket.AF_UNIX:
+            return False
+        pid, _, _ = _CREDENTIALS.unpack(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # not a process of this machine, or gone
+        return False
+    return int(status.rpartition(")")[2].split()[1]) == os.getpid()
 
 
 def _socket_identity(descriptor: int) -> tuple[int, int] | None:

@@ -1,0 +1,144 @@
+"""How a peer gets to its group's meeting, and how it hosts one for others.
+
+Two calls between averager processes: `rpc_meet` (come to the meeting that you host) and `rpc_coming` (are you still
+coming to this one?). Both live on the averager, which is what hivemind registers with libp2p, and end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgpack
+from hivemind.p2p import P2PDaemonError, P2PHandlerError
+from hivemind.proto.averaging_pb2 import BAD_SCHEMA_HASH, BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
+
+from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
+
+Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
+
+ANSWER_S = 2.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
+_KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it waits
+_UNREACHABLE = "could not be reached"
+_GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
+
+
+class Stub(Protocol):
+    """What another peer's averager answers to."""
+
+    async def rpc_meet(self, request: JoinRequest, timeout: float | None = None) -> MessageFromLeader: ...
+
+    async def rpc_coming(self, request: JoinRequest, timeout: float | None = None) -> MessageFromLeader: ...
+
+
+class NoMeeting(Exception):
+    """This peer's group could not meet; the message says why."""
+
+
+class Rendezvous:
+    """The meetings that one peer attends and hosts.
+
+    Args:
+        peer_id: this peer's, base58.
+        schema_hash: peers that average other tensors are turned away.
+        wait_s: how long a meeting of this stage waits for those who are late.
+        stub: how to call another peer.
+    """
+
+    def __init__(
+        self, *, peer_id: str, schema_hash: bytes, wait_s: Callable[[Stage], float], stub: Callable[[str], Stub]
+    ) -> None:
+        self._peer_id, self._schema_hash, self._wait_s, self._stub = peer_id, schema_hash, wait_s, stub
+        self._stage: Stage = (-1, 0)
+        self._key = ""
+        self._hosted: dict[str, Meeting] = {}
+
+    def go_to(self, stage: Stage, group: Sequence[str]) -> None:
+        """From now on others hear that this peer is at this stage, in this group."""
+        self._stage, self._key = stage, _key(stage, group)  # both at once: `answer_coming` reads them
+
+    async def attend(self, stage: Stage, group: Sequence[str], *, excuse: str, anchor: int) -> Gathering:
+        """Meet at the first host in the group's order that answers; waits as long as the meeting does.
+
+        Args:
+            group: peer ids, in the order in which they serve as host.
+            excuse: not empty: this peer does not take part, and says why, so that nobody waits for it.
+
+        Raises:
+            NoMeeting: nobody could be reached, or the host does not answer or averages other tensors.
+        """
+        request = JoinRequest(
+            schema_hash=self._schema_hash,
+            group_key=_key(stage, group),
+            gather=msgpack.packb([stage, group, excuse, anchor]),
+        )
+        for host in group:
+            if host == self._peer_id:
+                return await self._meeting(stage, group).attend(host, excuse, anchor)
+            try:
+                if await self._ask_whether_coming(host, stage, request.group_key) == _UNREACHABLE:
+                    continue
+                wait_s = self._wait_s(stage) + ANSWER_S + len(group) * PROBE_S
+                answer = await self._stub(host).rpc_meet(request, timeout=wait_s)
+            except asyncio.TimeoutError:
+                raise NoMeeting("the host of the meeting did not answer in time") from None
+            except _GONE:
+                continue
+            if answer.code == BAD_SCHEMA_HASH:
+                raise NoMeeting("groupmates average tensors of another size: not the same model")
+            present, absent, anchors = msgpack.unpackb(answer.gathered[0])
+            return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
+        raise NoMeeting("no groupmate could be reached")
+
+    async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
+        """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
+        if request.schema_hash != self._schema_hash:
+            return MessageFromLeader(code=BAD_SCHEMA_HASH)
+        (round, turn), group, excuse, anchor = msgpack.unpackb(request.gather)
+        gathering = await self._meeting((round, turn), group).attend(guest, excuse, anchor)
+        return MessageFromLeader(
+            code=BEGIN_ALLREDUCE,
+            group_id=gathering.group_id,
+            gathered=[msgpack.packb([gathering.present, gathering.absent, list(gathering.anchors)])],
+        )
+
+    def answer_coming(self, request: JoinRequest, *, has_left: bool) -> MessageFromLeader:
+        """Whether this peer is still coming to the meeting `group_key`: `group_id` is empty, or says why not."""
+        stage = tuple(msgpack.unpackb(request.gather))
+        reason = ""
+        if has_left:
+            reason = "has left"
+        elif self._stage > stage:
+            reason = "is already in a later round"
+        elif self._stage == stage and self._key != request.group_key:
+            reason = "sees other members this round"
+        return MessageFromLeader(code=NO_CODE, group_id=reason.encode())
+
+    def _meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
+        """The meeting of this group, opened by whoever comes first; ended ones stay a while for latecomers."""
+        key = _key(stage, group)
+        if key not in self._hosted:
+            for old_key in [k for k, m in self._hosted.items() if m.age_s > m.wait_s + _KEPT_S]:
+                del self._hosted[old_key]
+
+            async def probe(peer_id: str) -> str | None:
+                return await self._ask_whether_coming(peer_id, stage, key)
+
+            self._hosted[key] = Meeting(frozenset(group), probe, self._wait_s(stage))
+        return self._hosted[key]
+
+    async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str) -> str | None:
+        if peer_id == self._peer_id:
+            return None  # its own local steps are late, but this process knows that they go on
+        request = JoinRequest(group_key=key, gather=msgpack.packb(stage))
+        try:
+            answer = await self._stub(peer_id).rpc_coming(request, timeout=ANSWER_S)
+        except (*_GONE, asyncio.TimeoutError):
+            return _UNREACHABLE
+        reason: Any = answer.group_id.decode()
+        return reason or None
+
+
+def _key(stage: Stage, group: Sequence[str]) -> str:
+    return f"{stage[0]}.{stage[1]}:{'.'.join(sorted(group))}"
