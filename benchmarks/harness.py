@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ray_gossip.config import Config
 from ray_gossip.hive import Engine, TrainingState, build_engine, guard_forks, quiet_hivemind, start_dht
+from ray_gossip.records import RoundReport
 from ray_gossip.testing import Peers, RemotePeer
 
 START_S = 120.0
@@ -45,6 +50,83 @@ class BenchmarkPeer:
 
     def close_engine(self) -> None:
         self.engine.shutdown()
+
+
+class FlatModel:
+    """A model of one flat parameter, with an optimizer, as engines want it; its gradient is always the same."""
+
+    def __init__(self, size: int) -> None:
+        self.parameter = torch.nn.Parameter(torch.zeros(size))
+        self.optimizer: Any = torch.optim.SGD([self.parameter], lr=1e-3)
+        self._gradient = torch.ones(size)
+
+    def step(self) -> None:
+        """The optimizer's update, which hivemind's wrapper turns into its rounds."""
+        self.parameter.grad = self._gradient
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def read_state(self, out: torch.Tensor) -> None:
+        out.copy_(self.parameter)
+
+    @torch.no_grad()
+    def add_to_state(self, delta: torch.Tensor) -> None:
+        self.parameter.add_(delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How one peer got on with its local steps."""
+
+    seconds: float
+    step_s: tuple[float, ...]  # of each local step, from its begin to the end of `after_step`
+    reports: tuple[RoundReport, ...]
+
+    @property
+    def steps_per_s(self) -> float:
+        return len(self.step_s) / self.seconds
+
+
+class SteppingPeer(BenchmarkPeer):
+    """A peer whose local step takes a fixed time and no CPU, as a GPU's would, but for the optimizer's update."""
+
+    def open(self, config: Config, run_id: str, size: int) -> None:
+        self.model = FlatModel(size)
+        self.open_engine(config, run_id, self.model, size)
+
+    def train(self, fixed_s: float, seconds: float) -> Pace:
+        """Local steps of `fixed_s` for so many seconds."""
+        step_s: list[float] = []
+        reports: list[RoundReport] = []
+        begun = started = time.monotonic()
+        while started - begun < seconds:
+            time.sleep(fixed_s)
+            self.model.step()
+            reports += self.engine.after_step(len(step_s) + 1)
+            now = time.monotonic()
+            step_s.append(now - started)
+            started = now
+        return Pace(seconds=started - begun, step_s=tuple(step_s), reports=tuple(reports))
+
+
+_run_ids = itertools.count()
+
+
+def measure(
+    peers: Sequence[RemotePeer], config: Config, *, fixed_s: Sequence[float], size: int, seconds: float
+) -> list[Pace]:
+    """Let SteppingPeers train together with one config; peer i takes fixed_s[i] seconds a local step."""
+    all_at_once(peers, SteppingPeer.open, config, f"measure{next(_run_ids)}", size, wait_s=START_S)
+    for peer, step_s in zip(peers, fixed_s, strict=True):
+        peer.send(SteppingPeer.train, step_s, seconds)
+    paces = [peer.receive(seconds + START_S) for peer in peers]
+    all_at_once(peers, SteppingPeer.close_engine, wait_s=START_S)
+    return paces
+
+
+def count_outcomes(paces: Iterable[Pace]) -> dict[str, int]:
+    """Rounds by outcome, as all peers reported them."""
+    return dict(Counter(report.outcome for pace in paces for report in pace.reports))
 
 
 def start_peers(build: Callable[[int, Sequence[str]], BenchmarkPeer], num_peers: int) -> Peers:

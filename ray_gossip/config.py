@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ray_gossip.errors import ConfigError
 
@@ -22,6 +22,14 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_a_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """To YAML, yes and on are true; to Python, true is 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is no value for it, because it is no switch")
+        return value
 
 
 class SwarmConfig(Section):
@@ -131,21 +139,70 @@ class GossipConfig(Section):
 class DataConfig(Section):
     """What the swarm learns."""
 
-    name: Literal["digits"] = "digits"
-    """The data set. digits: 1,797 real images of handwritten digits, 8x8, that scikit-learn ships; needs no network."""
+    name: Literal["digits", "cifar10", "tiny_imagenet"] = "digits"
+    """The data set. digits: 1,797 real images of handwritten digits, 8x8, that scikit-learn ships; needs no network.
+    cifar10: 60,000 colour images of 32x32 in 10 classes. tiny_imagenet: 110,000 of 64x64 in 200 classes."""
     root: Path | None = None
-    """Folder of the data set, for those that are read from disk."""
+    """Folder that holds the data set as it is published, i.e. `cifar-10-batches-py` or `tiny-imagenet-200`; on every
+    node. `~` is each node's own home; a relative folder counts from where the command was given."""
+    download: bool = False
+    """Fetch what is missing in `root` from where it is published. false: say what to fetch."""
+    cache: Path | None = None
+    """Folder for decoded images, on every node; unset: `root`. A fast local disk when `root` is slow or read-only.
+    Tiny ImageNet takes 1.4 GB there."""
+    prepare_s: float = Field(900.0, gt=0)
+    """Deadline in seconds for a peer that waits while another process of its node downloads or decodes. Better:
+    `ray-gossip data prepare CONFIG` ahead of time."""
     batch_size: int = Field(32, ge=1)
     """Samples of one local step of one peer, 1 or more."""
-    shards: Literal["iid"] = "iid"
-    """How samples are dealt to peers. iid: shuffled, then cut into equal parts."""
+    augment: Literal["auto", "none", "standard"] = "auto"
+    """What is done to training images. standard: random crop after padding by `crop_padding`, horizontal flip, cutout.
+    auto: standard for cifar10 and tiny_imagenet, none for digits, whose mirror images are no digits."""
+    crop_padding: int = Field(4, ge=0)
+    """Pixels of black that a random crop may move into the image, with augment=standard; 0: no crop."""
+    cutout: int | None = Field(None, ge=0)
+    """Edge in pixels of the square that is greyed out, with augment=standard; 0: none; unset: a quarter of the image's
+    height. Raise it for long runs that overfit, 0 for runs of a few passes."""
+    shards: Literal["iid", "dirichlet", "label_sorted", "by_size"] = "iid"
+    """How samples are dealt to peers. iid: shuffled, then cut into equal parts. dirichlet: every class is split among
+    peers in shares drawn from Dirichlet(dirichlet_alpha). label_sorted: sorted by class, then cut into equal parts, so
+    that a peer sees few classes. by_size: shuffled, then cut into parts as unequal as shard_sizes."""
+    dirichlet_alpha: float = Field(0.5, gt=0)
+    """shards=dirichlet: how even the shares are. 100 is close to iid, 0.1 leaves a peer one or two classes."""
+    shard_sizes: tuple[float, ...] = ()
+    """shards=by_size: relative sizes of the peers' shards, repeated when there are more peers. [1, 4]: every second
+    peer has four times as many samples."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are augmented."""
+        return self.augment == "standard" or (self.augment == "auto" and self.name != "digits")
+
+    @field_validator("root", "cache")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return folder if folder is None or str(folder).startswith("~") else folder.absolute()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.name != "digits" and self.root is None:
+            raise ValueError(f"name={self.name} is read from disk: set data.root to the folder that holds it")
+        if (self.shards == "by_size") != bool(self.shard_sizes):
+            raise ValueError("shards=by_size and shard_sizes=[...] need each other; set both, or neither")
+        if any(size <= 0 for size in self.shard_sizes):
+            raise ValueError(f"shard_sizes={list(self.shard_sizes)}: every size must be above 0")
+        return self
 
 
 class ModelConfig(Section):
     """The network."""
 
-    name: Literal["cnn", "mlp"] = "cnn"
-    """cnn: three 3x3 convolutions. mlp: two hidden layers."""
+    name: Literal["cnn", "mlp", "resnet18", "resnet20", "resnet50"] = "cnn"
+    """cnn: three 3x3 convolutions. mlp: two hidden layers. resnet20: He et al.'s for CIFAR, 0.27 million parameters.
+    resnet18: 11 million, for CIFAR (3x3 stem, no max-pool). resnet50: torchvision's, 24 million, with a 3x3 stem."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation of the resnets. group does not depend on the batch: for batches below 16 and for shards so skewed
+    that the peers' batch statistics have little in common."""
 
 
 class OptimizerConfig(Section):
@@ -174,6 +231,14 @@ class TrainConfig(Section):
     """Local steps between two evaluations of a peer's own model on the test split."""
     report_s: float = Field(0.5, gt=0)
     """Seconds between two progress reports of a peer."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward and backward pass under autocast; parameters, optimizer and averaging stay float32. About twice
+    as fast on a GPU since Ampere."""
+    compile: bool = False
+    """torch.compile the model. A minute at the start, faster steps after it: for runs of many minutes on a GPU."""
+    recalibrate_samples: int = Field(0, ge=0)
+    """Training samples, from all shards, on which the merged model's BatchNorm statistics are measured afresh before
+    it is evaluated and saved; 0: they are the mean of the peers'. 1000 for skewed shards."""
 
 
 class Config(Section):
@@ -230,7 +295,11 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         if "=" not in override.lstrip("="):
             raise ConfigError(f"cannot read the override {override!r}: write key=value, such as gossip.group_size=2")
     try:
-        merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        changes = OmegaConf.from_dotlist(list(overrides))
+        for clock, other in (("steps", "seconds"), ("seconds", "steps")):
+            if OmegaConf.select(changes, f"gossip.{clock}") is not None and OmegaConf.is_dict(tree.get("gossip")):
+                tree.gossip.pop(other, None)  # the override's clock replaces that of the file
+        merged = OmegaConf.merge(tree, changes)
         values = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot apply the overrides: {_first_line(error)}") from None
@@ -260,13 +329,34 @@ _SHIPPED_LACKS = [
 
 def skipped(config: Config) -> list[str]:
     """A sentence for each setting of the user's that this run leaves out."""
-    if config.engine != "hivemind":
-        return []
-    defaults = GossipConfig()
+    sentences = _skipped_in_data(config.data)
+    if config.model.name in ("cnn", "mlp") and config.model.norm != "batch":
+        sentences.append(
+            f"model.norm={config.model.norm} is skipped: model.name={config.model.name} normalises nothing"
+        )
+    if config.engine == "hivemind":
+        sentences += [
+            f"gossip.{key}={getattr(config.gossip, key)} is skipped: engine=hivemind has no such setting"
+            for key in _SHIPPED_LACKS
+            if getattr(config.gossip, key) != GossipConfig.model_fields[key].default
+        ]
+    return sentences
+
+
+def _skipped_in_data(data: DataConfig) -> list[str]:
+    on_disk, augments = data.name != "digits", data.augments
+    used = {
+        "root": (on_disk, f"name={data.name} is shipped with a package"),
+        "download": (on_disk, f"name={data.name} is shipped with a package"),
+        "cache": (data.name == "tiny_imagenet", f"name={data.name} is not decoded"),
+        "crop_padding": (augments, "images are not augmented"),
+        "cutout": (augments, "images are not augmented"),
+        "dirichlet_alpha": (data.shards == "dirichlet", f"shards={data.shards}"),
+    }
     return [
-        f"gossip.{key}={getattr(config.gossip, key)} is skipped: engine=hivemind has no such setting"
-        for key in _SHIPPED_LACKS
-        if getattr(config.gossip, key) != getattr(defaults, key)
+        f"data.{key}={getattr(data, key)} is skipped: {why}"
+        for key, (is_used, why) in used.items()
+        if not is_used and getattr(data, key) != DataConfig.model_fields[key].default
     ]
 
 
@@ -289,10 +379,13 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(location) or "config"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if mistake["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_siblings(location))}"
-        return f"unknown key {key}{hint}{more}"
+        meant = " or ".join(_meant(location))
+        hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(_siblings(location))}"
+        return f"unknown key {key}; {hint}{more}"
     message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if mistake["type"] == "model_type":
+        example = next((known for known in _keys(Config) if known.startswith(f"{key}.")), "gossip.group_size")
+        return f"{key}={mistake['input']!r}: {key} is a section; set a key in it, such as {example}{more}"
     if mistake["type"] == "value_error":
         return f"{key}: {message}{more}"
     return f"{key}={mistake['input']!r} {message}{_help(location)}{more}"
@@ -323,6 +416,17 @@ def _section_of(location: Sequence[str]) -> type[BaseModel]:
 
 def _siblings(location: Sequence[str]) -> list[str]:
     return list(_section_of(location).model_fields)
+
+
+def _meant(location: Sequence[str]) -> list[str]:
+    """Known keys that look like this unknown one: in its section, else in any."""
+    *section, name = location
+    here = difflib.get_close_matches(name, _siblings(location), n=1)
+    if here:
+        return [".".join([*section, *here])]
+    last_names = {key: key.rpartition(".")[2] for key in _keys(Config)}
+    anywhere = difflib.get_close_matches(name, set(last_names.values()), n=1)
+    return [key for key, last in last_names.items() if last in anywhere]
 
 
 def _help(location: Sequence[str]) -> str:

@@ -8,13 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
+import torch._dynamo  # the first optimizer loads it: 1.5 s, to be spent before others wait for this peer
 
 from ray_gossip import data, models
 from ray_gossip.config import Config
 from ray_gossip.hive import build_engine, guard_forks, quiet_hivemind, start_dht, stop_dht
-from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record
+from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
 from ray_gossip.trainer import Trainer, state_size
 
 
@@ -45,7 +47,9 @@ class Peer:
         self.config, self.peer_index = config, peer_index
         self._stopping = threading.Event()
         dataset = data.load(config.data)
-        shards = data.shards(len(dataset.train_labels), num_shards=config.swarm.num_peers, seed=config.seed)
+        shards = data.deal(dataset.train_labels, config.swarm.num_peers, config=config.data, seed=config.seed)
+        shard = shards[peer_index]
+        self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
         model = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=config.seed)
         self.dht = start_dht(initial_peers=initial_peers(), host=host, start_s=config.swarm.start_s)
         self.engine = build_engine(
@@ -57,7 +61,7 @@ class Peer:
             node=node,
         )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
-        self.trainer = Trainer(config, model=model, dataset=dataset, shard=shards[peer_index], device=device)
+        self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
         self.engine.attach(self.trainer)
 
     def started(self) -> PeerStarted:
@@ -74,21 +78,25 @@ class Peer:
             device=name,
             num_parameters=sum(parameter.numel() for parameter in self.trainer.model.parameters()),
             num_samples=self.trainer.num_samples,
+            class_counts=self._class_counts,
         )
 
     def multiaddrs(self) -> tuple[str, ...]:
         """Where other peers can dial this one."""
         return tuple(str(address) for address in self.dht.get_visible_maddrs())
 
-    def run(self) -> Iterator[list[Record]]:
+    def run(self, *, founders: int) -> Iterator[list[Record]]:
         """Train until `train.local_steps` or `stop()`; yields what happened every `train.report_s` seconds.
 
         Ends with the final rounds, unless it was stopped.
+
+        Args:
+            founders: peers, this one included, that begin together: the first step waits for them.
         """
         config, trainer = self.config, self.trainer
-        self.engine.join(founders=config.swarm.num_peers)
+        self.engine.join(founders=founders)
         trainer.take_progress()  # keeps the wait for the others out of the first rate
-        records: list[Record] = [self._notice(text) for text in trainer.notices]
+        records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
             trainer.step()
@@ -122,7 +130,8 @@ class Peer:
             sketch=final.sketch,
         )
         agreed = final.outcome in ("averaged", "alone")
-        yield [*final.reports, *([self._evaluate("merged")] if agreed else []), finished]
+        merged = [self._evaluate("merged", batch_norm=trainer.settle_statistics())] if agreed else []
+        yield [*final.reports, *merged, finished]
 
     def stop(self) -> None:
         """Ask `run()` to end after the present local step. From any thread."""
@@ -144,16 +153,23 @@ class Peer:
         progress = self.trainer.take_progress()
         return Progress(peer_index=self.peer_index, wall_time=time.time(), **progress._asdict())
 
-    def _evaluate(self, model: str) -> Evaluation:
+    def _evaluate(self, model: Literal["peer", "merged"], *, batch_norm: Statistics = "none") -> Evaluation:
         accuracy, loss = self.trainer.evaluate()
         return Evaluation(
             peer_index=self.peer_index,
             wall_time=time.time(),
             local_step=self.trainer.local_step,
-            model="merged" if model == "merged" else "peer",
+            model=model,
             accuracy=accuracy,
             loss=loss,
+            batch_norm=batch_norm,
         )
+
+    def _device_notices(self) -> list[str]:
+        reserved = self.config.swarm.gpus_per_peer
+        if reserved > 0 and self.trainer.device.type == "cpu":
+            return [f"swarm.gpus_per_peer={reserved:g} is reserved, but torch finds no CUDA here: it trains on the CPU"]
+        return []
 
     def _notice(self, text: str) -> Notice:
         return Notice(peer_index=self.peer_index, wall_time=time.time(), text=text)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Outcome = Literal["averaged", "partial", "alone", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("averaged", "partial", "alone", "failed")
+Statistics = Literal["none", "averaged", "recalibrated"]  # BatchNorm's, in the merged model; none: it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class PeerStarted(Record):
     device: str  # "cpu" or "cuda:0 (NVIDIA H200)"
     num_parameters: int
     num_samples: int  # size of this peer's shard
+    class_counts: tuple[int, ...] = ()  # of its shard, by class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Evaluation(Record):
     model: Literal["peer", "merged"]  # this peer's own parameters, or the mean of the swarm after the final rounds
     accuracy: float  # 0..1
     loss: float
+    batch_norm: Statistics = "none"  # where the merged model's statistics come from
 
 
 @dataclass(frozen=True, kw_only=True)

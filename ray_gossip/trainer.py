@@ -6,23 +6,27 @@ and change it as one flat vector, [state_size] float32 on the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
 
 from ray_gossip.config import Config, OptimizerConfig
-from ray_gossip.data import Batches, Dataset
+from ray_gossip.data import Batches, Dataset, Normaliser, augmentation
 from ray_gossip.errors import ConfigError
+from ray_gossip.records import Statistics
 
 EVAL_BATCH_SIZE = 1024  # bounds the memory that an evaluation takes
 
@@ -61,21 +65,32 @@ class Trainer:
         """
         self.device = device
         self.model = model.to(device)
+        if device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)  # in which its convolutions are fastest
+            torch.backends.cudnn.benchmark = True  # batches have one size: the fastest algorithm is worth a search
         self.batches = Batches(
             dataset.train_images[shard],
             dataset.train_labels[shard],
             batch_size=config.data.batch_size,
             seed=config.seed,
             device=device,
+            augmentation=augmentation(config.data, in_shape=dataset.in_shape),
+            scale=dataset.scale,
         )
         self.optimizer, self.notices = _build_optimizer(config.optimizer, self.model)
+        self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if config.train.compile else self.model
+        self._in_bf16 = config.train.precision == "bf16"
         self._state = averaged_tensors(self.model)
         if config.gossip.average_momentum:
             self._state += _momentum(self.optimizer)
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, _lr_schedule(config))
+        self._upload = _Upload(device)
+        self._normalise = Normaliser(dataset.scale, device=device)
         self._test_images = dataset.test_images.to(device)
         self._test_labels = dataset.test_labels.to(device)
+        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        self._calibration = self._calibration_images(config, dataset)
         self._loss_sum = torch.zeros((), device=device)  # over the local steps since progress was last taken
         self._taken_step, self._taken_time = 0, time.monotonic()
 
@@ -103,7 +118,9 @@ class Trainer:
         """One optimizer update. On a GPU it only queues work: nothing here waits for the device."""
         images, labels = next(self.batches)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(images), labels)
+        with self._precision():
+            logits = self._network(images)
+        loss = F.cross_entropy(logits.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self._lr_schedule.step()
@@ -134,10 +151,27 @@ class Trainer:
     def evaluate(self) -> tuple[float, float]:
         """Accuracy (0..1) and mean loss on the test split. Training goes on as if it had not happened."""
         self.model.eval()
-        logits = torch.cat([self.model(images) for images in torch.split(self._test_images, EVAL_BATCH_SIZE)])
+        with self._precision():
+            logits = torch.cat([self.model(images) for images in self._in_pieces(self._test_images)]).float()
         self.model.train()
         accuracy = (logits.argmax(dim=1) == self._test_labels).float().mean()
         return accuracy.item(), F.cross_entropy(logits, self._test_labels).item()
+
+    @torch.no_grad()
+    def settle_statistics(self) -> Statistics:
+        """To be called on the merged model, before it is evaluated: measures its BatchNorm statistics afresh if the
+        config asks for it. The samples are drawn from all shards by the seed, so that all peers get the same.
+
+        Returns:
+            Where the statistics come from.
+        """
+        if not self._has_batch_norm:
+            return "none"
+        if self._calibration is None:
+            return "averaged"
+        with self._precision():
+            update_bn(self._in_pieces(self._calibration), self.model)
+        return "recalibrated"
 
     @torch.no_grad()
     def read_state(self, out: Tensor) -> None:
@@ -151,16 +185,34 @@ class Trainer:
     @torch.no_grad()
     def add_to_state(self, delta: Tensor) -> None:
         """x <- x + delta, with delta [state_size] float32 on the CPU."""
-        torch._foreach_add_(self._state, _cut(delta, self._state))
+        torch._foreach_add_(self._state, _cut(self._upload(delta), self._state))
 
     @torch.no_grad()
     def write_state(self, flat: Tensor) -> None:
         """x <- flat, with flat [state_size] float32 on the CPU."""
-        torch._foreach_copy_(self._state, _cut(flat, self._state))
+        torch._foreach_copy_(self._state, _cut(self._upload(flat), self._state))
 
     def model_state(self) -> dict[str, Tensor]:
         """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def _precision(self) -> contextlib.AbstractContextManager[None]:
+        """Of a forward pass. The loss, the parameters and what is averaged stay float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._in_bf16 else contextlib.nullcontext()
+
+    def _in_pieces(self, images: Tensor) -> Iterator[Tensor]:
+        """Normalised, and few enough at a time for the device's memory."""
+        return map(self._normalise, torch.split(images, EVAL_BATCH_SIZE))
+
+    def _calibration_images(self, config: Config, dataset: Dataset) -> Tensor | None:
+        """[num_images, channels, height, width] on the device; None when statistics are not measured afresh."""
+        num_images = config.train.recalibrate_samples
+        if num_images and not self._has_batch_norm:
+            self.notices.append(f"train.recalibrate_samples={num_images} is skipped: the model has no BatchNorm")
+        if num_images == 0 or not self._has_batch_norm:
+            return None
+        order = torch.randperm(dataset.num_train, generator=torch.Generator().manual_seed(config.seed))
+        return dataset.train_images[order[:num_images]].to(self.device)
 
 
 def averaged_tensors(model: nn.Module) -> list[Tensor]:
@@ -249,7 +301,28 @@ def _build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimiz
     return optimizer_class(model.parameters(), lr=config.lr, **options), notices
 
 
+class _Upload:
+    """Brings flat vectors to the device. To a GPU by way of pinned memory: from the averager's buffer itself, the
+    transfer would wait for all local steps that are queued."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pinned: Tensor | None = None
+        self._done = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        if self._done is None:
+            return flat.to(self._device)
+        if self._pinned is None or len(self._pinned) < len(flat):
+            self._pinned = torch.empty_like(flat, pin_memory=True)
+        self._done.synchronize()  # the transfer before this one has left the pinned memory
+        staged = self._pinned[: len(flat)].copy_(flat)
+        on_device = staged.to(self._device, non_blocking=True)
+        self._done.record()
+        return on_device
+
+
 def _cut(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """`flat` on the tensors' device, as views with their shapes."""
-    pieces = torch.split(flat.to(tensors[0].device), [tensor.numel() for tensor in tensors])
+    """`flat`, on the tensors' device, as views with their shapes."""
+    pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]

@@ -384,4 +384,4 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
 def _causes(absent: Mapping[str, str], names: Mapping[str, Member]) -> list[str]:
     """Who was missing and why, in words."""
-    return [f"{names[peer_id].name if peer_id in names else peer_id} {why}" for peer_id, why in sorted(absent.items())]
+    return sorted(f"{names[peer_id].name if peer_id in names else peer_id} {why}" for peer_id, why in absent.items())

@@ -34,7 +34,10 @@ Probe = Callable[[str], Awaitable[str | None]]
 
 @dataclass
 class Meeting:
-    """One group's meeting, in the host's averager process."""
+    """One group's meeting, in the host's averager process.
+
+    It ends when everybody is there or excused, and after `wait_s` whatever happens.
+    """
 
     expected: frozenset[str]
     probe: Probe
@@ -48,19 +51,34 @@ class Meeting:
         self._watch = asyncio.create_task(self._watch_for_missing())
 
     async def attend(self, peer_id: str, absent_because: str = "", anchor: int = 0) -> Gathering:
-        """Come (or excuse oneself) and wait until the meeting has ended."""
+        """Come (or excuse oneself) and wait until the meeting has ended. Whoever is cancelled meanwhile has gone.
+
+        Raises:
+            ValueError: this peer is not expected here.
+        """
+        if peer_id not in self.expected:
+            raise ValueError(f"{peer_id} is not in this group")
         if not self._ended.done():
-            if absent_because:
-                self.absent[peer_id] = absent_because
-            else:
-                self.arrived[peer_id] = anchor
-                self.absent.pop(peer_id, None)
-            self._end_if_complete()
-        return await asyncio.shield(self._ended)
+            self._set(peer_id, absent_because, anchor)
+        try:
+            return await asyncio.shield(self._ended)
+        except asyncio.CancelledError:
+            if not self._ended.done():
+                self._set(peer_id, "did not wait for the others")
+            raise
 
     @property
     def age_s(self) -> float:
         return time.monotonic() - self.opened
+
+    def _set(self, peer_id: str, absent_because: str, anchor: int = 0) -> None:
+        if absent_because:
+            self.arrived.pop(peer_id, None)
+            self.absent[peer_id] = absent_because
+        else:
+            self.absent.pop(peer_id, None)
+            self.arrived[peer_id] = anchor
+        self._end_if_complete()
 
     def _missing(self) -> frozenset[str]:
         return self.expected - self.arrived.keys() - self.absent.keys()
@@ -76,12 +94,26 @@ class Meeting:
     async def _watch_for_missing(self) -> None:
         while self.age_s < self.wait_s:
             await asyncio.sleep(min(PROBE_S, max(0.0, self.wait_s - self.age_s)))
-            missing = sorted(self._missing())
-            answers = await asyncio.gather(*map(self.probe, missing))
-            for peer_id, reason in zip(missing, answers, strict=True):
-                if reason is not None and peer_id not in self.arrived:
+            for peer_id, reason in (await self._ask_the_missing()).items():
+                if peer_id not in self.arrived:
                     self.absent[peer_id] = reason
             self._end_if_complete()
         for peer_id in self._missing():
             self.absent[peer_id] = f"did not come within {self.wait_s:g} s"
         self._end_if_complete()
+
+    async def _ask_the_missing(self) -> dict[str, str]:
+        """Peer id -> why it is not coming, for those that say so in the time that is left."""
+        asked = {asyncio.ensure_future(self.probe(peer_id)): peer_id for peer_id in self._missing()}
+        if not asked:
+            return {}
+        try:
+            answered, _ = await asyncio.wait(asked, timeout=max(0.0, self.wait_s - self.age_s))
+        finally:
+            for answer in asked:
+                answer.cancel()  # no effect on those that are done
+        return {
+            asked[answer]: reason
+            for answer in answered
+            if not answer.cancelled() and answer.exception() is None and (reason := answer.result()) is not None
+        }

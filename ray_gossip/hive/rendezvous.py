@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgpack
 from hivemind.p2p import P2PDaemonError, P2PHandlerError
-from hivemind.proto.averaging_pb2 import BAD_SCHEMA_HASH, BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
+from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
 from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
 
@@ -21,6 +21,7 @@ Stage = tuple[int, int]  # round, and which of its all-reduces: only exact round
 ANSWER_S = 2.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it waits
 _UNREACHABLE = "could not be reached"
+_OTHER_MODEL = "averages tensors of another size: not the same model"
 _GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
 
@@ -41,7 +42,7 @@ class Rendezvous:
 
     Args:
         peer_id: this peer's, base58.
-        schema_hash: peers that average other tensors are turned away.
+        schema_hash: of the tensors that are averaged; nobody waits for peers that average others.
         wait_s: how long a meeting of this stage waits for those who are late.
         stub: how to call another peer.
     """
@@ -52,11 +53,12 @@ class Rendezvous:
         self._peer_id, self._schema_hash, self._wait_s, self._stub = peer_id, schema_hash, wait_s, stub
         self._stage: Stage = (-1, 0)
         self._key = ""
+        self._has_met = False  # the meeting at this stage is over for this peer
         self._hosted: dict[str, Meeting] = {}
 
     def go_to(self, stage: Stage, group: Sequence[str]) -> None:
         """From now on others hear that this peer is at this stage, in this group."""
-        self._stage, self._key = stage, _key(stage, group)  # both at once: `answer_coming` reads them
+        self._stage, self._key, self._has_met = stage, _key(stage, group), False
 
     async def attend(self, stage: Stage, group: Sequence[str], *, excuse: str, anchor: int) -> Gathering:
         """Meet at the first host in the group's order that answers; waits as long as the meeting does.
@@ -66,8 +68,14 @@ class Rendezvous:
             excuse: not empty: this peer does not take part, and says why, so that nobody waits for it.
 
         Raises:
-            NoMeeting: nobody could be reached, or the host does not answer or averages other tensors.
+            NoMeeting: nobody could be reached, or the host does not answer.
         """
+        try:
+            return await self._attend(stage, group, excuse, anchor)
+        finally:
+            self._has_met = True
+
+    async def _attend(self, stage: Stage, group: Sequence[str], excuse: str, anchor: int) -> Gathering:
         request = JoinRequest(
             schema_hash=self._schema_hash,
             group_key=_key(stage, group),
@@ -77,7 +85,7 @@ class Rendezvous:
             if host == self._peer_id:
                 return await self._meeting(stage, group).attend(host, excuse, anchor)
             try:
-                if await self._ask_whether_coming(host, stage, request.group_key) == _UNREACHABLE:
+                if await self._ask_whether_coming(host, stage, request.group_key) in (_UNREACHABLE, _OTHER_MODEL):
                     continue
                 wait_s = self._wait_s(stage) + ANSWER_S + len(group) * PROBE_S
                 answer = await self._stub(host).rpc_meet(request, timeout=wait_s)
@@ -85,16 +93,12 @@ class Rendezvous:
                 raise NoMeeting("the host of the meeting did not answer in time") from None
             except _GONE:
                 continue
-            if answer.code == BAD_SCHEMA_HASH:
-                raise NoMeeting("groupmates average tensors of another size: not the same model")
             present, absent, anchors = msgpack.unpackb(answer.gathered[0])
             return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
         raise NoMeeting("no groupmate could be reached")
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
         """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
-        if request.schema_hash != self._schema_hash:
-            return MessageFromLeader(code=BAD_SCHEMA_HASH)
         (round, turn), group, excuse, anchor = msgpack.unpackb(request.gather)
         gathering = await self._meeting((round, turn), group).attend(guest, excuse, anchor)
         return MessageFromLeader(
@@ -105,15 +109,22 @@ class Rendezvous:
 
     def answer_coming(self, request: JoinRequest, *, has_left: bool) -> MessageFromLeader:
         """Whether this peer is still coming to the meeting `group_key`: `group_id` is empty, or says why not."""
-        stage = tuple(msgpack.unpackb(request.gather))
-        reason = ""
         if has_left:
             reason = "has left"
-        elif self._stage > stage:
-            reason = "is already in a later round"
-        elif self._stage == stage and self._key != request.group_key:
-            reason = "sees other members this round"
+        elif request.schema_hash != self._schema_hash:
+            reason = _OTHER_MODEL
+        else:
+            reason = self._why_not_coming(tuple(msgpack.unpackb(request.gather)), request.group_key)
         return MessageFromLeader(code=NO_CODE, group_id=reason.encode())
+
+    def _why_not_coming(self, stage: Stage, key: str) -> str:
+        if self._stage > stage:
+            return "is already in a later round"
+        if self._stage == stage and self._key != key:
+            return "sees other members this round"
+        if self._stage == stage and self._has_met:
+            return "has met already"
+        return ""
 
     def _meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
         """The meeting of this group, opened by whoever comes first; ended ones stay a while for latecomers."""
@@ -130,13 +141,13 @@ class Rendezvous:
 
     async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str) -> str | None:
         if peer_id == self._peer_id:
-            return None  # its own local steps are late, but this process knows that they go on
-        request = JoinRequest(group_key=key, gather=msgpack.packb(stage))
+            return self._why_not_coming(stage, key) or None
+        request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=msgpack.packb(stage))
         try:
             answer = await self._stub(peer_id).rpc_coming(request, timeout=ANSWER_S)
         except (*_GONE, asyncio.TimeoutError):
             return _UNREACHABLE
-        reason: Any = answer.group_id.decode()
+        reason: str = answer.group_id.decode()
         return reason or None
 
 

@@ -31,12 +31,8 @@ def test_a_warm_up_never_asks_for_two_rounds_in_one_step() -> None:
     assert all(after - before >= 1 for before, after in zip([0, *dues], dues, strict=False))
 
 
-@given(
-    steps=st.integers(1, 50), warmup=st.integers(0, 10), position=st.integers(0, 5000), at_least=st.integers(0, 200)
-)
-def test_the_latest_due_round_is_due_and_the_next_is_not(
-    steps: int, warmup: int, position: int, at_least: int
-) -> None:
+@given(steps=st.integers(1, 50), warmup=st.integers(0, 10), position=st.integers(0, 5000), at_least=st.integers(0, 200))
+def test_the_latest_due_round_is_due_and_the_next_is_not(steps: int, warmup: int, position: int, at_least: int) -> None:
     clock = RoundClock(GossipConfig(steps=steps, warmup_rounds=warmup))
     round = clock.latest_due(position, at_least=at_least)
     assert round >= at_least

@@ -66,7 +66,7 @@ def test_one_peer_with_no_averaging_equals_plain_pytorch_sgd_bit_for_bit(
             "train": {"local_steps": num_steps},
         }
     )
-    shard = data.shards(DIGITS.num_train, 4, seed=config.seed)[2]
+    shard = data.deal(DIGITS.train_labels, 4, seed=config.seed)[2]
     trainer = Trainer(config, model=build_model(config), dataset=DIGITS, shard=shard, device=CPU)
     for _ in range(num_steps):
         trainer.step()
@@ -90,7 +90,7 @@ def test_one_peer_with_no_averaging_equals_plain_pytorch_sgd_bit_for_bit(
 
 @pytest.mark.parametrize(("num_shards", "at_least"), [(1, 0.97), (4, 0.93)])
 def test_a_cnn_alone_learns_digits_in_400_steps(num_shards: int, at_least: float) -> None:
-    trainer = make_trainer(shard=data.shards(DIGITS.num_train, num_shards, seed=0)[0])
+    trainer = make_trainer(shard=data.deal(DIGITS.train_labels, num_shards, seed=0)[0])
     for _ in range(400):
         trainer.step()
     accuracy, loss = trainer.evaluate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -22,7 +23,11 @@ def build(config: ModelConfig, *, in_shape: tuple[int, int, int], num_classes: i
     # The CPU's generator alone: torch.manual_seed, or a fork_rng of all devices, would reach for CUDA too.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _NETWORKS[config.name](in_shape, num_classes)
+        if config.name in _NETWORKS:
+            return _NETWORKS[config.name](in_shape, num_classes)
+        resnets = import_module("ray_gossip.models.resnets")  # torchvision: two seconds that the others do not pay
+        network: nn.Module = resnets.build(config, in_shape=in_shape, num_classes=num_classes)
+        return network
 
 
 def _cnn(in_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -1,0 +1,78 @@
+"""Endless batches from one shard, made on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ray_gossip.data.augment import Augmentation, Augmenter, Lookup, Normaliser
+from ray_gossip.data.dataset import Scale
+
+Batch = tuple[Tensor, Tensor]  # images [batch_size, channels, height, width], labels [batch_size]
+
+
+class Batches(Iterator[Batch]):
+    """Endless batches of constant size from one shard, which it holds on the device.
+
+    The samples are shuffled anew for each data_epoch. What one data_epoch leaves over opens the first batch
+    of the next: nothing is dropped, so every sample is seen equally often; a shard smaller than a batch works.
+
+    Args:
+        images: [num_samples, channels, height, width]; in uint8 where there is a scale.
+        augmentation: what is done to them; default: nothing.
+        scale: how to normalise them; None: they are normalised.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+        scale: Scale | None = None,
+    ) -> None:
+        if not len(labels):
+            raise ValueError("a shard without samples has no batches")
+        self.samples = 0  # handed out so far
+        self.batch_size = batch_size
+        self._labels = labels.to(device)
+        normalise = Normaliser(scale, device=device)
+        self._images: Augmenter | Lookup
+        if augmentation is not None and augmentation.is_active:
+            self._images = Augmenter(images, augmentation, normalise, device=device)
+        else:
+            self._images = Lookup(images, normalise, device=device)
+        # On the CPU whatever the device is, so that CPU and CUDA give the same batches for a seed.
+        self._generator = torch.Generator().manual_seed(seed)
+        self._upcoming = self._drawn()  # for samples yet to be handed out, in order
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the shard."""
+        return len(self._labels)
+
+    @property
+    def data_epoch(self) -> float:
+        """Passes over the shard so far."""
+        return self.samples / self.num_samples
+
+    def __next__(self) -> Batch:
+        while self._upcoming.shape[1] < self.batch_size:
+            self._upcoming = torch.cat((self._upcoming, self._drawn()), dim=1)
+        upcoming, self._upcoming = self._upcoming[:, : self.batch_size], self._upcoming[:, self.batch_size :]
+        self.samples += self.batch_size
+        chosen = upcoming[0]
+        return self._images(chosen, upcoming[1:]), self._labels[chosen]
+
+    def _drawn(self) -> Tensor:
+        """Order and augmentation of one data_epoch, [1 + random numbers of an image, num_samples] int64 on device."""
+        order = torch.randperm(self.num_samples, generator=self._generator)
+        drawn = torch.stack([order, *self._images.draw(self.num_samples, self._generator)])
+        device = self._labels.device
+        # from pinned memory, so that the transfer does not wait for what the GPU has yet to do
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn

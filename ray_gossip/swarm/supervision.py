@@ -1,0 +1,212 @@
+"""Start the peers of a run, watch them, stop them.
+
+The pending item of each peer's stream of reports is its heartbeat: when the actor dies, Ray fails it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ray_gossip.config import Config
+from ray_gossip.errors import SwarmError
+from ray_gossip.records import Notice, PeerFinished, PeerLost, Record
+from ray_gossip.resources import bundle
+from ray_gossip.swarm.actor import PeerActor
+from ray_gossip.swarm.cluster import nodes
+
+_POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
+_PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is told what is awaited
+
+
+class Swarm:
+    """The peers of one run. Use as a context manager: leaving it stops every peer, whatever happened.
+
+    Its iterators yield None when there is nothing to tell for a moment, so that the caller can look up.
+    """
+
+    def __init__(self, config: Config, *, run_id: str) -> None:
+        self.config, self.run_id = config, run_id
+        self._group: PlacementGroup | None = None
+        self._actors: dict[int, Any] = {}  # live peers by index
+        self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
+        self._streams: dict[Any, int] = {}
+        self._finished: dict[int, PeerFinished] = {}
+        self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> Iterator[Record | None]:
+        """Start all peers at once; yields each PeerStarted or PeerLost as it happens.
+
+        Raises:
+            SwarmError: no peer came up within `swarm.start_s`.
+        """
+        deadline = time.monotonic() + self.config.swarm.start_s
+        yield from self._reserve(deadline)
+        self._create_actors()
+        causes: dict[int, str] = {}
+        while self._starting and time.monotonic() < deadline:
+            ready, _ = ray.wait(list(self._starting), timeout=_POLL_S)
+            for reference in ready:
+                index = self._starting.pop(reference)
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    lost = self._lose(index, error)
+                    causes[index] = lost.cause
+                    yield lost
+            if not ready:
+                yield None
+        for index in self._drop_starting():
+            causes[index] = f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}"
+            yield _lost(index, causes[index])
+        if not self._actors:
+            first = min(causes)  # the others join through it: its cause is behind theirs
+            raise SwarmError(f"no peer came up; peer {first}: {causes[first].splitlines()[0]}")
+
+    def run(self) -> Iterator[Record | None]:
+        """Let all peers train; yields their records until each has finished or is lost."""
+        founders = len(self._actors)
+        self._streams = {actor.run.remote(founders=founders): index for index, actor in self._actors.items()}
+        yield from self._read(deadline=math.inf)
+
+    def stop(self) -> Iterator[Record | None]:
+        """Ask all peers to stop; yields what they still had to say, for at most half of `swarm.stop_s`.
+
+        Peers that are not up yet have nothing to say: they are killed.
+        """
+        self._drop_starting()
+        for actor in self._actors.values():
+            actor.stop.remote()
+        yield from self._read(deadline=self._begin_stop() - self.config.swarm.stop_s / 2)
+
+    def model(self) -> bytes | None:
+        """The merged model from the first peer that took part in the final rounds; None when there is none."""
+        averaged_first = sorted(self._finished.values(), key=lambda f: (f.final_outcome != "averaged", f.peer_index))
+        for index in (finished.peer_index for finished in averaged_first):
+            if index in self._actors:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    model: bytes = ray.get(self._actors[index].model.remote(), timeout=self.config.swarm.final_s)
+                    return model
+        return None
+
+    def close(self) -> None:
+        """End every peer and its processes within `swarm.stop_s` (after `stop`: what is left of it); what has not
+        ended by then is killed."""
+        self._drop_starting()
+        shutdowns = [actor.shutdown.remote() for actor in self._actors.values()]
+        if shutdowns:
+            left_s = self._begin_stop() - time.monotonic()
+            ray.wait(shutdowns, num_returns=len(shutdowns), timeout=max(0.0, left_s))
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def _reserve(self, deadline: float) -> Iterator[Record | None]:
+        """Wait until Ray has set a bundle aside for every peer."""
+        swarm = self.config.swarm
+        wanted = f"{swarm.num_peers} times {bundle(swarm)}"
+        self._group = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
+        say_at = time.monotonic() + _PATIENCE_S
+        while not self._group.wait(_POLL_S):
+            if time.monotonic() >= deadline:
+                raise SwarmError(
+                    f"Ray found no room for {wanted} within swarm.start_s={swarm.start_s:g}: other jobs hold the "
+                    "resources; wait for them, or ask for less"
+                )
+            if time.monotonic() >= say_at:
+                say_at = math.inf
+                yield _notice(f"waiting for Ray to find room for {wanted}: other jobs hold the resources")
+            yield None
+
+    def _create_actors(self) -> None:
+        swarm = self.config.swarm
+        loopback = len(nodes()) == 1
+        first_peer: list[Any] = []
+        for index in range(swarm.num_peers):
+            actor = PeerActor.options(  # type: ignore[attr-defined]
+                name=f"{self.run_id}/peer-{index:02d}",
+                num_cpus=swarm.cpus_per_peer,
+                num_gpus=swarm.gpus_per_peer,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+                runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
+            ).remote(self.config, run_id=self.run_id, peer_index=index, first_peer=first_peer, loopback=loopback)
+            self._actors[index] = actor
+            self._starting[actor.started.remote()] = index
+            if index == 0:
+                first_peer = [actor.multiaddrs.remote()]
+
+    def _read(self, *, deadline: float) -> Iterator[Record | None]:
+        while self._streams and time.monotonic() < deadline:
+            ready, _ = ray.wait(list(self._streams), timeout=_POLL_S)
+            for stream in ready:
+                index = self._streams[stream]
+                try:
+                    records: list[Record] = ray.get(next(stream))
+                except StopIteration:
+                    del self._streams[stream]
+                except ray.exceptions.RayError as error:
+                    del self._streams[stream]
+                    yield self._lose(index, error)
+                else:
+                    self._finished.update({r.peer_index: r for r in records if isinstance(r, PeerFinished)})
+                    yield from records
+            if not ready:
+                yield None
+
+    def _lose(self, index: int, error: ray.exceptions.RayError) -> PeerLost:
+        ray.kill(self._actors.pop(index))  # it may live on, when it was only its code that raised
+        return _lost(index, _cause(error))
+
+    def _drop_starting(self) -> list[int]:
+        """Kill the peers that are not up yet, which could not answer; returns their indices."""
+        dropped = list(self._starting.values())
+        self._starting.clear()
+        for index in dropped:
+            ray.kill(self._actors.pop(index))
+        return dropped
+
+    def _begin_stop(self) -> float:
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + self.config.swarm.stop_s
+        return self._stop_by
+
+
+def _cause(error: ray.exceptions.RayError) -> str:
+    """Why a peer is lost: a sentence, and Ray's whole text below it."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return f"it raised {_raised(text)}\n{text}"
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        return f"it could not start: {_raised(text)}\n{text}"
+    return f"its {'node' if 'node has died' in text else 'process'} died\n{text}"
+
+
+def _raised(traceback: str) -> str:
+    """The exception at the end of a traceback, as one line without the name of its module."""
+    lines = [line for line in traceback.splitlines() if re.match(r"[\w.]+(: |$)", line)]
+    return re.sub(r"^[\w.]*\.(?=\w+(: |$))", "", lines[-1]) if lines else traceback.splitlines()[-1]
+
+
+def _lost(index: int, cause: str) -> PeerLost:
+    return PeerLost(peer_index=index, wall_time=time.time(), cause=cause)
+
+
+def _notice(text: str) -> Notice:
+    return Notice(peer_index=-1, wall_time=time.time(), text=text)

@@ -1,0 +1,77 @@
+"""What tests run on real peers: functions that travel to a peer's process, and configs for blocking rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ray_gossip import config
+from ray_gossip.config import Config
+from ray_gossip.records import RoundReport
+from ray_gossip.testing import GossipPeer
+
+SIZE = 4 * 2**20  # elements: 16 MB, eight parts for each of four reducers
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A round as a test sees it."""
+
+    report: RoundReport
+    unchanged: bool  # the parameters are bitwise what they were
+    seconds: float
+
+
+def blocking(num_peers: int, *overrides: str) -> Config:
+    """Rounds at every step, without overlap, so that a test counts rounds and nothing else."""
+    fixed = ("gossip.steps=1", "gossip.overlap=false", f"swarm.num_peers={num_peers}", "swarm.final_s=20")
+    return config.load(overrides=[*fixed, *overrides])
+
+
+def values_of(seed: int, size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def fill(peer: GossipPeer, seed: int) -> None:
+    """Random values that a test can make again."""
+    peer.set(values_of(seed, peer.state.values.numel()))
+
+
+def gossip(peer: GossipPeer) -> Ended:
+    """One round, and what became of the parameters."""
+    before, started = peer.get(), time.monotonic()
+    report = peer.round()
+    seconds = time.monotonic() - started
+    return Ended(report, torch.equal(peer.state.values, before), seconds)
+
+
+def distance_from_mean(peer: GossipPeer, seeds: list[int]) -> float:
+    """The largest difference from the mean of these seeds' values."""
+    size = peer.state.values.numel()
+    mean = torch.stack([values_of(seed, size) for seed in seeds]).mean(dim=0)
+    return float((peer.state.values - mean).abs().max())
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    name: str
+
+
+def descendants(pid: int) -> list[Process]:
+    """Children, their children, and so on, as /proc shows them now."""
+    children: dict[int, list[Process]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+                children.setdefault(int(rest.split()[1]), []).append(Process(int(folder.name), name))
+    found: list[Process] = []
+    for parent in itertools.chain([Process(pid, "")], found):  # grows while it is read
+        found += children.get(parent.pid, [])
+    return found

@@ -1,0 +1,186 @@
+"""Groupmates that do not come, are dead, stopped, or must not take part: what a round does before its all-reduce."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+
+from ray_gossip.config import Config
+from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
+from tests.swarm.swarms import blocking, descendants, distance_from_mean, fill, gossip
+
+MATCHMAKING_S = 1.5
+SLACK_S = 2.0  # busy cores
+SIZE = 10_000
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Peers]:
+    config = blocking(4, "gossip.group_size=4", "gossip.min_group_size=3", f"gossip.matchmaking_s={MATCHMAKING_S}")
+    with start_swarm(config, SIZE) as peers:
+        yield peers
+
+
+@pytest.fixture
+def swarm(started: Peers) -> Peers:
+    """Four peers that stand before the same round, whatever the test before has left."""
+    started.all(go_on_at, max(started.all(next_round)))
+    return started
+
+
+def go_on_at(peer: GossipPeer, round: int) -> None:
+    peer.step = peer.engine._next_round = round
+
+
+class OddPeer(GossipPeer):
+    """The last of four has a larger model than the others."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        super().__init__(config, peer_index, size + 1 if peer_index == 3 else size, initial_peers)
+
+
+def without(peers: Peers, *absent: int) -> Peers:
+    return Peers([peer for index, peer in enumerate(peers) if index not in absent])
+
+
+def next_round(peer: GossipPeer) -> int:
+    return peer.engine._next_round
+
+
+def host_of_next_round(peers: Peers) -> int:
+    """At whom a group of all peers meets first."""
+    (round,) = set(peers.all(next_round))
+    return round % len(peers)
+
+
+def assert_average(peers: Peers, seeds: Sequence[int], cause: str = "") -> float:
+    """All of them average. Returns the longest matchmaking in seconds."""
+    peers.each(fill, seeds)
+    rounds = peers.all(gossip)
+    for ended in rounds:
+        assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
+    assert max(peers.all(distance_from_mean, list(seeds))) < TOLERANCE
+    return max(ended.report.matchmaking_s for ended in rounds)
+
+
+def assert_it_came_too_late(peers: Peers, index: int) -> None:
+    """Who comes late finds its round over and is not kept waiting."""
+    late = peers[index].call(gossip)
+    assert late.report.outcome == "alone"
+    assert late.report.cause == "came after its group had begun" or late.report.cause.endswith("has met already")
+    assert late.unchanged
+    assert late.seconds < MATCHMAKING_S
+
+
+@pytest.mark.parametrize("is_host", [False, True])
+def test_a_partner_that_never_comes_is_waited_for_once_and_the_rest_go_on(swarm: Peers, is_host: bool) -> None:
+    absent = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
+    waited_s = assert_average(
+        without(swarm, absent), [4, 5, 6], cause=f"peer-{absent:02d} did not come within {MATCHMAKING_S} s"
+    )
+    assert MATCHMAKING_S <= waited_s < MATCHMAKING_S + SLACK_S
+    assert_it_came_too_late(swarm, absent)
+    assert assert_average(swarm, [0, 1, 2, 3]) < MATCHMAKING_S
+
+
+def test_a_rest_below_min_group_size_is_alone_and_keeps_its_parameters(swarm: Peers) -> None:
+    for ended in without(swarm, 1, 3).all(gossip):
+        assert ended.report.outcome == "alone"
+        assert ended.report.cause == (
+            f"no group of 3: peer-01 did not come within {MATCHMAKING_S} s; "
+            f"peer-03 did not come within {MATCHMAKING_S} s"
+        )
+        assert ended.unchanged
+        assert ended.report.bytes_sent == 0
+        assert MATCHMAKING_S <= ended.report.matchmaking_s < MATCHMAKING_S + SLACK_S
+    assert_it_came_too_late(swarm, 1)
+    assert_it_came_too_late(swarm, 3)
+    assert_average(swarm, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("is_host", [False, True])
+def test_no_non_finite_parameter_is_ever_offered_to_a_group(swarm: Peers, value: float, is_host: bool) -> None:
+    broken = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
+    parameters = torch.zeros(SIZE)
+    parameters[SIZE // 2] = value
+    swarm[broken].call(GossipPeer.set, parameters)
+    swarm[broken].send(gossip)
+    assert_average(without(swarm, broken), [4, 5, 6], cause=f"peer-{broken:02d} its parameters are not finite")
+    ended = swarm[broken].receive()
+    assert (ended.report.outcome, ended.report.bytes_sent) == ("failed", 0)
+    assert ended.report.cause == "nothing was sent: its parameters are not finite"
+    assert_average(swarm, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("is_host", [False, True])
+def test_a_stopped_averager_costs_its_groupmates_a_few_seconds_and_no_round(swarm: Peers, is_host: bool) -> None:
+    stopped = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
+    pid = swarm[stopped].call(averager_pid)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waited_s = assert_average(without(swarm, stopped), [4, 5, 6], cause=f"peer-{stopped:02d} could not be reached")
+        assert waited_s < 5.0 + SLACK_S  # 2 s to see that a host does not answer, and the same in the meeting
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert_it_came_too_late(swarm, stopped)
+    assert_average(swarm, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("is_host", [False, True])
+def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(swarm: Peers, is_host: bool) -> None:
+    stopped = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
+    pids = [process.pid for process in descendants(swarm[stopped].process.pid)] + [swarm[stopped].process.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        waited_s = assert_average(without(swarm, stopped), [4, 5, 6], cause=f"peer-{stopped:02d} could not be reached")
+        assert waited_s < 5.0 + SLACK_S
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert_it_came_too_late(swarm, stopped)
+    assert_average(swarm, [0, 1, 2, 3])
+
+
+def averager_pid(peer: GossipPeer) -> int:
+    pid: int = peer.engine.averager.pid
+    return pid
+
+
+def test_dead_partners_and_dead_hosts_cost_well_under_a_second() -> None:
+    with start_swarm(blocking(4, "gossip.group_size=4"), SIZE) as peers:
+        assert_average(peers, [0, 1, 2, 3])
+        partner = (host_of_next_round(peers) + 1) % 4
+        kill(peers[partner])
+        dead = [f"peer-{partner:02d} could not be reached"]
+        assert assert_average(without(peers, partner), [4, 5, 6], cause=dead[0]) < 1.0
+        host = (partner + 1) % 4  # of the next round the dead partner would be the first host, and this the second
+        kill(peers[host])
+        dead.append(f"peer-{host:02d} could not be reached")
+        assert assert_average(without(peers, partner, host), [7, 8], cause="; ".join(sorted(dead))) < 1.0
+
+
+def kill(peer: RemotePeer) -> None:
+    peer.process.kill()
+    peer.process.join(10.0)
+
+
+def test_a_peer_with_another_model_is_left_out_and_nobody_waits_for_it() -> None:
+    config = blocking(4, "gossip.group_size=4")
+    with start_swarm(config, SIZE, build=OddPeer) as peers:
+        for round in range(4):  # each is host once
+            rounds = peers.all(gossip)
+            for index, ended in enumerate(rounds):
+                if index == 3:
+                    assert ended.report.outcome == "alone"
+                    assert "peer-00 averages tensors of another size: not the same model" in ended.report.cause
+                else:
+                    assert ended.report.outcome == "averaged"
+                    assert ended.report.cause == "peer-03 averages tensors of another size: not the same model"
+                assert ended.seconds < 1.0 + SLACK_S, round

@@ -1,0 +1,241 @@
+"""Where a group meets, without peers: in one event loop, asked by coroutines instead of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
+
+pytestmark = pytest.mark.timeout(20)
+
+NEVER = 60.0
+GROUP = frozenset("ABC")
+
+
+async def coming(peer_id: str) -> str | None:
+    """Everybody is alive and on the way."""
+    return None
+
+
+class Probe:
+    """Says of some members why they are not coming, and remembers who was asked."""
+
+    def __init__(self, **reasons: str) -> None:
+        self.reasons, self.asked = reasons, set[str]()
+
+    async def __call__(self, peer_id: str) -> str | None:
+        self.asked.add(peer_id)
+        return self.reasons.get(peer_id)
+
+
+def attending(meeting: Meeting, *peer_ids: str) -> list[asyncio.Task[Gathering]]:
+    return [asyncio.create_task(meeting.attend(peer_id)) for peer_id in peer_ids]
+
+
+async def others_of(meeting: Meeting) -> set[asyncio.Task[Any]]:
+    """Tasks that the meeting has left behind, after the event loop has had time to end them."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+def test_a_full_meeting_ends_at_once_and_all_hear_the_same() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, NEVER)
+        started = time.monotonic()
+        gatherings = await asyncio.gather(*attending(meeting, "A", "B", "C"))
+        assert time.monotonic() - started < PROBE_S
+        assert gatherings[0] == gatherings[1] == gatherings[2]
+        assert sorted(gatherings[0].present) == ["A", "B", "C"]
+        assert gatherings[0].absent == {}
+        assert not await others_of(meeting)
+
+    asyncio.run(test())
+
+
+def test_no_two_meetings_have_the_same_group_id() -> None:
+    async def test() -> None:
+        ids = [(await Meeting(frozenset("A"), coming, NEVER).attend("A")).group_id for _ in range(100)]
+        assert len(set(ids)) == 100
+        assert all(len(group_id) == 20 for group_id in ids)
+
+    asyncio.run(test())
+
+
+def test_the_order_of_parts_changes_from_meeting_to_meeting() -> None:
+    async def test() -> None:
+        orders = set()
+        for _ in range(50):
+            meeting = Meeting(GROUP, coming, NEVER)
+            orders.add((await asyncio.gather(*attending(meeting, "A", "B", "C")))[0].present)
+        assert len(orders) > 3
+
+    asyncio.run(test())
+
+
+def test_anchors_of_those_present_are_told_to_all() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, NEVER)
+        first = asyncio.create_task(meeting.attend("A", anchor=7))
+        second = asyncio.create_task(meeting.attend("B", anchor=9))
+        await meeting.attend("C", "its disk is full", anchor=11)
+        assert (await first).anchors == (await second).anchors == {7, 9}
+
+    asyncio.run(test())
+
+
+def test_a_member_that_does_not_come_is_asked_for_and_waited_for_until_the_deadline() -> None:
+    async def test() -> None:
+        probe = Probe()
+        meeting = Meeting(GROUP, probe, wait_s=0.6)
+        gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
+        assert 0.6 <= meeting.age_s < 0.6 + PROBE_S
+        assert sorted(gathering.present) == ["A", "B"]
+        assert gathering.absent == {"C": "did not come within 0.6 s"}
+        assert probe.asked == {"C"}
+        assert not await others_of(meeting)
+
+    asyncio.run(test())
+
+
+def test_a_dead_member_costs_one_probe_and_not_the_deadline() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, Probe(C="could not be reached"), NEVER)
+        gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
+        assert meeting.age_s < 2 * PROBE_S
+        assert gathering.absent == {"C": "could not be reached"}
+
+    asyncio.run(test())
+
+
+def test_a_probe_that_hangs_does_not_move_the_deadline() -> None:
+    async def hangs(peer_id: str) -> str | None:
+        await asyncio.sleep(NEVER)
+        return None
+
+    async def test() -> None:
+        meeting = Meeting(GROUP, hangs, wait_s=0.5)
+        gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
+        assert 0.5 <= meeting.age_s < 0.5 + PROBE_S
+        assert gathering.absent == {"C": "did not come within 0.5 s"}
+        assert not await others_of(meeting)
+
+    asyncio.run(test())
+
+
+def test_a_probe_that_raises_does_not_move_the_deadline() -> None:
+    async def raises(peer_id: str) -> str | None:
+        raise RuntimeError("a bug, or nonsense from the network")
+
+    async def test() -> None:
+        gathering, _ = await asyncio.gather(*attending(Meeting(GROUP, raises, wait_s=0.5), "A", "B"))
+        assert gathering.absent == {"C": "did not come within 0.5 s"}
+
+    asyncio.run(test())
+
+
+def test_a_member_that_comes_while_it_is_asked_for_is_present() -> None:
+    async def test() -> None:
+        async def slow(peer_id: str) -> str | None:
+            arrival = asyncio.create_task(meeting.attend("C"))
+            await asyncio.sleep(0.05)
+            await arrival
+            return "could not be reached"
+
+        meeting = Meeting(GROUP, slow, NEVER)
+        gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
+        assert sorted(gathering.present) == ["A", "B", "C"]
+        assert gathering.absent == {}
+
+    asyncio.run(test())
+
+
+def test_an_excused_member_is_not_waited_for() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, NEVER)
+        tasks = attending(meeting, "A", "B")
+        excused = await meeting.attend("C", "its parameters are not finite")
+        assert meeting.age_s < PROBE_S
+        for gathering in (excused, *await asyncio.gather(*tasks)):
+            assert sorted(gathering.present) == ["A", "B"]
+            assert gathering.absent == {"C": "its parameters are not finite"}
+
+    asyncio.run(test())
+
+
+def test_a_member_given_up_for_dead_may_still_come_before_the_end() -> None:
+    async def test() -> None:
+        probe = Probe(C="could not be reached")
+        meeting = Meeting(GROUP, probe, NEVER)
+        (first,) = attending(meeting, "A")
+        await asyncio.sleep(1.5 * PROBE_S)
+        assert meeting.absent == {"C": "could not be reached"}
+        gatherings = await asyncio.gather(first, *attending(meeting, "C", "B"))
+        assert sorted(gatherings[0].present) == ["A", "B", "C"]
+
+    asyncio.run(test())
+
+
+def test_a_latecomer_hears_that_the_meeting_went_on_without_it() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, Probe(C="could not be reached"), NEVER)
+        first, _ = await asyncio.gather(*attending(meeting, "A", "B"))
+        late = await meeting.attend("C")
+        assert late == first
+        assert "C" not in late.present
+        assert late.absent == {"C": "could not be reached"}
+
+    asyncio.run(test())
+
+
+def test_a_member_that_hangs_up_is_not_counted_as_present() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, NEVER)
+        first, impatient = attending(meeting, "A", "B")
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        assert (await meeting.attend("C")).absent == {"B": "did not wait for the others"}
+        assert sorted((await first).present) == ["A", "C"]
+
+    asyncio.run(test())
+
+
+def test_a_member_that_hangs_up_after_the_end_changes_nothing() -> None:
+    async def test() -> None:
+        meeting = Meeting(frozenset("AB"), coming, NEVER)
+        (impatient,) = attending(meeting, "A")
+        await asyncio.sleep(0)
+        gathering = await meeting.attend("B")
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        assert sorted(gathering.present) == ["A", "B"]
+        assert gathering.absent == {}
+
+    asyncio.run(test())
+
+
+def test_nobody_enters_a_meeting_of_others() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, NEVER)
+        with pytest.raises(ValueError, match="Mallory is not in this group"):
+            await meeting.attend("Mallory")
+        assert not meeting.arrived
+        gatherings = await asyncio.gather(*attending(meeting, "A", "B", "C"))
+        assert sorted(gatherings[0].present) == ["A", "B", "C"]
+
+    asyncio.run(test())
+
+
+def test_a_meeting_to_which_nobody_comes_ends_too() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, wait_s=0.3)
+        gathering = await meeting.attend("A", "its parameters are not finite")
+        assert gathering.present == ()
+        assert gathering.absent.keys() == GROUP
+
+    asyncio.run(test())

@@ -1,0 +1,241 @@
+"""Who is in the swarm, without a network: a dictionary stands for the DHT."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hivemind.p2p import PeerID
+from hivemind.utils import ValueWithExpiration, get_dht_time
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_gossip.hive import membership
+from ray_gossip.hive.membership import Member, Membership, View, members_key, read_view
+from ray_gossip.schedule import groups
+
+pytestmark = pytest.mark.timeout(20)
+
+DEADLINE_S = 5.0
+
+
+def peer_id(name: str) -> str:
+    return str(PeerID(name.encode()).to_base58())
+
+
+def member(name: str, peer_index: int = 0, **fields: Any) -> Member:
+    return Member(peer_id=peer_id(name), peer_index=peer_index, **fields)
+
+
+class DictionaryDHT:
+    """What Membership asks of a DHT: records with subkeys that expire, one for the whole swarm."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, dict[bytes, ValueWithExpiration[Any]]] = {}
+        self.num_stores = 0
+
+    def store(self, key: str, value: Any, expiration_time: float, *, subkey: bytes, return_future: bool) -> Any:
+        async def stored() -> bool:
+            self.num_stores += 1
+            entries = self.records.setdefault(key, {})
+            if subkey not in entries or entries[subkey].expiration_time < expiration_time:
+                entries[subkey] = ValueWithExpiration(value, expiration_time)
+            return True
+
+        return stored()
+
+    def get(self, key: str, *, latest: bool, return_future: bool) -> Any:
+        async def found() -> ValueWithExpiration[Any] | None:
+            now = get_dht_time()
+            living = {k: v for k, v in self.records.get(key, {}).items() if v.expiration_time > now}
+            return ValueWithExpiration(living, now) if living else None
+
+        return found()
+
+
+def enter(dht: DictionaryDHT, name: str, peer_index: int) -> Membership:
+    made: Any = Membership
+    entered: Membership = made(dht, run_id="test", own=member(name, peer_index))
+    return entered
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async def wait() -> None:
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), DEADLINE_S)
+
+
+def yes() -> bool:
+    return True
+
+
+FIELDS = st.fixed_dictionaries(
+    {
+        "peer_index": st.integers(0, 10_000),
+        "node": st.text(max_size=20),
+        "epoch": st.floats(0, 2**33),
+        "from_round": st.integers(0, 2**40),
+        "round": st.integers(-1, 2**40),
+        "distance": st.floats(0, 1e6),
+        "stretch": st.sampled_from([1, 2, 4, 8]),
+        "left": st.booleans(),
+    }
+)
+
+
+@given(FIELDS)
+def test_a_declaration_arrives_as_it_was_sent(fields: dict[str, Any]) -> None:
+    sent = Member(peer_id=peer_id("A"), **fields)
+    assert Member.from_wire(sent.peer_id, sent.to_wire()) == sent
+
+
+@given(
+    st.one_of(
+        st.none(), st.integers(), st.text(), st.binary(), st.lists(st.one_of(st.none(), st.integers(), st.text()))
+    )
+)
+def test_what_this_program_has_not_written_is_no_member(wire: Any) -> None:
+    assert Member.from_wire(peer_id("A"), wire) is None
+    own = member("own")
+    record = ValueWithExpiration({b"A": ValueWithExpiration(wire, 1.0)}, 1.0)
+    assert read_view(record, own) == View((own,))
+
+
+@pytest.mark.parametrize("record", [None, ValueWithExpiration(7, 1.0), ValueWithExpiration({}, 1.0)])
+def test_without_a_readable_record_a_peer_still_sees_itself(record: ValueWithExpiration[Any] | None) -> None:
+    own = member("own")
+    assert read_view(record, own).members == (own,)
+
+
+def test_a_peers_own_declaration_is_newer_than_what_the_swarm_has_of_it() -> None:
+    now = member("own", round=9)
+    stale = ValueWithExpiration(member("own", round=3).to_wire(), 1.0)
+    view = read_view(ValueWithExpiration({b"own": stale}, 1.0), now)
+    assert view.members == (now,)
+
+
+@given(st.permutations(["A", "B", "C", "D", "E"]), st.integers(0, 100), st.integers(1, 5))
+def test_all_peers_with_the_same_view_compute_the_same_groups(names: list[str], round: int, group_size: int) -> None:
+    """Whatever the order of the DHT's answer, and whoever asks."""
+    declared = {name: member(name, peer_index) for peer_index, name in enumerate("ABCDE")}
+    declared["E"] = member("E", 1)  # the successor of B, which has not expired yet
+    entries = {name.encode(): ValueWithExpiration(declared[name].to_wire(), 1.0) for name in names}
+    views = [read_view(ValueWithExpiration(entries, 1.0), own) for own in declared.values()]
+    assert len(set(views)) == 1
+    members = views[0].at(round)
+    met = groups("random", round=round, num_members=len(members), group_size=group_size)
+    assert sorted(members[i].peer_id for group in met for i in group) == sorted(map(peer_id, "ABCDE"))
+
+
+def test_a_newcomer_counts_from_the_round_that_it_states_and_who_has_left_counts_no_more() -> None:
+    view = View((member("A"), member("B", from_round=5), member("C", left=True)))
+    assert [m.peer_id for m in view.at(4)] == [peer_id("A")]
+    assert [m.peer_id for m in view.at(5)] == [peer_id("A"), peer_id("B")]
+    assert view.present == view.at(5)
+
+
+def test_the_latest_round_is_that_of_the_fastest_who_is_still_there() -> None:
+    assert View().latest_round == -1
+    assert View((member("A", round=3), member("B", round=7), member("C", round=9, left=True))).latest_round == 7
+
+
+def test_the_swarm_is_as_old_as_its_first_member() -> None:
+    assert View((member("A", epoch=20.0), member("B", epoch=10.0), member("C", epoch=5.0, left=True))).epoch == 10.0
+
+
+def test_members_that_joined_see_each_other_and_one_that_left_is_gone_at_once() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        first, second = enter(dht, "A", 0), enter(dht, "B", 1)
+        await first.join(0, is_alive=yes)
+        view = await second.join(0, is_alive=yes)
+        assert [m.name for m in view.present] == ["peer-00", "peer-01"]
+        assert await first.read() == view
+        await second.leave()
+        assert [m.name for m in (await first.read()).present] == ["peer-00"]
+
+    asyncio.run(test())
+
+
+def test_joining_twice_declares_the_new_round_and_renews_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "REDECLARE_S", 0.01)
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peer = enter(dht, "A", 0)
+        await peer.join(0, is_alive=yes)
+        before = asyncio.all_tasks()
+        view = await peer.join(12, is_alive=yes)
+        assert (view.members[0].from_round, view.members[0].round) == (12, 11)
+        assert asyncio.all_tasks() == before
+
+    asyncio.run(test())
+
+
+def test_a_declaration_is_renewed_while_the_trainer_lives_and_fades_when_it_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "REDECLARE_S", 0.02)
+    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        living, observer, lives = enter(dht, "A", 0), enter(dht, "B", 1), True
+        await living.join(0, is_alive=lambda: lives)
+        first = dht.records[members_key("test")][b"A"].expiration_time
+
+        async def is_renewed() -> bool:
+            return bool(dht.records[members_key("test")][b"A"].expiration_time > first + 0.6)
+
+        await until(is_renewed)
+        assert len((await observer.read()).present) == 2
+        lives = False
+
+        async def has_faded() -> bool:
+            return len((await observer.read()).present) == 1
+
+        await until(has_faded)
+
+    asyncio.run(test())
+
+
+def test_who_has_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "REDECLARE_S", 0.01)
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peer = enter(dht, "A", 0)
+        await peer.join(0, is_alive=yes)
+        await peer.leave()
+        num_stores = dht.num_stores
+        await asyncio.sleep(0.1)
+        assert dht.num_stores == num_stores
+        assert dht.records[members_key("test")][b"A"].value == peer.own.to_wire()
+
+    asyncio.run(test())
+
+
+def test_a_round_declares_progress_and_reads_the_swarm_at_most_every_half_second() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        first, second = enter(dht, "A", 0), enter(dht, "B", 1)
+        await first.join(0, is_alive=yes)
+        await second.join(0, is_alive=yes)
+        num_stores = dht.num_stores
+        assert len((await first.at_round(3)).members) == 1  # read less than half a second ago
+        assert (dht.num_stores, first.own.round) == (num_stores, 3)
+        first._read_at -= membership.REFRESH_S
+        view = await first.at_round(4)
+        assert len(view.members) == 2
+        assert view.latest_round == 4
+
+        async def is_declared() -> bool:
+            return (await second.read()).latest_round == 4
+
+        await until(is_declared)
+
+    asyncio.run(test())
