@@ -151,8 +151,9 @@ class Swarm:
         all_at_once(self.peers, VectorPeer.open, self.setting.config, run_id, wait_s=WAIT_S)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        all_at_once(self.peers, VectorPeer.close_engine, wait_s=WAIT_S)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # else the peers are killed soon
+            all_at_once(self.peers, VectorPeer.close_engine, wait_s=WAIT_S)
 
     def set(self, values: Values) -> None:
         self.peers.each(VectorPeer.set, list(values.astype(np.float32)))
@@ -215,8 +216,9 @@ class ShippedSwarm:
         all_at_once(self.peers, VectorPeer.open_shipped, options, wait_s=WAIT_S)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        all_at_once(self.peers, VectorPeer.close_shipped, wait_s=WAIT_S)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            all_at_once(self.peers, VectorPeer.close_shipped, wait_s=WAIT_S)
 
     def consecutive(
         self, num_starts: int, num_rounds: int, rng: np.random.Generator, pause_s: float = 0.0

@@ -171,8 +171,17 @@ def conclude(figures: dict[str, Any], failures: Sequence[str]) -> int:
     """Say what does not hold, print the JSON line, and return the exit code."""
     for failure in failures:
         print(f"does not hold: {failure}")
-    print(json.dumps({**figures, "holds": not failures}))
+    print(json.dumps(_rounded({**figures, "holds": not failures})))
     return 1 if failures else 0
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with four digits that count."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any) -> str:

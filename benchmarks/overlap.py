@@ -54,6 +54,8 @@ def compare(peers: Sequence[RemotePeer], seconds: float) -> dict[str, dict[str, 
         paces = measure(peers, config, fixed_s=[STEP_S] * len(peers), size=SIZE, seconds=seconds)
         figure = summarize(paces)
         figure["of_none"] = figure["steps_per_s"] / figures.get("no communication", figure)["steps_per_s"]
+        if config.engine == "gossip":
+            figure["off_beat"] = sum(r.local_step % STEPS != 0 for pace in paces for r in pace.reports)
         figures[variant] = figure
         rows.append([variant, *(figure[key] for key in ("steps_per_s", "of_none", "p50_s", "p99_s", "longest_s"))])
         rows[-1] += [figure["round_s"], figure["blocked_s"], " ".join(f"{n} {o}" for o, n in figure["rounds"].items())]
@@ -73,7 +75,6 @@ def summarize(paces: Sequence[Pace]) -> dict[str, Any]:
         "longest_s": float(step_s.max()),
         "round_s": statistics.median(r.matchmaking_s + r.allreduce_s for r in reports) if reports else 0.0,
         "blocked_s": statistics.median(r.blocked_s for r in reports) if reports else 0.0,
-        "off_beat": sum(r.local_step % STEPS != 0 for r in reports),
         "rounds": count_outcomes(paces),
     }
 

@@ -7,17 +7,20 @@ stop; so 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray_gossip import __version__
 from ray_gossip.errors import ConfigError, SwarmError, UserError
+
+if TYPE_CHECKING:
+    from ray_gossip.config import Config
 
 # Ray reads these when it is imported. What the user has set stays.
 _RAY_SETTINGS = {
@@ -32,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ray-gossip`."""
     options = _parser().parse_args(arguments)
     try:
-        with _orderly_termination():
-            return _train(options)
+        with _OrderlyStop() as stop:
+            return _COMMANDS[options.command](options, stop)
     except UserError as error:
         print(f"ray-gossip: {error}", file=sys.stderr)
         return 2
@@ -41,20 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ray-gossip: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, _Terminated) else signal.SIGINT
+        number = error.number if isinstance(error, _Stopped) else signal.SIGINT
         print(f"ray-gossip: stopped by {signal.Signals(number).name}", file=sys.stderr)
         return 128 + number
 
 
-def _train(options: argparse.Namespace) -> int:
+def _load_config(words: Sequence[str]) -> Config:
     from ray_gossip import config as configs
 
-    files = [word for word in options.config if "=" not in word or Path(word).is_file()]
-    overrides = [word for word in options.config if word not in files]
+    files = [word for word in words if "=" not in word or Path(word).is_file()]
+    overrides = [word for word in words if word not in files]
     if len(files) > 1:
         raise ConfigError(f"{files[0]} and {files[1]}: name one config file; overrides are written key=value")
-    config = configs.load(Path(files[0]) if files else None, overrides)
+    return configs.load(Path(files[0]) if files else None, overrides)
 
+
+def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
+    config = _load_config(options.config)
+    stop.limit_s = config.swarm.stop_s + 4.0  # Ray itself takes 1 to 2 s
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -69,6 +76,24 @@ def _train(options: argparse.Namespace) -> int:
     )
     if options.json:
         print(json.dumps(summary), flush=True)
+    return 0
+
+
+def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
+    config = _load_config(options.config)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ray_gossip import data  # loads torch: after the config is known to be good
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("decoding", total=None)
+        dataset = data.load(config.data, on_progress=lambda done, total: bar.update(task, completed=done, total=total))
+    channels, height, width = dataset.in_shape
+    print(
+        f"{config.data.name} is ready: {dataset.num_train:,} training and {len(dataset.test_labels):,} test images, "
+        f"{height}x{width} in {channels} channel{'s' if channels > 1 else ''}, {dataset.num_classes} classes"
+    )
     return 0
 
 
@@ -100,35 +125,58 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--run-dir", type=Path, help="new folder for the results (default: runs/<run id>)")
     train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+    data = commands.add_parser("data", help="data sets").add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = data.add_parser(
+        "prepare",
+        help="check a data set and decode it, ahead of time",
+        description="Check the data set of a config, fetch it with data.download=true, and decode it where it needs "
+        "to be, so that no peer has to wait for that. On every node.",
+        epilog="example: ray-gossip data prepare configs/tiny_imagenet.yaml data.root=/data",
+    )
+    prepare.add_argument("config", nargs="*", metavar="CONFIG.yaml | key=value", help="as for train")
     return parser
 
 
-class _Terminated(KeyboardInterrupt):
-    """A signal other than Ctrl-C that asks for an orderly stop."""
+_COMMANDS = {"train": _train, "data": _prepare_data}
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asks for an orderly stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
 
 
-@contextlib.contextmanager
-def _orderly_termination() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, `kill`) and SIGHUP (a closed terminal) stop the run as Ctrl-C does.
+class _OrderlyStop:
+    """Within this context, Ctrl-C, SIGTERM (`kill`, `ray job stop`, `timeout`) and SIGHUP (a closed terminal) raise
+    KeyboardInterrupt in the main thread. A signal that is ignored, as under nohup, stays so.
 
-    Where they are ignored, as under nohup, they stay so.
+    If the stop itself hangs, because Ray's processes got the signal too, the process ends `limit_s` after it.
     """
 
-    def terminate(number: int, frame: Any) -> NoReturn:
-        raise _Terminated(number)
+    limit_s = 14.0
 
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, terminate)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    def __enter__(self) -> _OrderlyStop:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        self._last_resorts: list[threading.Timer] = []
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for timer in self._last_resorts:
+            timer.cancel()
+
+    def _stop(self, number: int, frame: Any) -> NoReturn:
+        timer = threading.Timer(self.limit_s, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()
+        self._last_resorts.append(timer)
+        raise _Stopped(number)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,9 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
                     if isinstance(error, KeyboardInterrupt):
                         follow([_notice("interrupted: stopping the peers; once more to stop at once")])
                     follow(swarm.stop())
+                except BaseException:
+                    swarm.give_up()
+                    raise
                 finally:
                     summary = log.write_summary()
                 raise

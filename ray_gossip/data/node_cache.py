@@ -57,10 +57,11 @@ def cached(name: str, config: DataConfig, find: Callable[[], Decoding]) -> tuple
     array, manifest = folder / f"{name}.npy", folder / f"{name}.json"
     found = _read(array, manifest)
     if found is None:
+        decoding = find()  # before anything is written: nothing is left behind in a folder that was misspelt
         with only_one_process(folder, name, config):
             found = _read(array, manifest)  # another process may have made it meanwhile
             if found is None:
-                _write(array, manifest, find())
+                _write(array, manifest, decoding)
                 found = _read(array, manifest)
     if found is None:
         raise DataError(f"{array} was damaged while it was written: look at the disk of {socket.gethostname()}")

@@ -89,11 +89,10 @@ class StrictAllReduce(AllReduceRunner):
     def _late(self) -> list[PeerID]:
         """Whom this peer waits for: those whose part its own reducer lacks; if it lacks none, the other reducers."""
         reducer, container = self.tensor_part_reducer, self.tensor_part_container
-        if not reducer.finished.is_set():
-            received = zip(self.sender_peer_ids, reducer.num_parts_received, strict=True)
-            return [peer_id for peer_id, num_parts in received if num_parts <= reducer.current_part_index]
+        received = zip(self.sender_peer_ids, reducer.num_parts_received, strict=True)
         answered = zip(container._outputs_registered_by_peer, container.num_parts_by_peer, strict=True)
-        return [
+        senders = [peer_id for peer_id, num_parts in received if num_parts <= reducer.current_part_index]
+        return senders or [
             peer_id
             for peer_id, (num_parts, expected) in zip(self.ordered_peer_ids, answered, strict=True)
             if num_parts < expected

@@ -88,11 +88,15 @@ def _own_signal_handlers(*, hold_ctrl_c: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, hold)
     try:
         yield
+    except SystemExit as ended:  # so Ray answers SIGTERM meanwhile
+        held.append(signal.SIGTERM)
+        if ended.code != signal.SIGTERM:
+            raise
     finally:
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, terminate)
     if held:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(held[0])
 
 
 def nodes() -> list[Node]:

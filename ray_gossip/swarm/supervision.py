@@ -118,6 +118,10 @@ class Swarm:
             remove_placement_group(self._group)
             self._group = None
 
+    def give_up(self) -> None:
+        """Wait for nothing any more: `close` will kill what is left at once."""
+        self._stop_by = time.monotonic()
+
     def _reserve(self, deadline: float) -> Iterator[Record | None]:
         """Wait until Ray has set a bundle aside for every peer."""
         swarm = self.config.swarm

@@ -34,6 +34,7 @@ point is the record's `wall_time`.
 | `swarm/consensus_distance` | swarm | over what the round made of them |
 | `swarm/contraction` | swarm | (after / before)^2: the factor of the squared spread |
 | `swarm/who_met_whom` | swarm | a picture: how often each pair of peers averaged together |
+| `swarm/classes_of_peers` | swarm | a picture: samples of each class in each peer's shard |
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config, dump
-from ray_gossip.records import Record, to_json
+from ray_gossip.records import PeerLost, PeerStarted, Record, to_json
 from ray_gossip.telemetry.curves import Curves, Point
-from ray_gossip.telemetry.figure import who_met_whom
+from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
 from ray_gossip.telemetry.state import SwarmState
 from ray_gossip.telemetry.summary import summarise
 
@@ -43,6 +43,7 @@ class RunLog:
         self._curves = Curves(self.state)
         self._writers: dict[str, Any] = {}  # by the name of the TensorBoard run
         self._pictured_at = time.monotonic()
+        self._classes_are_pictured = False
         self._files = ExitStack()
         self._events: BinaryIO
 
@@ -65,6 +66,8 @@ class RunLog:
                 self._add(point)
         if time.monotonic() - self._pictured_at > _PICTURE_S:
             self._add_picture()
+        if isinstance(record, (PeerStarted, PeerLost)) and not self._classes_are_pictured:
+            self._add_classes()
 
     def write_summary(self, *, model: Path | None = None) -> dict[str, Any]:
         """Write `summary.json` as things stand now; returns what stands in it.
@@ -94,16 +97,28 @@ class RunLog:
 
     def _add_picture(self) -> None:
         """Who averaged with whom so far."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         self._pictured_at = time.monotonic()
         if self.state.meetings:
             png = who_met_whom(self.state.meetings, sorted({peer for pair in self.state.meetings for peer in pair}))
-            width, height = struct.unpack(">II", png[16:24])  # of PNG's first chunk
-            image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
             last_round = self.state.last_round
-            value = Summary.Value(tag="swarm/who_met_whom", image=image)
-            self._add_value("swarm", value, step=last_round.local_step if last_round else 0, wall_time=time.time())
+            self._add_image("swarm/who_met_whom", png, step=last_round.local_step if last_round else 0)
+
+    def _add_classes(self) -> None:
+        """Classes per peer, once every peer has started or is lost."""
+        peers = self.state.peers.values()
+        if all(peer.started or peer.lost for peer in peers):
+            self._classes_are_pictured = True
+            counts = {peer.peer_index: peer.started.class_counts for peer in peers if peer.started}
+            counts = {peer_index: classes for peer_index, classes in counts.items() if classes}
+            if counts:
+                self._add_image("swarm/classes_of_peers", classes_of_peers(counts), step=0)
+
+    def _add_image(self, tag: str, png: bytes, *, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = struct.unpack(">II", png[16:24])  # of PNG's first chunk
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        self._add_value("swarm", Summary.Value(tag=tag, image=image), step=step, wall_time=time.time())
 
     def _add_value(self, run: str, value: Any, *, step: int, wall_time: float) -> None:
         # TensorBoard's own writer: torch's wrapper of it costs the driver 4 s and 600 MB, for importing torch

@@ -34,6 +34,7 @@ def summarise(
         "num_peers": state.num_peers,
         "merged_accuracy": merged.accuracy if merged else None,
         "merged_loss": merged.loss if merged else None,
+        "merged_batch_norm": merged.batch_norm if merged else None,
         "peer_accuracy": [None if peer.lost else peer.accuracy for peer in peers],
         "rounds": dict(state.rounds),
         "final_outcome": [peer.finished.final_outcome if peer.finished else None for peer in peers],

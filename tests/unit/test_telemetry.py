@@ -426,6 +426,7 @@ class TestTheSummary:
             "num_peers": 4,
             "merged_accuracy": 0.97,
             "merged_loss": 0.5,
+            "merged_batch_norm": "none",
             "peer_accuracy": [0.9, 0.91, 0.92, 0.93],
             "rounds": {"averaged": 4, "partial": 0, "alone": 0, "failed": 0},
             "final_outcome": ["averaged"] * 4,

@@ -1,0 +1,127 @@
+"""Every process of a peer ends with it, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from ray_gossip.config import Config
+from ray_gossip.testing import GossipPeer, Peers, start_swarm
+from tests.swarm.swarms import Process, blocking, descendants, gossip
+
+DEADLINE_S = 5.0
+
+
+def is_running(process: Process) -> bool:
+    """False for what is gone, and for what is dead and only not yet collected by its parent."""
+    try:
+        name, _, rest = Path(f"/proc/{process.pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except OSError:
+        return False
+    return name == process.name and rest.split()[0] not in "ZX"
+
+
+def assert_they_end(processes: Iterable[Process]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    left = list(processes)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = [process for process in left if is_running(process)]
+    assert not left
+
+
+def children(peers: Peers) -> list[list[Process]]:
+    """The processes of each peer: its DHT, libp2p daemon and averager, and torch's shared-memory manager."""
+    found = [descendants(peer.process.pid) for peer in peers]
+    for processes in found:
+        names = sorted(process.name for process in processes)
+        assert names == ["p2pd", "python", "python", "torch_shm_manag"], names
+    return found
+
+
+def shared_memory_of(processes: Sequence[Process]) -> list[str]:
+    """Files of shared memory that these processes have made: `torch_<pid>_...`."""
+    pids = {str(process.pid) for process in processes}
+    return [path.name for path in Path("/dev/shm").glob("torch_*") if path.name.split("_")[1] in pids]
+
+
+@pytest.mark.parametrize("is_in_a_round", [False, True])
+def test_a_killed_peer_leaves_no_process(is_in_a_round: bool) -> None:
+    with start_swarm(blocking(2, "gossip.matchmaking_s=60"), 1000) as peers:
+        processes = children(peers)[1]
+        everything = [*processes, Process(peers[1].process.pid, "python")]
+        assert shared_memory_of(everything)
+        if is_in_a_round:
+            peers[1].send(gossip)  # its partner does not come
+        os.kill(peers[1].process.pid, signal.SIGKILL)
+        assert_they_end(processes)
+        assert not shared_memory_of(everything)
+
+
+def test_a_peer_whose_averager_is_killed_says_so_and_ends_cleanly() -> None:
+    with start_swarm(blocking(2), 1000) as peers:
+        processes = children(peers)[1]
+        os.kill(peers[1].call(averager_pid), signal.SIGKILL)
+        with pytest.raises(AssertionError, match="SwarmError: the averager process of this peer died"):
+            peers[1].call(gossip)
+        peers[1].call(GossipPeer.shutdown)
+        peers[1].close()
+        assert_they_end(processes)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_an_orderly_shutdown_is_quick_and_leaves_nothing(start_method: Literal["fork", "spawn"]) -> None:
+    """Whatever start method the program around it has chosen."""
+    with start_swarm(blocking(3, "gossip.group_size=3"), 1000, start_method=start_method) as peers:
+        for ended in peers.all(gossip):
+            assert ended.report.outcome == "averaged"
+        processes = [process for each in children(peers) for process in each]
+        started = time.monotonic()
+        peers.all(GossipPeer.shutdown)
+        assert time.monotonic() - started < DEADLINE_S
+        assert_they_end(process for process in processes if process.name != "torch_shm_manag")
+        for peer in peers:
+            peer.close()
+        assert_they_end(processes)
+        assert not shared_memory_of(processes)
+
+
+def test_a_peer_leaves_while_others_are_in_a_round_with_it() -> None:
+    """It does not wait for them, and they do not wait for it."""
+    with start_swarm(blocking(3, "gossip.group_size=3", "gossip.matchmaking_s=30"), 1000) as peers:
+        peers.all(gossip)
+        for peer in peers[:2]:
+            peer.send(gossip)
+        started = time.monotonic()
+        peers[2].call(GossipPeer.shutdown)
+        for peer in peers[:2]:
+            ended = peer.receive()
+            assert ended.report.outcome == "averaged"
+            assert ended.report.cause in ("peer-02 has left", "peer-02 could not be reached")
+        assert time.monotonic() - started < DEADLINE_S
+
+
+class SharingPeer(GossipPeer):
+    """Its program has shared tensors between processes before, as data loaders do."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        self.shared = torch.zeros(10).share_memory_()
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def test_the_fork_guard_spares_the_socket_through_which_torch_shares_memory() -> None:
+    with start_swarm(blocking(2), 1000, build=SharingPeer) as peers:
+        for ended in peers.all(gossip):
+            assert ended.report.outcome == "averaged"
+
+
+def averager_pid(peer: GossipPeer) -> int:
+    pid: int = peer.engine.averager.pid
+    return pid
