@@ -33,9 +33,9 @@ _RAY_SETTINGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ray-gossip`."""
-    options = _parser().parse_args(arguments)
+    options, stop = _parser().parse_args(arguments), _OrderlyStop()
     try:
-        with _OrderlyStop() as stop:
+        with stop:
             return _COMMANDS[options.command](options, stop)
     except UserError as error:
         print(f"ray-gossip: {error}", file=sys.stderr)
@@ -43,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwarmError as error:
         print(f"ray-gossip: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, _Stopped) else signal.SIGINT
-        print(f"ray-gossip: stopped by {signal.Signals(number).name}", file=sys.stderr)
-        return 128 + number
+    except KeyboardInterrupt:
+        print(f"ray-gossip: stopped by {stop.signal.name}", file=sys.stderr)
+        return 128 + stop.signal
 
 
 def _load_config(words: Sequence[str]) -> Config:
@@ -140,14 +139,6 @@ def _parser() -> argparse.ArgumentParser:
 _COMMANDS = {"train": _train, "data": _prepare_data}
 
 
-class _Stopped(KeyboardInterrupt):
-    """A signal asks for an orderly stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 class _OrderlyStop:
     """Within this context, Ctrl-C, SIGTERM (`kill`, `ray job stop`, `timeout`) and SIGHUP (a closed terminal) raise
     KeyboardInterrupt in the main thread. A signal that is ignored, as under nohup, stays so.
@@ -156,6 +147,7 @@ class _OrderlyStop:
     """
 
     limit_s = 14.0
+    signal = signal.SIGINT  # the latest that asked for a stop
 
     def __enter__(self) -> _OrderlyStop:
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -176,7 +168,8 @@ class _OrderlyStop:
         timer.daemon = True
         timer.start()
         self._last_resorts.append(timer)
-        raise _Stopped(number)
+        self.signal = signal.Signals(number)
+        raise KeyboardInterrupt  # no class of our own: Ray's C++ would raise a plain one in its stead
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class DataConfig(Section):
     peers in shares drawn from Dirichlet(dirichlet_alpha). label_sorted: sorted by class, then cut into equal parts, so
     that a peer sees few classes. by_size: shuffled, then cut into parts as unequal as shard_sizes."""
     dirichlet_alpha: float = Field(0.5, gt=0)
-    """shards=dirichlet: how even the shares are. 100 is close to iid, 0.1 leaves a peer one or two classes."""
+    """shards=dirichlet: how even the shares are. 100 is close to iid, 0.1 leaves a peer two or three classes."""
     shard_sizes: tuple[float, ...] = ()
     """shards=by_size: relative sizes of the peers' shards, repeated when there are more peers. [1, 4]: every second
     peer has four times as many samples."""

@@ -7,19 +7,24 @@ import io
 import pickle
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 NUM_TRAIN_PER_CLASS = 2  # of the small Tiny ImageNet
-WNIDS = [f"n{(7919 * number) % 10**8:08d}" for number in range(1, 201)]  # not in alphabetical order, as published
+WNIDS = [
+    f"n{(7919 * 7919 * number) % 10**8:08d}" for number in range(1, 201)
+]  # not in alphabetical order, as published
 
 
-class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+_Pickler: Any = pickle._Pickler  # the one in Python, whose steps can be replaced
+
+
+class _Python2Pickler(_Pickler):  # type: ignore[misc]
     """Writes what Python 2 wrote: strings of bytes, and numpy under its old name."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[Any, Any]] = dict(_Pickler.dispatch)
 
     def save_bytes(self, value: bytes) -> None:
         head = b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))

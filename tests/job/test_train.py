@@ -87,7 +87,7 @@ def test_the_shipped_engine_trains_too(tmp_path: Path) -> None:
         "gossip.group_size=2",
         "gossip.matchmaking_s=1.5",
         "gossip.exact_every=5",
-        "train.local_steps=1000",
+        "train.local_steps=300",
     )
     assert summary["engine"] == "hivemind"
     assert summary["merged_accuracy"] > 0.9

@@ -1,4 +1,4 @@
-"""Data sets, shards, batches."""
+"""Digits, and batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ray_gossip import data
 from ray_gossip.config import DataConfig
-from ray_gossip.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -53,26 +52,6 @@ def test_a_fifth_of_every_class_is_held_out(digits: data.Dataset) -> None:
     assert len(test) == digits.num_classes == 10
     assert ((test / (train + test) - 0.2).abs() < 0.01).all()
     assert digits.num_train == len(digits.train_images) == 1797 - len(digits.test_images)
-
-
-@pytest.mark.parametrize(("num_samples", "num_shards"), [(1433, 1), (1433, 4), (1433, 6), (10, 10), (7, 3)])
-def test_shards_are_disjoint_cover_everything_and_differ_by_at_most_one(num_samples: int, num_shards: int) -> None:
-    dealt = data.deal(torch.zeros(num_samples).long(), num_shards, seed=0)
-    sizes = [len(shard) for shard in dealt]
-    assert len(dealt) == num_shards
-    assert max(sizes) - min(sizes) <= 1
-    assert torch.cat(dealt).sort().values.equal(torch.arange(num_samples))
-
-
-def test_the_same_seed_gives_the_same_shards_and_another_seed_others() -> None:
-    first, again, other = (torch.cat(data.deal(torch.zeros(100).long(), 4, seed=seed)) for seed in (7, 7, 8))
-    assert first.equal(again)
-    assert not first.equal(other)
-
-
-def test_more_peers_than_samples_is_the_users_mistake() -> None:
-    with pytest.raises(ConfigError, match=r"swarm\.num_peers=11 is above the 10 training samples"):
-        data.deal(torch.zeros(10).long(), 11, seed=0)
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), [(12, 4), (10, 4), (3, 8), (1, 5)])

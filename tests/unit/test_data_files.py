@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +46,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the decoded images of `tree`."""
     folder = tmp_path_factory.mktemp("cache")
-    data.load(DataConfig(name="tiny_imagenet", root=tree, cache=folder))
+    told: list[tuple[int, int]] = []
+    config = DataConfig(name="tiny_imagenet", root=tree, cache=folder)
+    data.load(config, on_progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 10_400) for done in (*range(500, 10_001, 500), 10_400)]
     return folder
 
 
@@ -51,6 +59,22 @@ def tiny(tree: Path, cache: Path, tmp_path: Path) -> DataConfig:
     for file in cache.iterdir():
         shutil.copy(file, tmp_path / file.name)
     return DataConfig(name="tiny_imagenet", root=tree, cache=tmp_path)
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The files of a folder, by HTTP; yields the address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 def complaint(config: DataConfig) -> str:
@@ -109,11 +133,12 @@ def test_cifar10_is_downloaded_only_where_the_config_asks_for_it(
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(cifar10.root / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(CIFAR10, "url", archive.as_uri())
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     empty = cifar10.model_copy(update={"root": tmp_path / "empty"})
-    assert "set data.download=true" in complaint(empty)
-    assert data.load(empty.model_copy(update={"download": True})).num_train == 100
+    with serving(tmp_path) as address:
+        monkeypatch.setattr(CIFAR10, "url", f"{address}/{archive.name}")
+        assert "set data.download=true" in complaint(empty)
+        assert data.load(empty.model_copy(update={"download": True})).num_train == 100
     assert data.load(empty).num_train == 100
     assert capfd.readouterr() == ("", "")
 
@@ -121,9 +146,12 @@ def test_cifar10_is_downloaded_only_where_the_config_asks_for_it(
 def test_a_download_that_fails_is_one_line(
     cifar10: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CIFAR10, "url", (tmp_path / "nothing.tar.gz").as_uri())
     elsewhere = cifar10.model_copy(update={"root": tmp_path / "empty", "download": True})
-    assert "fetch it by other means and unpack it in data.root=" in complaint(elsewhere)
+    with serving(tmp_path) as address:
+        monkeypatch.setattr(CIFAR10, "url", f"{address}/nothing.tar.gz")
+        line = complaint(elsewhere)
+    assert "cannot download http://127" in line
+    assert "fetch it by other means and unpack it in data.root=" in line
 
 
 def test_tiny_imagenet_has_the_labels_of_its_tree(tiny: DataConfig) -> None:
@@ -159,31 +187,54 @@ def test_what_is_done_to_loaded_images_does_not_reach_the_disk(tiny: DataConfig)
     assert data.load(tiny).train_images.any()
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "cut off", "no checksum", "garbled checksum"])
-def test_a_damaged_cache_is_made_again(
-    tiny: DataConfig, cache: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def flip_a_bit(array: Path) -> None:
+    with array.open("r+b") as file:
+        file.seek(1_000_000)
+        byte = file.read(1)[0]
+        file.seek(1_000_000)
+        file.write(bytes([byte ^ 1]))
+
+
+def cut_off_a_byte(array: Path) -> None:
+    with array.open("r+b") as file:
+        file.truncate(array.stat().st_size - 1)
+
+
+def lose_the_checksum(array: Path) -> None:
+    array.with_suffix(".json").unlink()
+
+
+def garble_the_checksum(array: Path) -> None:
+    array.with_suffix(".json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off_a_byte, lose_the_checksum, garble_the_checksum])
+def test_a_damaged_cache_is_not_used(tiny: DataConfig, damage: Callable[[Path], None]) -> None:
     assert tiny.cache
-    array, manifest = tiny.cache / "tiny-imagenet-200.npy", tiny.cache / "tiny-imagenet-200.json"
-    if damage == "flipped bit":
-        with array.open("r+b") as file:
-            file.seek(1_000_000)
-            byte = file.read(1)[0]
-            file.seek(1_000_000)
-            file.write(bytes([byte ^ 1]))
-    elif damage == "cut off":
-        with array.open("r+b") as file:
-            file.truncate(array.stat().st_size - 1)
-    elif damage == "no checksum":
-        manifest.unlink()
-    else:
-        manifest.write_text("{")
+    damage(tiny.cache / "tiny-imagenet-200.npy")
     gone = tiny.model_copy(update={"root": tiny.cache / "gone"})
     assert "tiny-imagenet-200.zip and unpack it in data.root=" in complaint(gone)
-    if damage == "flipped bit":  # once is enough: decoding takes seconds
-        data.load(tiny)
-        assert array.read_bytes() == (cache / array.name).read_bytes()
-        assert not list(tiny.cache.glob("*.unfinished"))
+
+
+def test_a_damaged_cache_is_made_again_by_one_of_those_who_start_together(
+    tiny: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny.cache
+    flip_a_bit(tiny.cache / "tiny-imagenet-200.npy")
+    decoded = []
+    decode = tiny_imagenet._decode
+
+    def counting(*arguments: Any, **options: Any) -> None:
+        decoded.append(arguments)
+        decode(*arguments, **options)
+
+    monkeypatch.setattr(tiny_imagenet, "_decode", counting)
+    with ThreadPoolExecutor(3) as pool:
+        datasets = list(pool.map(data.load, [tiny] * 3))
+    assert len(decoded) == 1
+    assert all(each.train_images.equal(datasets[0].train_images) for each in datasets)
+    assert (tiny.cache / "tiny-imagenet-200.npy").read_bytes() == (cache / "tiny-imagenet-200.npy").read_bytes()
+    assert not list(tiny.cache.glob("*.unfinished"))
 
 
 def edited(tiny: DataConfig, tmp_path: Path, name: str) -> tuple[DataConfig, Path]:
@@ -248,24 +299,6 @@ def test_half_a_jpeg_is_damaged(tiny: DataConfig, tmp_path: Path) -> None:
     assert f"{file} is damaged" in complaint(config)
 
 
-def test_those_who_start_together_decode_once(
-    tiny: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded = []
-    decode = tiny_imagenet._decode
-
-    def counting(*arguments: Any, **options: Any) -> None:
-        decoded.append(arguments)
-        decode(*arguments, **options)
-
-    monkeypatch.setattr(tiny_imagenet, "_decode", counting)
-    config = tiny.model_copy(update={"cache": tmp_path / "new"})
-    with ThreadPoolExecutor(3) as pool:
-        datasets = list(pool.map(data.load, [config] * 3))
-    assert len(decoded) == 1
-    assert all(each.train_images.equal(datasets[0].train_images) for each in datasets)
-
-
 def test_a_wait_for_another_process_has_a_deadline(tiny: DataConfig, tmp_path: Path) -> None:
     config = tiny.model_copy(update={"cache": tmp_path / "new", "prepare_s": 0.2})
     with (
@@ -275,15 +308,7 @@ def test_a_wait_for_another_process_has_a_deadline(tiny: DataConfig, tmp_path: P
         data.load(config)
 
 
-def test_progress_is_told_until_all_is_decoded(tiny: DataConfig, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    data.load(
-        tiny.model_copy(update={"cache": tmp_path / "new"}), on_progress=lambda done, total: told.append((done, total))
-    )
-    assert told == [(done, 10_400) for done in (*range(500, 10_001, 500), 10_400)]
-
-
-def test_a_small_tiny_imagenet_is_a_memory_map(tiny: DataConfig) -> None:
+def test_the_cache_is_one_array_of_bytes(tiny: DataConfig) -> None:
     assert tiny.cache
     stored = np.load(tiny.cache / "tiny-imagenet-200.npy", mmap_mode="r")
     assert stored.shape == (10_400, 3, 64, 64)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -305,3 +307,137 @@ def test_momentum_is_averaged_where_the_config_asks_for_it_and_changes_no_local_
     torch.testing.assert_close(after, flat + 1)
     buffer = averaging.optimizer.state[next(averaging.model.parameters())]["momentum_buffer"]
     torch.testing.assert_close(buffer.reshape(-1), after[state_size(averaging.model) :][: buffer.numel()])
+
+
+def in_colour(num_train: int = 120, num_test: int = 40) -> data.Dataset:
+    """Images in uint8 whose brightness tells their class."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(number: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(number) % 10
+        noise = torch.randint(0, 20, (number, 3, 32, 32), generator=generator)
+        return (noise + 20 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
+
+    (train_images, train_labels), (test_images, test_labels) = split(num_train), split(num_test)
+    return data.Dataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        num_classes=10,
+        scale=data.Scale(mean=(0.4, 0.4, 0.4), std=(0.25, 0.25, 0.25)),
+    )
+
+
+def test_images_in_bytes_are_normalised_for_training_and_for_evaluation() -> None:
+    dataset = in_colour()
+    config = parse(
+        {"data": {"augment": "standard", "cutout": 4}, "train": {"local_steps": 60}, "optimizer": {"lr": 0.1}}
+    )
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 10))
+    trainer = Trainer(config, model=model, dataset=dataset, shard=torch.arange(100), device=CPU)
+    seen: list[Tensor] = []
+    trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    before = trainer.evaluate()[1]
+    for _ in range(60):
+        trainer.step()
+    assert trainer.evaluate()[1] < 0.8 * before
+    assert all(images.dtype == torch.float32 and images.abs().max() < 3 for images in seen)
+    assert seen[0].mean().abs() < 0.2
+
+
+def test_bf16_trains_in_half_precision_and_keeps_a_state_of_float32() -> None:
+    trainer, exact = make_trainer(train={"precision": "bf16"}), make_trainer()
+    types: list[torch.dtype] = []
+    trainer.model.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    for _ in range(30):
+        trainer.step()
+        exact.step()
+    assert set(types) == {torch.bfloat16}
+    assert all(tensor.dtype == torch.float32 for tensor in averaged_tensors(trainer.model))
+    assert trainer.take_progress().loss == pytest.approx(exact.take_progress().loss, rel=0.05)
+    assert trainer.evaluate()[0] == pytest.approx(exact.evaluate()[0], abs=0.1)
+
+
+def test_a_compiled_model_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the others need a C++ compiler
+    compiled, plain = make_trainer(train={"compile": True}), make_trainer()
+    for _ in range(3):
+        compiled.step()
+        plain.step()
+    assert state_of(compiled).equal(state_of(plain))
+    assert compiled.evaluate() == plain.evaluate()
+    assert compiled.model_state().keys() == plain.model_state().keys()
+
+
+def test_a_state_in_channels_last_is_read_and_written_in_the_order_of_the_model() -> None:
+    plain, last = make_trainer(), make_trainer()
+    last.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    written = torch.randn(state_size(plain.model))
+    for trainer in (plain, last):
+        trainer.write_state(written)
+        trainer.add_to_state(torch.ones_like(written))
+    assert not last.model[2].weight.is_contiguous()  # type: ignore[index,union-attr,operator]
+    assert state_of(last).equal(state_of(plain))
+    assert all(map(torch.equal, last.model.parameters(), plain.model.parameters()))
+
+
+def test_statistics_are_the_mean_of_the_peers_unless_they_are_measured_afresh() -> None:
+    assert make_trainer().settle_statistics() == "none"
+    averaged = make_trainer(model=with_batch_norm())
+    before = averaged.model_state()
+    assert averaged.settle_statistics() == "averaged"
+    assert all(map(torch.equal, before.values(), averaged.model_state().values()))
+
+    fresh = make_trainer(model=with_batch_norm(), train={"recalibrate_samples": 300}, seed=5)
+    for _ in range(20):
+        fresh.step()
+    assert fresh.settle_statistics() == "recalibrated"
+    chosen = torch.randperm(DIGITS.num_train, generator=torch.Generator().manual_seed(5))[:300]
+    linear, norm = fresh.model[1], fresh.model[2]  # type: ignore[index]
+    features = linear(DIGITS.train_images[chosen].flatten(1)).detach()  # type: ignore[operator]
+    torch.testing.assert_close(norm.running_mean, features.mean(0))
+    torch.testing.assert_close(norm.running_var, features.var(0))
+    assert fresh.model.training
+    assert norm.momentum == 0.1
+
+
+def test_peers_with_other_shards_measure_the_same_statistics() -> None:
+    model = with_batch_norm()
+    first, second = (
+        make_trainer(model=copy.deepcopy(model), shard=shard, train={"recalibrate_samples": 100})
+        for shard in (torch.arange(100), torch.arange(500, 700))
+    )
+    for trainer in (first, second):
+        trainer.settle_statistics()
+    assert state_of(first).equal(state_of(second))
+
+
+def test_samples_to_measure_statistics_are_skipped_where_there_are_none() -> None:
+    trainer = make_trainer(train={"recalibrate_samples": 100})
+    assert trainer.notices == ["train.recalibrate_samples=100 is skipped: the model has no BatchNorm"]
+
+
+@pytest.mark.parametrize("shards", ["iid", "dirichlet"])
+def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Literal["iid", "dirichlet"]) -> None:
+    config = parse(
+        {
+            "data": {"shards": shards, "dirichlet_alpha": 0.3},
+            "model": {"name": "resnet20"},
+            "train": {"local_steps": 20, "recalibrate_samples": 500},
+        }
+    )
+    dealt = data.deal(DIGITS.train_labels, 4, config=config.data, seed=0)
+    peers = [Trainer(config, model=build_model(config), dataset=DIGITS, shard=shard, device=CPU) for shard in dealt]
+    for _ in range(2):
+        for peer in peers:
+            for _ in range(10):
+                peer.step()
+        accuracies = [peer.evaluate()[0] for peer in peers]
+        mean = torch.stack([state_of(peer) for peer in peers]).mean(0)
+        for peer in peers:
+            peer.write_state(mean)
+    averaged = peers[0].evaluate()[0]
+    assert peers[0].settle_statistics() == "recalibrated"
+    recalibrated = peers[0].evaluate()[0]
+    assert min(averaged, recalibrated) >= sum(accuracies) / 4
