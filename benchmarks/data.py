@@ -111,7 +111,7 @@ def on_gpu() -> tuple[float, float]:
     alone_s = _seconds_per_call(lambda: next(batches), num_calls=500)
 
     model = models.build(ModelConfig(name="resnet18"), in_shape=(3, 32, 32), num_classes=10, seed=0)
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     torch.backends.cudnn.benchmark = True
     ready = next(batches)

@@ -39,7 +39,7 @@ def assert_they_end(processes: Iterable[Process]) -> None:
 
 def children(peers: Peers) -> list[list[Process]]:
     """The processes of each peer: its DHT, libp2p daemon and averager, and torch's shared-memory manager."""
-    found = [descendants(peer.process.pid) for peer in peers]
+    found = [descendants(peer.process.pid or 0) for peer in peers]
     for processes in found:
         names = sorted(process.name for process in processes)
         assert names == ["p2pd", "python", "python", "torch_shm_manag"], names

@@ -86,7 +86,7 @@ def test_small_images_keep_a_map_of_features_until_the_last_stage(
     sizes = []
     with torch.device("meta"):
         network = build(name, in_shape=in_shape)
-        network.layer4.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))  # type: ignore[union-attr,operator]
+        network.layer4.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))  # type: ignore[union-attr]
         network(torch.zeros(1, *in_shape))
     assert sizes == [(resolution, resolution)]
 

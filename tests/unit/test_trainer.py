@@ -372,12 +372,12 @@ def test_a_compiled_model_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_state_in_channels_last_is_read_and_written_in_the_order_of_the_model() -> None:
     plain, last = make_trainer(), make_trainer()
-    last.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last.model.to(memory_format=torch.channels_last)
     written = torch.randn(state_size(plain.model))
     for trainer in (plain, last):
         trainer.write_state(written)
         trainer.add_to_state(torch.ones_like(written))
-    assert not last.model[2].weight.is_contiguous()  # type: ignore[index,union-attr,operator]
+    assert not last.model[2].weight.is_contiguous()  # type: ignore[index]
     assert state_of(last).equal(state_of(plain))
     assert all(map(torch.equal, last.model.parameters(), plain.model.parameters()))
 
@@ -395,7 +395,7 @@ def test_statistics_are_the_mean_of_the_peers_unless_they_are_measured_afresh() 
     assert fresh.settle_statistics() == "recalibrated"
     chosen = torch.randperm(DIGITS.num_train, generator=torch.Generator().manual_seed(5))[:300]
     linear, norm = fresh.model[1], fresh.model[2]  # type: ignore[index]
-    features = linear(DIGITS.train_images[chosen].flatten(1)).detach()  # type: ignore[operator]
+    features = linear(DIGITS.train_images[chosen].flatten(1)).detach()
     torch.testing.assert_close(norm.running_mean, features.mean(0))
     torch.testing.assert_close(norm.running_var, features.var(0))
     assert fresh.model.training
@@ -424,14 +424,14 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Liter
         {
             "data": {"shards": shards, "dirichlet_alpha": 0.3},
             "model": {"name": "resnet20"},
-            "train": {"local_steps": 20, "recalibrate_samples": 500},
+            "train": {"local_steps": 12, "recalibrate_samples": 500},
         }
     )
     dealt = data.deal(DIGITS.train_labels, 4, config=config.data, seed=0)
     peers = [Trainer(config, model=build_model(config), dataset=DIGITS, shard=shard, device=CPU) for shard in dealt]
     for _ in range(2):
         for peer in peers:
-            for _ in range(10):
+            for _ in range(6):
                 peer.step()
         accuracies = [peer.evaluate()[0] for peer in peers]
         mean = torch.stack([state_of(peer) for peer in peers]).mean(0)
@@ -440,4 +440,5 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Liter
     averaged = peers[0].evaluate()[0]
     assert peers[0].settle_statistics() == "recalibrated"
     recalibrated = peers[0].evaluate()[0]
+    print(averaged, recalibrated, accuracies)
     assert min(averaged, recalibrated) >= sum(accuracies) / 4
