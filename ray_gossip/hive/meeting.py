@@ -48,7 +48,7 @@ class Meeting:
     def __post_init__(self) -> None:
         self.opened = time.monotonic()
         self._ended: asyncio.Future[Gathering] = asyncio.get_running_loop().create_future()
-        self._watch = asyncio.create_task(self._watch_for_missing())
+        self._watch: asyncio.Task[None] | None = asyncio.create_task(self._watch_for_missing())
 
     async def attend(self, peer_id: str, absent_because: str = "", anchor: int = 0) -> Gathering:
         """Come (or excuse oneself) and wait until the meeting has ended. Whoever is cancelled meanwhile has gone.
@@ -89,7 +89,9 @@ class Meeting:
             random.shuffle(order)  # who reduces which part changes from round to round
             anchors = frozenset(self.arrived.values())
             self._ended.set_result(Gathering(secrets.token_bytes(20), tuple(order), dict(self.absent), anchors))
-            self._watch.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None  # ended meetings are kept for latecomers, their tasks need not be
 
     async def _watch_for_missing(self) -> None:
         while self.age_s < self.wait_s:

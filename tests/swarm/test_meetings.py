@@ -58,12 +58,13 @@ def host_of_next_round(peers: Peers) -> int:
     return round % len(peers)
 
 
-def assert_average(peers: Peers, seeds: Sequence[int], cause: str = "") -> float:
-    """All of them average. Returns the longest matchmaking in seconds."""
+def assert_average(peers: Peers, seeds: Sequence[int], cause: str = "", *, or_cause: str = "") -> float:
+    """All of them average, for one of these causes. Returns the longest matchmaking in seconds."""
     peers.each(fill, seeds)
     rounds = peers.all(gossip)
     for ended in rounds:
-        assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
+        assert ended.report.outcome == "averaged"
+        assert ended.report.cause in (cause, or_cause or cause)
     assert max(peers.all(distance_from_mean, list(seeds))) < TOLERANCE
     return max(ended.report.matchmaking_s for ended in rounds)
 
@@ -89,7 +90,9 @@ def test_a_partner_that_never_comes_is_waited_for_once_and_the_rest_go_on(swarm:
 
 
 def test_a_rest_below_min_group_size_is_alone_and_keeps_its_parameters(swarm: Peers) -> None:
-    for ended in without(swarm, 1, 3).all(gossip):
+    rounds = without(swarm, 1, 3).all(gossip)
+    assert max(ended.report.matchmaking_s for ended in rounds) >= MATCHMAKING_S  # who comes second waits a bit less
+    for ended in rounds:
         assert ended.report.outcome == "alone"
         assert ended.report.cause == (
             f"no group of 3: peer-01 did not come within {MATCHMAKING_S} s; "
@@ -97,7 +100,7 @@ def test_a_rest_below_min_group_size_is_alone_and_keeps_its_parameters(swarm: Pe
         )
         assert ended.unchanged
         assert ended.report.bytes_sent == 0
-        assert MATCHMAKING_S <= ended.report.matchmaking_s < MATCHMAKING_S + SLACK_S
+        assert ended.report.matchmaking_s < MATCHMAKING_S + SLACK_S
     assert_it_came_too_late(swarm, 1)
     assert_it_came_too_late(swarm, 3)
     assert_average(swarm, [0, 1, 2, 3])
@@ -124,7 +127,12 @@ def test_a_stopped_averager_costs_its_groupmates_a_few_seconds_and_no_round(swar
     pid = swarm[stopped].call(averager_pid)
     os.kill(pid, signal.SIGSTOP)
     try:
-        waited_s = assert_average(without(swarm, stopped), [4, 5, 6], cause=f"peer-{stopped:02d} could not be reached")
+        waited_s = assert_average(
+            without(swarm, stopped),
+            [4, 5, 6],
+            cause=f"peer-{stopped:02d} could not be reached",
+            or_cause=f"peer-{stopped:02d} did not come within {MATCHMAKING_S} s",  # the meeting ends before the call
+        )
         assert waited_s < 5.0 + SLACK_S  # 2 s to see that a host does not answer, and the same in the meeting
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -139,7 +147,12 @@ def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(swarm: P
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
-        waited_s = assert_average(without(swarm, stopped), [4, 5, 6], cause=f"peer-{stopped:02d} could not be reached")
+        waited_s = assert_average(
+            without(swarm, stopped),
+            [4, 5, 6],
+            cause=f"peer-{stopped:02d} could not be reached",
+            or_cause=f"peer-{stopped:02d} did not come within {MATCHMAKING_S} s",  # the meeting ends before the call
+        )
         assert waited_s < 5.0 + SLACK_S
     finally:
         for pid in pids:
