@@ -144,7 +144,8 @@ class Rendezvous:
             return self._why_not_coming(stage, key) or None
         request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=msgpack.packb(stage))
         try:
-            answer = await self._stub(peer_id).rpc_coming(request, timeout=ANSWER_S)
+            answer_s = min(ANSWER_S, self._wait_s(stage) / 2)  # asking must leave time to meet elsewhere
+            answer = await self._stub(peer_id).rpc_coming(request, timeout=answer_s)
         except (*_GONE, asyncio.TimeoutError):
             return _UNREACHABLE
         reason: str = answer.group_id.decode()

@@ -13,7 +13,7 @@ from ray_gossip.config import Config
 from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.swarms import blocking, descendants, distance_from_mean, fill, gossip
 
-MATCHMAKING_S = 1.5
+MATCHMAKING_S = 3.0
 SLACK_S = 2.0  # busy cores
 SIZE = 10_000
 TOLERANCE = 1e-5
@@ -133,7 +133,7 @@ def test_a_stopped_averager_costs_its_groupmates_a_few_seconds_and_no_round(swar
             cause=f"peer-{stopped:02d} could not be reached",
             or_cause=f"peer-{stopped:02d} did not come within {MATCHMAKING_S} s",  # the meeting ends before the call
         )
-        assert waited_s < 5.0 + SLACK_S  # 2 s to see that a host does not answer, and the same in the meeting
+        assert waited_s < MATCHMAKING_S + 2.0 + SLACK_S
     finally:
         os.kill(pid, signal.SIGCONT)
     assert_it_came_too_late(swarm, stopped)
@@ -153,7 +153,7 @@ def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(swarm: P
             cause=f"peer-{stopped:02d} could not be reached",
             or_cause=f"peer-{stopped:02d} did not come within {MATCHMAKING_S} s",  # the meeting ends before the call
         )
-        assert waited_s < 5.0 + SLACK_S
+        assert waited_s < MATCHMAKING_S + 2.0 + SLACK_S
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
