@@ -13,7 +13,7 @@ from ray_gossip.config import Config
 from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.swarms import blocking, descendants, distance_from_mean, fill, gossip
 
-MATCHMAKING_S = 3.0
+MATCHMAKING_S = 2.5
 SLACK_S = 2.0  # busy cores
 SIZE = 10_000
 TOLERANCE = 1e-5
@@ -140,9 +140,8 @@ def test_a_stopped_averager_costs_its_groupmates_a_few_seconds_and_no_round(swar
     assert_average(swarm, [0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("is_host", [False, True])
-def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(swarm: Peers, is_host: bool) -> None:
-    stopped = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
+def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(swarm: Peers) -> None:
+    stopped = (host_of_next_round(swarm) + 1) % 4
     pids = [process.pid for process in descendants(swarm[stopped].process.pid)] + [swarm[stopped].process.pid]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
