@@ -129,9 +129,9 @@ class GossipEngine:
         reports = []
         if self._pending is not None and self._pending.result.done():
             reports.append(self._complete(local_step))
-        if self.gossip.group_size > 1 and self._position(local_step) >= self._clock.due_at(self._next_round):
-            if self._pending is not None:
-                reports.append(self._complete(local_step))
+        if self._pending is not None and self._is_due(local_step):
+            reports.append(self._complete(local_step))  # which may plan the next round for later
+        if self._is_due(local_step):
             self._begin(local_step)
             if not self.gossip.overlap:
                 reports.append(self._complete(local_step))
@@ -166,6 +166,9 @@ class GossipEngine:
         if self.averager.is_alive():
             self.averager.kill()
 
+    def _is_due(self, local_step: int) -> bool:
+        return self.gossip.group_size > 1 and self._position(local_step) >= self._clock.due_at(self._next_round)
+
     def _position(self, local_step: int) -> float:
         """Where this peer stands on the clock: local steps, or seconds since the swarm began."""
         now = time.time() if self.gossip.seconds is not None else float(local_step)
@@ -181,6 +184,7 @@ class GossipEngine:
         future = self.averager.gossip_round(self._next_round, weight=weight)
         self._pending = _Pending(self._next_round, local_step, future, blocked_s=time.monotonic() - started)
         self._snapshot_step = local_step
+        self._next_round += 1  # else the round in flight would be due again at the next local step
 
     def _complete(self, local_step: int) -> RoundReport:
         """Wait for the round in flight and apply what it brought."""

@@ -81,6 +81,14 @@ def test_a_newcomer_starts_from_the_swarms_state_counts_from_a_later_round_and_l
         assert all(reports[-1].outcome == "averaged" for reports in later), later
 
 
+def test_rounds_begin_every_h_local_steps_which_go_on_meanwhile() -> None:
+    with start_swarm(settings("swarm.num_peers=2", "gossip.steps=10"), SIZE) as peers:
+        for reports in peers.all(paced_rounds, 8, 0.02):
+            assert [report.local_step for report in reports] == [10 * (report.round + 1) for report in reports]
+            assert all(report.outcome == "averaged" for report in reports)
+            assert all(1 <= report.staleness_steps <= 10 for report in reports)
+
+
 def test_on_a_clock_in_seconds_fast_and_slow_peers_do_different_numbers_of_steps_and_all_average() -> None:
     with start_swarm(settings("swarm.num_peers=3", "gossip.group_size=3", "gossip.seconds=0.4"), SIZE) as peers:
         first_round = max(peers.all(next_round))  # a swarm that came up slowly has missed some
