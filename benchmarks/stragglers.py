@@ -3,8 +3,9 @@
 Four peers with local steps of a fixed duration and no CPU; one takes three times as long as the others. Counted are
 the samples per second of the whole swarm, against what the same peers do without communication. With a clock in
 seconds (`gossip.seconds`) everybody meets at the same moment, however many steps each has done, and the swarm must
-keep 0.95 of the sum. With a clock in steps (`gossip.steps`) the fast wait for the slow one in each round: shown beside
-it, with hivemind.Optimizer(use_local_updates=True) as shipped, which counts the swarm's samples.
+keep 0.95 of the sum. Beside it a clock in steps (`gossip.steps`), with which the fast wait for the slow one in every
+round, at most matchmaking_s; and hivemind.Optimizer(use_local_updates=True) as shipped, which counts the samples of
+the swarm.
 
     python benchmarks/stragglers.py                 about 2 minutes on two cores
     python benchmarks/stragglers.py --seconds 10    about a minute

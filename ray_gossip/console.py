@@ -112,6 +112,8 @@ class LiveView:
         try:
             if self._state is not None:
                 self._draw(self._state)
+            else:
+                self._live.transient = True  # nothing has begun: leave no bar behind
         finally:
             self._live.stop()  # gives the cursor back
 
@@ -219,6 +221,8 @@ def status_line(state: SwarmState) -> str:
     """The swarm in one line."""
     peers = list(state.peers.values())
     live = [peer for peer in peers if peer.is_live]
+    if all(peer.progress is None for peer in peers):
+        return f"starting: {len(live)} of {len(peers)} peers are up"
     steps = [peer.local_step for peer in live] or [0]
     span = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)}..{max(steps)}"
     parts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -314,6 +315,18 @@ class TestTensorBoard:
                 stem = tag.removesuffix("_min").removesuffix("_max")
                 stem = stem if not stem.startswith("swarm/rounds_") else "swarm/rounds_averaged"
                 assert f"`{stem}`" in curves.__doc__
+
+    def test_shows_the_classes_in_all_shards_once_every_peer_has_started_or_is_lost(self, write: Write) -> None:
+        def classes(records: list[Record]) -> Any:
+            board = accumulated(write(records), "swarm")
+            tag = "swarm/classes_of_peers"
+            return board.Images(tag) if tag in board.Tags()["images"] else []
+
+        three = [dataclasses.replace(started(i), class_counts=(10 * i, 5, 0)) for i in range(3)]
+        assert classes(list(three)) == []
+        (picture,) = classes([*three, lost(3), lost(2)])
+        assert picture.encoded_image_string.startswith(b"\x89PNG")
+        assert picture.step == 0
 
 
 class TestTheConsensusDistance:

@@ -150,6 +150,14 @@ def test_evaluation_gives_the_accuracy_and_mean_loss_of_the_test_split() -> None
     assert loss == pytest.approx(F.cross_entropy(logits, DIGITS.test_labels).item(), rel=1e-5)
 
 
+def test_an_evaluation_on_fewer_samples_takes_them_from_the_whole_test_split() -> None:
+    trainer = make_trainer(train={"eval_samples": 100})
+    chosen = [index * len(DIGITS.test_labels) // 100 for index in range(100)]
+    logits = trainer.model(DIGITS.test_images[chosen])
+    assert trainer.evaluate()[1] == pytest.approx(F.cross_entropy(logits, DIGITS.test_labels[chosen]).item(), rel=1e-5)
+    assert make_trainer(train={"eval_samples": 10**6}).evaluate() == make_trainer().evaluate()
+
+
 def test_the_state_is_all_parameters_then_float_buffers_and_no_counters() -> None:
     model = with_batch_norm()
     norm: Any = model[2]  # type: ignore[index]
@@ -282,15 +290,21 @@ def test_the_learning_rate_rises_linearly_first() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_local_step_never_waits_for_the_gpu() -> None:
-    trainer = make_trainer(device=torch.device("cuda"))
-    trainer.step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(100):
-            trainer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert math.isfinite(trainer.take_progress().loss)
+    augmented = parse({"data": {"augment": "standard"}, "train": {"precision": "bf16"}, "model": {"name": "resnet20"}})
+    model = models.build(augmented.model, in_shape=(3, 32, 32), num_classes=10, seed=0)
+    cuda = torch.device("cuda")
+    for trainer in (
+        make_trainer(device=cuda),
+        Trainer(augmented, model=model, dataset=in_colour(), shard=torch.arange(100), device=cuda),
+    ):
+        trainer.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(100):
+                trainer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert math.isfinite(trainer.take_progress().loss)
 
 
 def test_momentum_is_averaged_where_the_config_asks_for_it_and_changes_no_local_step() -> None:
@@ -384,7 +398,7 @@ def test_a_state_in_channels_last_is_read_and_written_in_the_order_of_the_model(
 
 def test_statistics_are_the_mean_of_the_peers_unless_they_are_measured_afresh() -> None:
     assert make_trainer().settle_statistics() == "none"
-    averaged = make_trainer(model=with_batch_norm())
+    averaged = make_trainer(model=with_batch_norm(), train={"recalibrate_samples": 0})
     before = averaged.model_state()
     assert averaged.settle_statistics() == "averaged"
     assert all(map(torch.equal, before.values(), averaged.model_state().values()))
@@ -440,5 +454,4 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Liter
     averaged = peers[0].evaluate()[0]
     assert peers[0].settle_statistics() == "recalibrated"
     recalibrated = peers[0].evaluate()[0]
-    print(averaged, recalibrated, accuracies)
     assert min(averaged, recalibrated) >= sum(accuracies) / 4
