@@ -18,7 +18,7 @@ from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
 
 Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
 
-ANSWER_S = 2.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
+ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it waits
 _UNREACHABLE = "could not be reached"
 _OTHER_MODEL = "averages tensors of another size: not the same model"
