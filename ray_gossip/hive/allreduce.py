@@ -81,8 +81,9 @@ class StrictAllReduce(AllReduceRunner):
     def finalize(self, *, cancel: bool = False, exception: BaseException | None = None) -> None:
         """End the round. If it is unfinished, say who is late and tell those that wait for this reducer."""
         if (cancel or exception is not None) and not self._future.done():
-            for peer_id in self._late():
-                self._seen.setdefault(peer_id, "did not answer in time")
+            late = [peer_id for peer_id in self._late() if peer_id not in self._seen]
+            if late:  # it explains the others: who has closed its streams just now has run into the same deadline
+                self._seen = dict.fromkeys(late, "did not answer in time")
             self._give_up()
         super().finalize(cancel=cancel, exception=exception)
 

@@ -22,6 +22,7 @@ from ray_gossip.hive.clock import stretch
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
 REDECLARE_S = 5.0  # three chances to renew a declaration before it expires
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
+_READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ class Membership:
         self._read_at = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[View] | None = None
 
     async def join(self, from_round: int, *, is_alive: Callable[[], bool]) -> View:
         """Declare this peer, and go on doing so every few seconds for as long as `is_alive` says so."""
@@ -168,11 +170,16 @@ class Membership:
         return self.view
 
     async def at_round(self, round: int) -> View:
-        """The view for a round that begins now. This peer's own progress is declared in the background."""
+        """The view for a round that begins now; the last one if the DHT is slow.
+
+        This peer's own progress is declared in the background.
+        """
         self.own = replace(self.own, round=round)
         if time.monotonic() - self._read_at > REFRESH_S:
             self._declaring = asyncio.create_task(self._declare())
-            await self.read()
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self.read())
+                await asyncio.wait({self._reading}, timeout=_READ_S)
         return self.view
 
     def control_consensus(self, distance: float, *, target: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from ray_gossip.errors import UserError
 from ray_gossip.resources import Node, check_fits, this_machine
 
 _LOCAL_OBJECT_STORE_BYTES = 200 * 2**20  # reports and one model pass through it, nothing else
+_DIAL_S = 5.0  # longest that the cluster's first answer may take
 
 
 @contextlib.contextmanager
@@ -59,6 +61,9 @@ def _connect(address: str) -> None:
     if address.startswith("ray://"):
         raise UserError(f"cannot drive a swarm through Ray Client ({address}): use ray job submit")
     try:
+        host, _, port = address.rpartition(":")
+        if host and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_DIAL_S).close()
         with _own_signal_handlers(hold_ctrl_c=False):
             # no runtime environment here: the job's own one counts, and Ray takes it from one source only
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
@@ -106,4 +111,6 @@ def nodes() -> list[Node]:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

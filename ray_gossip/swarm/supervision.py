@@ -24,6 +24,7 @@ from ray_gossip.swarm.actor import PeerActor
 from ray_gossip.swarm.cluster import nodes
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
+_ROOM_POLL_S = 1  # the same while Ray looks for room; there it counts whole seconds
 _PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is told what is awaited
 
 
@@ -128,7 +129,7 @@ class Swarm:
         wanted = f"{swarm.num_peers} times {bundle(swarm)}"
         self._group = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
         say_at = time.monotonic() + _PATIENCE_S
-        while not self._group.wait(_POLL_S):
+        while not self._group.wait(_ROOM_POLL_S):
             if time.monotonic() >= deadline:
                 raise SwarmError(
                     f"Ray found no room for {wanted} within swarm.start_s={swarm.start_s:g}: other jobs hold the "
@@ -193,8 +194,9 @@ class Swarm:
 
 
 def _cause(error: ray.exceptions.RayError) -> str:
-    """Why a peer is lost: a sentence, and Ray's whole text below it."""
+    """Why a peer is lost: a sentence, and what Ray knows below it."""
     text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
+    text = text.partition(" Some common causes include")[0]  # a paragraph of guesses
     if isinstance(error, ray.exceptions.RayTaskError):
         return f"it raised {_raised(text)}\n{text}"
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:

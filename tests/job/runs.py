@@ -1,130 +1,199 @@
-"""The real command line on real Ray, as a user types it."""
+"""The real command line on real Ray, as a user types it. What it did is read from its files, never from its log."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import termios
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from tests.job.processes import Process, family, left
+from tests.job.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "ray_gossip.cli"]
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, "RAY_AUTH_MODE": "disabled"}
-RUN_S = 170.0  # a run of seconds, on machines that are busy
+RUN_S = 170.0  # a run of half a minute, on a machine that is busy
+
+# Makes standard input the controlling terminal of its session, then becomes the command.
+_ON_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
-def finish(*words: str, timeout: float = RUN_S, **environment: str) -> subprocess.CompletedProcess[str]:
+def finish(*words: str, within_s: float = RUN_S, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `ray-gossip` to its end."""
     return subprocess.run(
         [*COMMAND, *words],
         cwd=ROOT,
-        env={**ENVIRONMENT, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=within_s,
         check=False,
     )
 
 
-def train(run_dir: Path, *words: str) -> dict[str, Any]:
-    """A run that must succeed; returns the last line of its standard output."""
-    done = finish("train", *words, "--run-dir", str(run_dir), "--json")
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary
+class Run:
+    """`ray-gossip train … --json` in the foreground of a session of its own, as in a shell.
 
+    Use as a context manager: leaving it ends every process of the run.
 
-def events(run_dir: Path, kind: str = "") -> list[dict[str, Any]]:
-    """The records of a run so far, or those of one kind."""
-    path = run_dir / "events.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [record for record in records if record["event"] == kind or not kind]
+    Args:
+        run_dir: where it writes.
+        terminal: give it a terminal with a keyboard; without --json then.
+        address: of the Ray cluster to use; None: it starts a local one.
+    """
 
-
-def wait_for(condition: Callable[[], Any], *, within_s: float, what: str) -> Any:
-    """Wait until the condition holds, at most until the deadline."""
-    deadline = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {within_s} s"
-        time.sleep(0.05)
-    return value
-
-
-class Process:
-    """`ray-gossip` in the foreground of a session of its own, as on a terminal."""
-
-    def __init__(self, run_dir: Path, *words: str) -> None:
+    def __init__(self, run_dir: Path, *words: str, terminal: bool = False, address: str | None = None) -> None:
         self.run_dir = run_dir
-        self.process = subprocess.Popen(
-            [*COMMAND, "train", *words, "--run-dir", str(run_dir), "--json"],
+        self.code: int | None = None  # exit code, once it has ended
+        self.stdout = self.stderr = ""  # what it wrote; on a terminal, all is in stdout
+        self.processes: set[Process] = set()  # of the run, as far as seen; grows by `look`
+        self._keyboard: int | None = None
+        self._process: subprocess.Popen[Any]
+        command = [*COMMAND, "train", *words, "--run-dir", str(run_dir)]
+        environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
+        if terminal:
+            self._start_on_terminal(command, environment | {"TERM": "xterm-256color"})
+        else:
+            self._start([*command, "--json"], environment)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
+        return summary
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The records of one kind that are in events.jsonl now."""
+        path = self.run_dir / "events.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [record for record in records if record["event"] == kind]
+
+    def wait_for(self, kind: str, *, count: int = 1, within_s: float = RUN_S) -> list[dict[str, Any]]:
+        """Wait until there are so many records of one kind; returns them."""
+
+        def enough() -> list[dict[str, Any]]:
+            found = self.events(kind)
+            assert self.running or len(found) >= count, f"ended without {count} {kind}: {self.finish()}"
+            return found if len(found) >= count else []
+
+        return wait_for(enough, within_s=within_s, what=f"{count} records {kind}")
+
+    def wait_until_training(self) -> None:
+        """Until the swarm has averaged, so that every peer has done local steps; then look at its processes."""
+        self.wait_for("SwarmRound")
+        self.look()
+
+    def look(self) -> set[Process]:
+        """Take note of the processes of the run that live now."""
+        self.processes |= family(self.pid)
+        for peer in self.events("PeerStarted"):
+            self.processes |= family(peer["pid"])  # on a cluster, they are not ours by descent
+        return self.processes
+
+    def press_ctrl_c(self) -> None:
+        """On a terminal, type it; else do what a terminal does: signal the whole foreground group."""
+        if self._keyboard is not None:
+            os.write(self._keyboard, b"\x03")
+        else:
+            os.killpg(self.pid, signal.SIGINT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the command itself, and none of the processes that it started."""
+        self._process.send_signal(number)
+
+    def finish(self, within_s: float = RUN_S) -> Run:
+        """Wait for the end."""
+        self.code = self._process.wait(timeout=within_s)
+        self._reader.join(timeout=10.0)
+        return self
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self.look()
+            self._process.kill()
+            self._process.wait()
+            for process in left(self.processes):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        self._reader.join(timeout=10.0)
+        if self._keyboard is not None:
+            os.close(self._keyboard)
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
+
+    def _start(self, command: list[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
             cwd=ROOT,
-            env=ENVIRONMENT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def wait_until_training(self) -> None:
-        """Until every peer has done local steps and the swarm has averaged."""
-        wait_for(lambda: events(self.run_dir, "SwarmRound"), within_s=RUN_S, what="a round of the swarm")
+        def read() -> None:
+            self.stdout, self.stderr = self._process.communicate()
 
-    def interrupt(self) -> None:
-        """Ctrl-C: the signal goes to the whole foreground group."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
 
-    def wait(self, within_s: float) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=within_s)
-        return self.process.returncode, out, err
+    def _start_on_terminal(self, command: list[str], environment: Mapping[str, str]) -> None:
+        self._keyboard, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # rows, columns
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ON_TERMINAL, *command],
+            cwd=ROOT,
+            env=environment,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        screen = self._keyboard
 
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
-
-
-def descendants(pid: int) -> set[int]:
-    """All living processes below this one."""
-    children: dict[int, list[int]] = {}
-    for child, parent in _parents():
-        children.setdefault(parent, []).append(child)
-    found: set[int] = set()
-    open_pids = [pid]
-    while open_pids:
-        for child in children.get(open_pids.pop(), []):
-            found.add(child)
-            open_pids.append(child)
-    return found
-
-
-def alive(pids: set[int]) -> dict[int, str]:
-    """Which of these processes live, with their command lines. Zombies do not count."""
-    living = {}
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            living[pid] = command.strip()
-    return living
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        def read() -> None:
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            yield int(entry.name), int(fields[1])
+                while seen := os.read(screen, 65536):
+                    self.stdout += seen.decode(errors="replace")
+            except OSError:  # nobody has the terminal open any more
+                return
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+
+
+def train(run_dir: Path, *words: str, address: str | None = None) -> Run:
+    """A run that must succeed."""
+    with Run(run_dir, *words, address=address) as run:
+        assert run.finish().code == 0, run
+    return run

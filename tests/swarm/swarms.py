@@ -15,8 +15,6 @@ from ray_gossip.config import Config
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import GossipPeer
 
-SIZE = 4 * 2**20  # elements: 16 MB, eight parts for each of four reducers
-
 
 @dataclass(frozen=True)
 class Ended:

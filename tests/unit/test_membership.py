@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -238,4 +239,44 @@ def test_a_round_declares_progress_and_reads_the_swarm_at_most_every_half_second
 
         await until(is_declared)
 
+    asyncio.run(test())
+
+
+def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_READ_S", 0.1)
+
+    class HangingDHT(DictionaryDHT):
+        def get(self, key: str, *, latest: bool, return_future: bool) -> Any:
+            async def found() -> ValueWithExpiration[Any] | None:
+                await released.wait()
+                found: ValueWithExpiration[Any] | None = await get(key, latest=latest, return_future=return_future)
+                return found
+
+            get = super().get
+            return found()
+
+    async def test() -> None:
+        nonlocal released
+        released = asyncio.Event()
+        released.set()
+        dht = HangingDHT()
+        first, second = enter(dht, "A", 0), enter(dht, "B", 1)
+        await first.join(0, is_alive=yes)
+        await second.join(0, is_alive=yes)
+        released.clear()
+        first._read_at -= membership.REFRESH_S
+        started = time.monotonic()
+        assert len((await first.at_round(0)).members) == 1  # the last that it knows
+        assert 0.1 <= time.monotonic() - started < 1.0
+        started = time.monotonic()
+        await first.at_round(1)  # and not a second time
+        assert time.monotonic() - started < 0.1
+        released.set()
+
+        async def has_come() -> bool:
+            return len(first.view.members) == 2
+
+        await until(has_come)
+
+    released = asyncio.Event()
     asyncio.run(test())

@@ -1,0 +1,21 @@
+"""All tests here start Ray: without a password, in a short folder of their own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_environment() -> Iterator[None]:
+    with (
+        # short: the path of a socket holds 107 characters at most
+        tempfile.TemporaryDirectory(prefix="rg-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        environment.setenv("RAY_TMPDIR", folder)
+        environment.delenv("RAY_ADDRESS", raising=False)
+        yield

@@ -1,0 +1,52 @@
+"""Processes of this machine, from /proc: which belong to a run, and which of them still live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.job.waiting import wait_for
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process; `started` tells it from a later one with the same pid."""
+
+    pid: int
+    started: int  # clock ticks since boot
+    parent: int = field(compare=False)
+    command: str = field(compare=False)
+
+
+def family(pid: int) -> set[Process]:
+    """The living process `pid` and everything below it."""
+    processes = list(_living())
+    found = {process for process in processes if process.pid == pid}
+    while more := {p for p in processes if p.parent in {q.pid for q in found}} - found:
+        found |= more
+    return found
+
+
+def wait_until_gone(processes: Iterable[Process], *, within_s: float) -> None:
+    """Wait until none of these processes lives."""
+    awaited = set(processes)
+    assert awaited, "a family has members"
+    wait_for(lambda: not left(awaited), within_s=within_s, what=lambda: f"the end of {left(awaited)}")
+
+
+def left(processes: Iterable[Process]) -> set[Process]:
+    """Those that still live."""
+    return set(processes) & set(_living())
+
+
+def _living() -> Iterator[Process]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if fields[0] not in "ZX":  # a zombie has ended
+                yield Process(int(folder.name), int(fields[19]), parent=int(fields[1]), command=command)

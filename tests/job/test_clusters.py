@@ -1,0 +1,59 @@
+"""On a Ray cluster that is there already: two nodes of this machine, each with two CPUs and, so it says, a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.job.clusters import Cluster, start_cluster
+from tests.job.processes import wait_until_gone
+from tests.job.runs import Run, finish
+
+NODE = {"num_cpus": 2, "num_gpus": 1}
+TWO_GPUS = ("swarm.num_peers=2", "swarm.gpus_per_peer=1")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with start_cluster(NODE, NODE) as cluster:
+        yield cluster
+
+
+def test_a_swarm_spreads_over_nodes_and_reserves_their_gpus(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*TWO_GPUS, "swarm.placement=STRICT_SPREAD", "train.local_steps=200")
+    with Run(tmp_path / "run", *words, address=cluster.address) as run:
+        run.wait_until_training()
+        assert run.finish().code == 0, run
+        wait_until_gone(run.processes, within_s=10.0)
+    assert run.summary["merged_accuracy"] > 0.9
+    assert run.summary["rounds"]["failed"] == 0
+    assert [peer["node"] for peer in run.events("PeerStarted")]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["swarm.num_peers=3", "swarm.gpus_per_peer=1"], "needs 3 GPUs but the cluster has 2"),
+        (["swarm.num_peers=20"], "needs 5 CPUs but the cluster has 4"),
+        (["swarm.num_peers=3", "swarm.placement=STRICT_SPREAD"], "swarm.num_peers=3 but the cluster has 2"),
+    ],
+)
+def test_a_swarm_that_is_too_large_is_refused_with_both_numbers(
+    words: list[str], line: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    done = finish("train", *words, "--run-dir", str(tmp_path / "run"), RAY_ADDRESS=cluster.address)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    (answer,) = done.stderr.splitlines()
+    assert line in answer
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_swarm_waits_for_room_says_so_and_ctrl_c_ends_the_wait(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.reserve({"GPU": 1})
+    with Run(tmp_path / "run", *TWO_GPUS, address=cluster.address) as run:
+        (notice,) = run.wait_for("Notice", within_s=30.0)
+        assert "waiting for Ray to find room for 2 times" in notice["text"]
+        run.press_ctrl_c()
+        assert run.finish(within_s=15.0).code == 130, run
