@@ -246,9 +246,13 @@ def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(membership, "_READ_S", 0.1)
 
     class HangingDHT(DictionaryDHT):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answers = asyncio.Event()
+
         def get(self, key: str, *, latest: bool, return_future: bool) -> Any:
             async def found() -> ValueWithExpiration[Any] | None:
-                await released.wait()
+                await self.answers.wait()
                 found: ValueWithExpiration[Any] | None = await get(key, latest=latest, return_future=return_future)
                 return found
 
@@ -256,14 +260,12 @@ def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPa
             return found()
 
     async def test() -> None:
-        nonlocal released
-        released = asyncio.Event()
-        released.set()
         dht = HangingDHT()
+        dht.answers.set()
         first, second = enter(dht, "A", 0), enter(dht, "B", 1)
         await first.join(0, is_alive=yes)
         await second.join(0, is_alive=yes)
-        released.clear()
+        dht.answers.clear()
         first._read_at -= membership.REFRESH_S
         started = time.monotonic()
         assert len((await first.at_round(0)).members) == 1  # the last that it knows
@@ -271,12 +273,11 @@ def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPa
         started = time.monotonic()
         await first.at_round(1)  # and not a second time
         assert time.monotonic() - started < 0.1
-        released.set()
+        dht.answers.set()
 
         async def has_come() -> bool:
             return len(first.view.members) == 2
 
         await until(has_come)
 
-    released = asyncio.Event()
     asyncio.run(test())
