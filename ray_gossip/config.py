@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -273,12 +273,22 @@ class Config(Section):
         return self
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+_CLOCKS = (("steps", "seconds"), ("seconds", "steps"))  # of gossip; a swarm has one
+
+
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or none: the defaults) and apply dotted overrides such as `gossip.group_size=2`.
 
     Raises:
         ConfigError: one line that names the key and the fix.
     """
+    return parse(load_tree(path, overrides))
+
+
+def load_tree(path: Path | None = None, overrides: Sequence[str] = ()) -> Any:
+    """What `load` parses: plain nested dicts, not checked yet. Raises ConfigError."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -300,22 +310,46 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"cannot read the override {override!r}: write key=value, such as gossip.group_size=2")
     try:
         changes = OmegaConf.from_dotlist(list(overrides))
-        for clock, other in (("steps", "seconds"), ("seconds", "steps")):
+        for clock, other in _CLOCKS:
             if OmegaConf.select(changes, f"gossip.{clock}") is not None and OmegaConf.is_dict(tree.get("gossip")):
                 tree.gossip.pop(other, None)  # the override's clock replaces that of the file
         merged = OmegaConf.merge(tree, changes)
-        values = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot apply the overrides: {_first_line(error)}") from None
-    return parse(values)
 
 
-def parse(values: Any) -> Config:
-    """Build a Config from plain nested dicts. Raises ConfigError."""
+def parse(values: Any, schema: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
+    """Build a Config, or another schema that holds one, from plain nested dicts. Raises ConfigError."""
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, schema)) from None
+
+
+def replace(config: Config, values: Mapping[str, Any]) -> Config:
+    """The same config with other values of dotted keys, such as `{"gossip.group_size": 2}`. Raises ConfigError."""
+    tree = config.model_dump()
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        section = tree
+        for part in sections:
+            section = section[part]
+        section[name] = value
+        for clock, other in _CLOCKS:
+            if key == f"gossip.{clock}" and value is not None:
+                section.pop(other)
+    return parse(tree)
+
+
+def check_key(key: str) -> None:
+    """Raise ConfigError unless this dotted key is in the schema."""
+    known = _keys(Config)
+    example = next((each for each in known if each.startswith(f"{key}.")), None)
+    if example:
+        raise ConfigError(f"{key} is a section; name a key in it, such as {example}")
+    if key not in known:
+        raise ConfigError(_unknown(key.split("."), Config))
 
 
 _SHIPPED_LACKS = [
@@ -376,23 +410,27 @@ def _first_line(error: Exception) -> str:
     return "; ".join(lines[:2]) if lines else type(error).__name__
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     """The first mistake, as one line: key, value, what is wrong, and what was meant or what the field is."""
     mistake = error.errors()[0]
     location = [str(part) for part in mistake["loc"]]
     key = ".".join(location) or "config"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if mistake["type"] == "extra_forbidden":
-        meant = " or ".join(_meant(location))
-        hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(_siblings(location))}"
-        return f"unknown key {key}; {hint}{more}"
+        return f"{_unknown(location, schema)}{more}"
     message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if mistake["type"] == "model_type":
-        example = next((known for known in _keys(Config) if known.startswith(f"{key}.")), "gossip.group_size")
+        example = next((known for known in _keys(schema) if known.startswith(f"{key}.")), "gossip.group_size")
         return f"{key}={mistake['input']!r}: {key} is a section; set a key in it, such as {example}{more}"
     if mistake["type"] == "value_error":
         return f"{key}: {message}{more}"
-    return f"{key}={mistake['input']!r} {message}{_help(location)}{more}"
+    return f"{key}={mistake['input']!r} {message}{_help(location, schema)}{more}"
+
+
+def _unknown(location: Sequence[str], schema: type[BaseModel]) -> str:
+    meant = " or ".join(_meant(location, schema))
+    hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(_siblings(location, schema))}"
+    return f"unknown key {'.'.join(location)}; {hint}"
 
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -411,30 +449,30 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _section_of(location: Sequence[str]) -> type[BaseModel]:
-    model: type[BaseModel] = Config
+def _section_of(location: Sequence[str], schema: type[BaseModel]) -> type[BaseModel]:
+    model = schema
     for part in location[:-1]:
         model = _sections(model).get(part, model)
     return model
 
 
-def _siblings(location: Sequence[str]) -> list[str]:
-    return list(_section_of(location).model_fields)
+def _siblings(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    return list(_section_of(location, schema).model_fields)
 
 
-def _meant(location: Sequence[str]) -> list[str]:
+def _meant(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
     """Known keys that look like this unknown one: in its section, else in any."""
     *section, name = location
-    here = difflib.get_close_matches(name, _siblings(location), n=1)
+    here = difflib.get_close_matches(name, _siblings(location, schema), n=1)
     if here:
         return [".".join([*section, *here])]
-    last_names = {key: key.rpartition(".")[2] for key in _keys(Config)}
+    last_names = {key: key.rpartition(".")[2] for key in _keys(schema)}
     anywhere = difflib.get_close_matches(name, set(last_names.values()), n=1)
     return [key for key, last in last_names.items() if last in anywhere]
 
 
-def _help(location: Sequence[str]) -> str:
-    field = _section_of(location).model_fields.get(location[-1]) if location else None
+def _help(location: Sequence[str], schema: type[BaseModel]) -> str:
+    field = _section_of(location, schema).model_fields.get(location[-1]) if location else None
     if field is None or not field.description:
         return ""
     text = " ".join(field.description.split()).split(". ")[0].rstrip(".")

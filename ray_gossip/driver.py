@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from ray_gossip.checkpoint import write_atomically
-from ray_gossip.config import Config, skipped
+from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
-from ray_gossip.errors import ConfigError, SwarmError
-from ray_gossip.records import Notice, Record
+from ray_gossip.errors import ConfigError
 from ray_gossip.resources import check_fits, this_machine
-from ray_gossip.telemetry import RunLog
-
-Summary = dict[str, Any]
+from ray_gossip.telemetry import Summary
 
 # To look any other optimizer up, or to count samples for more peers than these, torch must be loaded: seconds.
 _KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")
@@ -47,48 +42,28 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
     run_id = new_run_id()
     run_dir = run_dir or Path("runs") / run_id
     check(config, address=address, run_dir=run_dir)
-    from ray_gossip.swarm import Swarm, cluster  # loads Ray: after what can be checked without
+    from ray_gossip.run import Run  # loads Ray: after what can be checked without
+    from ray_gossip.swarm import cluster
 
     started = time.time()
-    summary: Summary | None = None
+    run: Run | None = None
     try:
         with (
             open_view(stream) as view,
-            cluster(config.swarm, address=address),
-            RunLog(run_dir, config, run_id=run_id, started_at=started) as log,
-            Swarm(config, run_id=run_id) as swarm,
+            cluster([config.swarm], address=address),
+            Run(config, run_id=run_id, run_dir=run_dir, started_at=started) as run,
         ):
-
-            def follow(records: Iterable[Record | None]) -> None:
-                for record in records:
-                    if record is not None:
-                        log.write(record)
-                    view.update(log.state)
-
             try:
-                follow(_notice(text) for text in skipped(config))
-                follow(swarm.start())
-                follow(swarm.run())
-                model = swarm.model()
-                if model is None:
-                    raise SwarmError(f"every peer was lost; {run_dir / 'events.jsonl'} says why")
-                write_atomically(run_dir / "model.pt", model)
-                summary = log.write_summary(model=run_dir / "model.pt")
+                for _ in run.records():
+                    view.update(run.state)
+                return run.finish()
             except BaseException as error:
-                try:
-                    if isinstance(error, KeyboardInterrupt):
-                        follow([_notice("interrupted: stopping the peers; once more to stop at once")])
-                    follow(swarm.stop())
-                except BaseException:
-                    swarm.give_up()
-                    raise
-                finally:
-                    summary = log.write_summary()
+                why = "interrupted: stopping the peers; once more to stop at once"
+                run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
                 raise
     finally:
-        if summary is not None:
-            print_summary(summary, run_dir, stream=stream)
-    return summary
+        if run is not None and run.summary is not None:
+            print_summary(run.summary, run_dir, stream=stream)
 
 
 def check(config: Config, *, address: str | None, run_dir: Path) -> None:
@@ -110,7 +85,3 @@ def check(config: Config, *, address: str | None, run_dir: Path) -> None:
         from ray_gossip import data
 
         data.deal(data.load(config.data).train_labels, config.swarm.num_peers, seed=config.seed)
-
-
-def _notice(text: str) -> Notice:
-    return Notice(peer_index=-1, wall_time=time.time(), text=text)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -20,15 +20,15 @@ _DIAL_S = 5.0  # longest that the cluster's first answer may take
 
 
 @contextlib.contextmanager
-def cluster(config: SwarmConfig, *, address: str | None) -> Iterator[None]:
+def cluster(swarms: Sequence[SwarmConfig], *, address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start a local one; leave it (or end it) afterwards.
 
     Raises:
-        UserError: there is no such cluster, or (ResourceError) it cannot hold the swarm. Nothing of the swarm has
+        UserError: there is no such cluster, or (ResourceError) it cannot hold each of the swarms. Nothing of them has
             been started then.
     """
     if ray.is_initialized():
-        check_fits(config, nodes())
+        _check_all_fit(swarms)
         yield
         return
     try:
@@ -36,10 +36,15 @@ def cluster(config: SwarmConfig, *, address: str | None) -> Iterator[None]:
             _start_local()
         else:
             _connect(address)
-        check_fits(config, nodes())
+        _check_all_fit(swarms)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_all_fit(swarms: Sequence[SwarmConfig]) -> None:
+    for swarm in swarms:
+        check_fits(swarm, nodes())
 
 
 def _start_local() -> None:

@@ -32,11 +32,14 @@ class Swarm:
     """The peers of one run. Use as a context manager: leaving it stops every peer, whatever happened.
 
     Its iterators yield None when there is nothing to tell for a moment, so that the caller can look up.
+
+    Args:
+        group: a bundle for each peer, reserved by somebody else and left to them; None: the swarm reserves its own.
     """
 
-    def __init__(self, config: Config, *, run_id: str) -> None:
+    def __init__(self, config: Config, *, run_id: str, group: PlacementGroup | None = None) -> None:
         self.config, self.run_id = config, run_id
-        self._group: PlacementGroup | None = None
+        self._group, self._owns_group = group, group is None
         self._actors: dict[int, Any] = {}  # live peers by index
         self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
         self._streams: dict[Any, int] = {}
@@ -56,7 +59,8 @@ class Swarm:
             SwarmError: no peer came up within `swarm.start_s`.
         """
         deadline = time.monotonic() + self.config.swarm.start_s
-        yield from self._reserve(deadline)
+        if self._group is None:
+            yield from self._reserve(deadline)
         self._create_actors()
         causes: dict[int, str] = {}
         while self._starting and time.monotonic() < deadline:
@@ -115,7 +119,7 @@ class Swarm:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
-        if self._group is not None:
+        if self._group is not None and self._owns_group:
             remove_placement_group(self._group)
             self._group = None
 

@@ -12,6 +12,6 @@
 
 from ray_gossip.telemetry.log import RunLog
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState
-from ray_gossip.telemetry.summary import summarise
+from ray_gossip.telemetry.summary import Summary, summarise
 
-__all__ = ["PeerState", "RunLog", "Status", "SwarmRound", "SwarmState", "summarise"]
+__all__ = ["PeerState", "RunLog", "Status", "Summary", "SwarmRound", "SwarmState", "summarise"]

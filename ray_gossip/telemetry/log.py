@@ -16,7 +16,7 @@ from ray_gossip.records import PeerLost, PeerStarted, Record, to_json
 from ray_gossip.telemetry.curves import Curves, Point
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
 from ray_gossip.telemetry.state import SwarmState
-from ray_gossip.telemetry.summary import summarise
+from ray_gossip.telemetry.summary import Summary, summarise
 
 # TensorBoard's own thread flushes this often, so that a killed driver loses a second of curves at most.
 _FLUSH_S = 1.0
@@ -69,7 +69,7 @@ class RunLog:
         if isinstance(record, (PeerStarted, PeerLost)) and not self._classes_are_pictured:
             self._add_classes()
 
-    def write_summary(self, *, model: Path | None = None) -> dict[str, Any]:
+    def write_summary(self, *, model: Path | None = None) -> Summary:
         """Write `summary.json` as things stand now; returns what stands in it.
 
         Args:
@@ -86,7 +86,7 @@ class RunLog:
         )
         text = dump_json(summary, indent=2)
         write_atomically(self.run_dir / "summary.json", f"{text}\n".encode())
-        written: dict[str, Any] = json.loads(text)
+        written: Summary = json.loads(text)
         return written
 
     def _add(self, point: Point) -> None:

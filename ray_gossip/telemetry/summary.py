@@ -9,6 +9,8 @@ from typing import Any
 from ray_gossip.records import Evaluation, PeerLost
 from ray_gossip.telemetry.state import PeerState, SwarmState, distance_of_sketches
 
+Summary = dict[str, Any]
+
 
 def summarise(
     state: SwarmState,
@@ -19,7 +21,7 @@ def summarise(
     ended_at: float,
     run_dir: Path,
     model: Path | None,
-) -> dict[str, Any]:
+) -> Summary:
     """The summary of a run that may have ended in any way; what never happened is None.
 
     Args:

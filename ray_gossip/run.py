@@ -1,0 +1,96 @@
+"""One run, from the first peer to the summary: what `train` shows on a terminal, and what a trial of a sweep is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+
+from ray.util.placement_group import PlacementGroup
+
+from ray_gossip.checkpoint import write_atomically
+from ray_gossip.config import Config, skipped
+from ray_gossip.errors import SwarmError
+from ray_gossip.records import Notice, Record
+from ray_gossip.swarm import Swarm
+from ray_gossip.telemetry import RunLog, Summary, SwarmState
+
+
+class Run:
+    """A swarm and the log of what it does. Use as a context manager: leaving it ends every peer and closes every file.
+
+    Its iterators yield each record once it is written, and None when there is nothing to tell for a moment.
+
+    Args:
+        started_at: in seconds since 1970; the summary's durations count from there.
+        group: bundles that somebody else reserved for the peers; None: the run reserves its own.
+    """
+
+    def __init__(
+        self, config: Config, *, run_id: str, run_dir: Path, started_at: float, group: PlacementGroup | None = None
+    ) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.summary: Summary | None = None  # once it has finished or was stopped
+        self._log = RunLog(run_dir, config, run_id=run_id, started_at=started_at)
+        self._swarm = Swarm(config, run_id=run_id, group=group)
+        self._open = ExitStack()
+
+    @property
+    def state(self) -> SwarmState:
+        return self._log.state
+
+    def __enter__(self) -> Run:
+        self._open.enter_context(self._log)
+        self._open.enter_context(self._swarm)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def records(self) -> Iterator[Record | None]:
+        """Start the peers and let them train, until each has finished or is lost."""
+        yield from self._written(_notice(text) for text in skipped(self.config))
+        yield from self._written(self._swarm.start())
+        yield from self._written(self._swarm.run())
+
+    def finish(self) -> Summary:
+        """Save the merged model and write the summary.
+
+        Raises:
+            SwarmError: no peer is left to give its model.
+        """
+        model = self._swarm.model()
+        if model is None:
+            raise SwarmError(f"every peer was lost; {self.run_dir / 'events.jsonl'} says why")
+        write_atomically(self.run_dir / "model.pt", model)
+        self.summary = self._log.write_summary(model=self.run_dir / "model.pt")
+        return self.summary
+
+    def stop(self, why: str | None = None, *, show: Callable[[], None] = lambda: None) -> None:
+        """Stop in order, for at most half of `swarm.stop_s`, and write the summary. If that is cut short, leaving the
+        context kills what is left at once.
+
+        Args:
+            why: a notice that goes before everything else.
+            show: called after every record, and when there is none as well.
+        """
+        try:
+            for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop())):
+                show()
+        except BaseException:
+            self._swarm.give_up()
+            raise
+        finally:
+            self.summary = self._log.write_summary()
+
+    def _written(self, records: Iterable[Record | None]) -> Iterator[Record | None]:
+        for record in records:
+            if record is not None:
+                self._log.write(record)
+            yield record
+
+
+def _notice(text: str) -> Notice:
+    return Notice(peer_index=-1, wall_time=time.time(), text=text)
