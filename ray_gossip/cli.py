@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +28,14 @@ _RAY_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",
     # a SIGTERM while a local Ray starts would otherwise take 30 s
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
+_TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of the three, two are named; the third would write HParams of its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours knows SIGTERM too
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line of ours says it
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",  # a trial that does not end is killed
+    "RAY_AIR_NEW_OUTPUT": "0",  # else it prints tables, whatever its verbosity
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
@@ -51,30 +59,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load_config(words: Sequence[str]) -> Config:
     from ray_gossip import config as configs
 
+    return configs.load(*_split(words))
+
+
+def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The config file among the words of a command, and the overrides."""
     files = [word for word in words if "=" not in word or Path(word).is_file()]
-    overrides = [word for word in words if word not in files]
     if len(files) > 1:
         raise ConfigError(f"{files[0]} and {files[1]}: name one config file; overrides are written key=value")
-    return configs.load(Path(files[0]) if files else None, overrides)
+    return (Path(files[0]) if files else None), [word for word in words if word not in files]
+
+
+def _set_environment(settings: Mapping[str, str]) -> None:
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _address() -> str | None:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    return None if address in ("", "local") else address
 
 
 def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     config = _load_config(options.config)
     stop.limit_s = config.swarm.stop_s + 4.0  # Ray itself takes 1 to 2 s
-    for name, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS", "local")
+    _set_environment(_RAY_SETTINGS)
 
     from ray_gossip import driver  # loads rich, numpy: after the config is known to be good
 
     summary = driver.train(
         config,
-        address=None if address in ("", "local") else address,
+        address=_address(),
         run_dir=options.run_dir,
         stream=sys.stderr if options.json else sys.stdout,
     )
     if options.json:
         print(json.dumps(summary), flush=True)
+    return 0
+
+
+def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
+    from ray_gossip.tuning import sweep as sweeps
+
+    sweep = sweeps.load_earlier(options.run_dir) if options.resume else None
+    if sweep is None or options.config:
+        asked_for = sweeps.load(*_split(options.config))
+        if sweep is not None and asked_for != sweep:
+            raise ConfigError(
+                f"--resume goes on with {options.run_dir}/sweep.yaml; this is another sweep: leave it out"
+            )
+        sweep = asked_for
+    stop.limit_s = 30.0  # of which Tune gives its trials 15
+    _set_environment(_RAY_SETTINGS | _TUNE_SETTINGS)
+
+    from ray_gossip import driver  # loads rich, numpy: after the config is known to be good
+
+    report = driver.tune(
+        sweep,
+        address=_address(),
+        run_dir=options.run_dir,
+        resume=options.resume,
+        stream=sys.stderr if options.json else sys.stdout,
+    )
+    if options.json:
+        print(json.dumps(report), flush=True)
     return 0
 
 
@@ -124,6 +172,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--run-dir", type=Path, help="new folder for the results (default: runs/<run id>)")
     train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+    tune = commands.add_parser(
+        "tune",
+        help="sweep over keys of the config",
+        description="Run a swarm for each point of the config's space: section, on the Ray cluster that RAY_ADDRESS "
+        "names, else on a local one.",
+        epilog="example: ray-gossip tune configs/tune_digits.yaml tune.num_samples=20 --run-dir runs/sweep",
+    )
+    tune.add_argument(
+        "config",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value",
+        help="one config file, and overrides of its keys; a key that is overridden is not swept",
+    )
+    tune.add_argument("--run-dir", type=Path, help="folder for the results (default: runs/sweep-<id>)")
+    tune.add_argument("--resume", action="store_true", help="go on with the sweep in --run-dir")
+    tune.add_argument("--json", action="store_true", help="last line of standard output: report.json on one line")
     data = commands.add_parser("data", help="data sets").add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = data.add_parser(
         "prepare",
@@ -136,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_COMMANDS = {"train": _train, "data": _prepare_data}
+_COMMANDS = {"train": _train, "tune": _tune, "data": _prepare_data}
 
 
 class _OrderlyStop:

@@ -319,8 +319,13 @@ def load_tree(path: Path | None = None, overrides: Sequence[str] = ()) -> Any:
         raise ConfigError(f"cannot apply the overrides: {_first_line(error)}") from None
 
 
-def parse(values: Any, schema: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
-    """Build a Config, or another schema that holds one, from plain nested dicts. Raises ConfigError."""
+def parse(values: Any) -> Config:
+    """Build a Config from plain nested dicts. Raises ConfigError."""
+    return parse_as(Config, values)
+
+
+def parse_as(schema: type[AnyConfig], values: Any) -> AnyConfig:
+    """The same for a schema that adds sections to it."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -329,6 +334,19 @@ def parse(values: Any, schema: type[AnyConfig] = Config) -> AnyConfig:  # type: 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
     """The same config with other values of dotted keys, such as `{"gossip.group_size": 2}`. Raises ConfigError."""
+    return parse(_with(config, values))
+
+
+def check_value(config: Config, key: str, value: Any) -> None:
+    """Raise ConfigError if this value of a dotted key is forbidden, whatever the other keys are."""
+    try:
+        Config.model_validate(_with(config, {key: value}))
+    except ValidationError as error:
+        if ".".join(str(part) for part in error.errors()[0]["loc"]).startswith(key):
+            raise ConfigError(_explain(error, Config)) from None
+
+
+def _with(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     tree = config.model_dump()
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -338,8 +356,8 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
         section[name] = value
         for clock, other in _CLOCKS:
             if key == f"gossip.{clock}" and value is not None:
-                section.pop(other)
-    return parse(tree)
+                section.pop(other, None)
+    return tree
 
 
 def check_key(key: str) -> None:

@@ -6,13 +6,14 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.errors import ConfigError
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.telemetry import Summary
+from ray_gossip.tuning.sweep import SWEEP_FILE, Sweep
 
 # To look any other optimizer up, or to count samples for more peers than these, torch must be loaded: seconds.
 _KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")
@@ -66,15 +67,53 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
             print_summary(run.summary, run_dir, stream=stream)
 
 
+def tune(sweep: Sweep, *, address: str | None, run_dir: Path | None, resume: bool, stream: TextIO) -> dict[str, Any]:
+    """Train a swarm for each point of a sweep; write everything below `run_dir`; tell on `stream` how it goes.
+
+    Args:
+        address, run_dir: as for `train`; None: `runs/sweep-<id>`.
+        resume: go on with the sweep that is in `run_dir`.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        UserError: before any trial has been started.
+        KeyboardInterrupt: after an orderly stop; the sweep can be resumed.
+    """
+    run_dir = run_dir or Path("runs") / f"sweep-{new_run_id()}"
+    if not resume and (run_dir / SWEEP_FILE).exists():
+        raise ConfigError(f"--run-dir {run_dir} already holds a sweep: add --resume, or name a new folder")
+    check_writable(run_dir)
+    points, notices = sweep.points()
+    for point in points:
+        check_config(sweep.config(point), address=address)
+    for swarm in sweep.swarms(points) if address is None else ():
+        check_fits(swarm, [this_machine()])
+    from ray_gossip.tuning.session import run_sweep  # loads Ray: after what can be checked without
+
+    return run_sweep(sweep, points, notices, address=address, run_dir=run_dir, resume=resume, stream=stream)
+
+
 def check(config: Config, *, address: str | None, run_dir: Path) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
+    check_writable(run_dir)
+    check_config(config, address=address)
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raise ConfigError unless this folder is one that can be written to, or can be made."""
     folder = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise ConfigError(
             f"cannot write to the run's folder {run_dir}: {folder} is not a writable folder; see --run-dir"
         )
+
+
+def check_config(config: Config, *, address: str | None) -> None:
+    """Raise UserError for what is wrong with a config whatever folder it writes to."""
     if address is None:
         check_fits(config.swarm, [this_machine()])
     if config.optimizer.name not in _KNOWN_OPTIMIZERS:

@@ -58,3 +58,15 @@ def _num_bundles(each: Node, node: Node) -> float:
     """How many bundles one node holds; infinity when nothing that they need is known of it."""
     known = [node[resource] / amount for resource, amount in each.items() if resource in node]
     return min((math.floor(share + 1e-9) for share in known), default=math.inf)
+
+
+def num_that_fit(config: SwarmConfig, nodes: Sequence[Node]) -> int:
+    """How many such swarms the nodes, were they idle, hold at once."""
+    each = bundle(config)
+    places = [_num_bundles(each, node) for node in nodes]
+    if config.placement != "STRICT_SPREAD":
+        return int(sum(places)) // config.num_peers
+    num = 0
+    while sum(min(place, num + 1) for place in places) >= (num + 1) * config.num_peers:  # a peer of each on a node
+        num += 1
+    return num

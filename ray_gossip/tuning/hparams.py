@@ -1,0 +1,104 @@
+"""TensorBoard's HParams table of a sweep, and one run per trial beside those of its peers.
+
+Written when a trial starts and at each result, so that trials that are stopped early, or killed, stand in it too.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.logger import LoggerCallback
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from ray_gossip.tuning.metrics import METRICS
+from ray_gossip.tuning.space import Distribution, Range
+from ray_gossip.tuning.sweep import Point, Sweep
+
+
+def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
+    """Write which hyperparameters and which metrics the table of this folder's trials has."""
+    keys = list(dict.fromkeys([*sweep.space, *(key for point in points for key in point)]))
+    columns = [
+        hparams.HParam(key, _domain(sweep.space.get(key), [point[key] for point in points if key in point]))
+        for key in keys
+    ]
+    metrics = [hparams.Metric(f"trial/{name}", display_name=name) for name in METRICS]
+    writer = EventFileWriter(str(folder))
+    writer.add_event(_event(hparams.hparams_config_pb(columns, metrics)))
+    writer.close()
+
+
+class HParamsLogger(LoggerCallback):
+    """Writes each trial's values and metrics into the trial's folder."""
+
+    def __init__(self) -> None:
+        self._writers: dict[str, EventFileWriter] = {}
+
+    def log_trial_start(self, trial: Trial) -> None:
+        if trial.trial_id not in self._writers:
+            trial.init_local_path()
+            writer = self._writers[trial.trial_id] = EventFileWriter(trial.local_path)
+            values = {key: _value(value) for key, value in trial.config.items()}
+            writer.add_event(_event(hparams.hparams_pb(values, trial_id=trial.trial_id)))
+            writer.flush()
+
+    def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
+        self.log_trial_start(trial)
+        values = [
+            Summary.Value(tag=f"trial/{name}", simple_value=result[name])
+            for name in METRICS
+            if math.isfinite(result.get(name, math.nan))
+        ]
+        self._writers[trial.trial_id].add_event(_event(Summary(value=values), step=int(result["local_step"])))
+        self._writers[trial.trial_id].flush()
+
+    def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
+        writer = self._writers.pop(trial.trial_id, None)
+        if writer:
+            status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+            writer.add_event(_event(_session_end(status)))
+            writer.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writers": {}}  # Tune pickles the sweep; open files stay here
+
+
+def _session_end(status: Any) -> Summary:
+    """What TensorBoard itself writes only where TensorFlow is installed."""
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    data = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=data, tensor=metadata.NULL_TENSOR)
+    return Summary(value=[value])
+
+
+def _domain(distribution: Distribution | None, values: Sequence[Any]) -> Any:
+    if isinstance(distribution, Range):
+        numbers_seen = [float(distribution.low), float(distribution.high), *map(float, values)]
+        return hparams.RealInterval(min(numbers_seen), max(numbers_seen))  # a baseline may lie outside the range
+    if distribution is not None:
+        values = [*distribution.values, *values]
+    seen = sorted({_value(value) for value in values}, key=lambda value: (str(type(value)), value))
+    if len({type(value) for value in seen}) > 1:  # the table knows one type a column
+        return None
+    return hparams.Discrete(seen)
+
+
+def _value(value: Any) -> bool | float | str:
+    """What TensorBoard can show: whole numbers become floats, and what is none of these its text."""
+    if isinstance(value, (bool, str)):
+        return value
+    return float(value) if isinstance(value, numbers.Real) else str(value)
+
+
+def _event(summary: Summary, *, step: int = 0) -> Event:
+    return Event(wall_time=time.time(), step=step, summary=summary)

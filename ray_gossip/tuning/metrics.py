@@ -1,0 +1,116 @@
+"""What a trial reports to Tune: the same numbers every time, nan where there is none yet. Pure.
+
+| metric | what it is |
+| --- | --- |
+| `local_step` | of the latest evaluation that all live peers have done; schedulers compare trials at it |
+| `peer_accuracy`, `peer_loss` | of the peers' own models in it, mean over the live peers |
+| `train_loss` | mean over the live peers |
+| `merged_accuracy`, `merged_loss` | of the merged model, at the end |
+| `bytes_sent` | by all peers so far |
+| `train_s` | seconds since the first local step of any peer |
+| `seconds_to_target`, `bytes_to_target` | when the accuracy was seen to have reached `tune.target_accuracy` |
+| `consensus_distance` | after the latest complete round; in the end, of what the peers ended with |
+| `rounds_averaged`, `_partial`, `_alone`, `_failed` | peer-rounds so far |
+| `samples_per_s`, `live_peers` | now |
+| `finished` | 1 when the trial did all its local steps, else 0 |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ray_gossip.telemetry import PeerState, Summary, SwarmState
+from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
+
+Metrics = dict[str, float]
+
+# what HParams and the report show of a trial
+METRICS = (
+    "merged_accuracy",
+    "merged_loss",
+    "peer_accuracy",
+    "peer_loss",
+    "train_loss",
+    "bytes_sent",
+    "train_s",
+    "seconds_to_target",
+    "bytes_to_target",
+    "consensus_distance",
+    "rounds_averaged",
+    "rounds_failed",
+    "local_step",
+    "finished",
+)
+
+
+class Scores:
+    """The metrics of one trial, read off the state of its swarm."""
+
+    def __init__(self, state: SwarmState, *, target_accuracy: float | None) -> None:
+        self._state, self._target = state, target_accuracy
+        self._reached: tuple[float, float] = (math.nan, math.nan)  # train_s and bytes_sent at the target
+
+    def evaluated_step(self) -> int:
+        """The local step up to which every live peer has been evaluated; 0: none."""
+        peers = self._state.live_peers()
+        return min((peer.evaluation.local_step if peer.evaluation else 0 for peer in peers), default=0)
+
+    def metrics(self, *, local_step: int, summary: Summary | None = None) -> Metrics:
+        """What there is to say now.
+
+        Args:
+            local_step: what to report as such.
+            summary: of the run, once it has finished.
+        """
+        state, peers = self._state, self._state.live_peers()
+        accuracy = _mean(peer.accuracy for peer in peers)
+        merged = summary["merged_accuracy"] if summary else None
+        distance = state.last_round.consensus_distance if state.last_round else math.nan
+        train_s = _train_s(state, peers)
+        best = max((each for each in (accuracy, merged) if each is not None and math.isfinite(each)), default=0.0)
+        if self._target is not None and best >= self._target and math.isnan(self._reached[0]):
+            self._reached = (train_s, float(state.bytes_sent))
+        return {
+            "local_step": local_step,
+            "peer_accuracy": accuracy,
+            "peer_loss": _mean(peer.evaluation.loss if peer.evaluation else None for peer in peers),
+            "train_loss": _mean(peer.loss for peer in peers),
+            "merged_accuracy": _number(merged),
+            "merged_loss": _number(summary["merged_loss"] if summary else None),
+            "bytes_sent": state.bytes_sent,
+            "train_s": train_s,
+            "seconds_to_target": self._reached[0],
+            "bytes_to_target": self._reached[1],
+            "consensus_distance": _number(summary["consensus_distance"]) if summary else distance,
+            **{f"rounds_{outcome}": count for outcome, count in state.rounds.items()},
+            "samples_per_s": sum(peer.samples_per_s for peer in peers),
+            "live_peers": len(peers),
+            "finished": int(summary is not None),
+        }
+
+
+def comparable(objective: Objective, metrics: Metrics) -> float:
+    """An objective as a number that can be compared. A trial that was stopped early has no merged model: its peers'
+    own stand for it. A target that was not reached is infinitely far."""
+    stand_ins = {"merged_accuracy": "peer_accuracy", "merged_loss": "peer_loss"}
+    worst = -math.inf if objective in LARGER_IS_BETTER else math.inf
+    for key in (objective, stand_ins.get(objective, objective)):
+        value = metrics.get(key)
+        if value is not None and math.isfinite(value):
+            return float(value)
+    return worst
+
+
+def _train_s(state: SwarmState, peers: Iterable[PeerState]) -> float:
+    times = [peer.progress.wall_time for peer in peers if peer.progress]
+    return max(times) - state.first_step_time if times and state.first_step_time is not None else 0.0
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

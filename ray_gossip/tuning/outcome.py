@@ -1,0 +1,93 @@
+"""The trials of a sweep as they ended, read from what Tune left in the sweep's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray.tune import ExperimentAnalysis
+from ray.tune.experiment import Trial
+
+from ray_gossip.tuning.metrics import METRICS, Metrics, comparable
+from ray_gossip.tuning.progress import cause_of
+from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
+from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point
+
+End = Literal["finished", "stopped_early", "failed", "unfinished"]
+ENDS: tuple[End, ...] = ("finished", "stopped_early", "failed", "unfinished")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trial."""
+
+    name: str
+    point: Point
+    end: End
+    metrics: Metrics  # the last; empty when it never reported
+    history: list[Metrics]  # all, in their order, since it was last started
+    cause: str  # why it failed; else empty
+    num_failures: int
+
+    @property
+    def baseline(self) -> str | None:
+        name = self.point.get(BASELINE, NO_BASELINE)
+        return None if name == NO_BASELINE else str(name)
+
+
+def read_outcomes(run_dir: Path) -> list[Outcome]:
+    """All trials that were ever started, in the order of their names."""
+    if not any(run_dir.glob("experiment_state-*.json")):
+        return []  # it was interrupted before Tune wrote anything
+    analysis = ExperimentAnalysis(run_dir)
+    histories = analysis.trial_dataframes
+    return sorted((_outcome(trial, histories.get(trial.trial_id)) for trial in analysis.trials), key=lambda o: o.name)
+
+
+def rank(outcomes: Sequence[Outcome], objective: Objective) -> list[Outcome]:
+    """Best first. Who finished comes before who was stopped early, whose numbers are of an earlier step."""
+    order: dict[End, int] = {"finished": 0, "stopped_early": 1, "unfinished": 1, "failed": 2}
+    return sorted(outcomes, key=lambda each: (order[each.end], _loss(each, objective)))
+
+
+def pareto(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:
+    """The finished trials that no other beats in one objective without losing in another."""
+    finished = [outcome for outcome in outcomes if outcome.end == "finished"]
+    at = [tuple(_loss(outcome, objective) for objective in objectives) for outcome in finished]
+
+    def is_beaten(mine: tuple[float, ...]) -> bool:
+        return any(other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for other in at)
+
+    return [outcome for outcome, mine in zip(finished, at, strict=True) if not is_beaten(mine)]
+
+
+def _loss(outcome: Outcome, objective: Objective) -> float:
+    value = comparable(objective, outcome.metrics)
+    return -value if objective in LARGER_IS_BETTER else value
+
+
+def _outcome(trial: Trial, results: Any) -> Outcome:
+    history: list[Metrics] = []
+    for row in results.to_dict("records") if results is not None else []:
+        if row.get("iterations_since_restore") == 1:  # it was started again, from the beginning
+            history = []
+        history.append({name: row[name] for name in METRICS if name in row})
+    return Outcome(
+        name=str(trial),
+        point=dict(trial.config),
+        end=_end(trial),
+        metrics=history[-1] if history else {},
+        history=history,
+        cause=cause_of(trial) if trial.status == Trial.ERROR else "",
+        num_failures=trial.num_failures,
+    )
+
+
+def _end(trial: Trial) -> End:
+    if trial.status == Trial.ERROR:
+        return "failed"
+    if trial.status != Trial.TERMINATED:
+        return "unfinished"
+    return "finished" if (trial.last_result or {}).get("finished") else "stopped_early"

@@ -1,0 +1,72 @@
+"""What a person sees of a sweep while it runs: a line for each trial that starts or ends, and one now and then."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+LOG = logging.getLogger("ray_gossip.sweep")  # a logger, because Tune pickles its callbacks: a stream cannot go along
+
+_STATUS_S = 15.0  # between two status lines
+
+
+class Progress(Callback):
+    """Tells what becomes of the trials."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        LOG.info("%s starts: %s", trial, describe(trial.config))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        LOG.info("%s failed and is started again: %s", trial, cause_of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        LOG.info("%s failed: %s", trial, cause_of(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result
+        if result.get("finished"):
+            LOG.info("%s finished: merged accuracy %.4f", trial, result["merged_accuracy"])
+        else:
+            step, accuracy = result.get("local_step", 0), result.get("peer_accuracy", float("nan"))
+            LOG.info("%s is stopped early at step %d: accuracy %.4f", trial, step, accuracy)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if time.monotonic() - self._told_at < _STATUS_S:
+            return
+        self._told_at = time.monotonic()
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        ended = [trial for trial in trials if trial.is_finished()]
+        parts = [
+            f"{trial} step {trial.last_result.get('local_step', 0)}"
+            f" accuracy {trial.last_result.get('peer_accuracy', float('nan')):.3f}"
+            for trial in running
+            if trial.last_result
+        ]
+        LOG.info("%d trials ended, %d run; %s", len(ended), len(running), "; ".join(parts) or "starting")
+
+
+def describe(point: Mapping[str, Any]) -> str:
+    """A point of the space in one line."""
+    return ", ".join(f"{key}={_short(value)}" for key, value in point.items()) or "the config as it is"
+
+
+def cause_of(trial: Trial) -> str:
+    """Why a trial failed, in one line: the exception at the end of the traceback that Tune wrote down."""
+    files = [Path(trial.local_path) / "error.txt"] if trial.local_path else []
+    texts = [file.read_text() for file in files if file.is_file()] or [trial.get_error() or ""]
+    lines = [line.strip() for line in texts[-1].splitlines() if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    return re.sub(r"^[\w.]*\.(?=\w+(: |$))", "", lines[-1]) if lines else "its process died"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,150 @@
+"""Which trial comes next, and which are stopped early: Tune's own searchers and schedulers, joined to a sweep."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from ray_gossip.errors import ConfigError
+from ray_gossip.tuning.metrics import comparable
+from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
+from ray_gossip.tuning.space import Choice, Range
+from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
+
+_TRIES = 100  # suggestions in a row whose values do not go together; then the search is over
+
+
+class Points(Searcher):
+    """Known points in their order, then what a searcher that learns suggests, if there is one."""
+
+    def __init__(self, sweep: Sweep, points: list[Point], *, learning: Searcher | None = None) -> None:
+        super().__init__()
+        self._sweep, self._left, self._learning = sweep, list(points), learning
+        self._suggested: dict[str, str] = {}  # trial -> its name to the searcher that learns
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._left:
+            return self._left.pop(0)
+        if self._learning is None:
+            return Searcher.FINISHED
+        for attempt in range(_TRIES):
+            name = f"{trial_id}-{attempt}"
+            point = self._learning.suggest(name)
+            try:
+                self._sweep.config(point)
+            except ConfigError:
+                self._learning.on_trial_complete(name, error=True)
+            else:
+                self._suggested[trial_id] = name
+                return {**point, **({BASELINE: NO_BASELINE} if self._sweep.settings.tune.baselines else {})}
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if self._learning is not None and trial_id in self._suggested:
+            objectives = self._sweep.settings.tune.objectives
+            told = {objective: comparable(objective, result) for objective in objectives} if result else None
+            self._learning.on_trial_complete(self._suggested[trial_id], told, error)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """The searcher learns from ends only; who is stopped early is the scheduler's business."""
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_bytes(pickle.dumps((self._left, self._suggested, self._learning)))
+
+    def restore(self, checkpoint_path: str) -> None:
+        self._left, self._suggested, self._learning = pickle.loads(Path(checkpoint_path).read_bytes())
+
+
+def searcher(sweep: Sweep, points: list[Point]) -> Searcher:
+    """These points, and with searcher=optuna what Optuna makes of them."""
+    settings = sweep.settings.tune
+    if settings.searcher != "optuna":
+        return Points(sweep, points)
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {key: _domain(distribution) for key, distribution in sweep.space.items()}
+    modes = ["max" if objective in LARGER_IS_BETTER else "min" for objective in settings.objectives]
+    return Points(
+        sweep,
+        points,
+        learning=OptunaSearch(space, metric=list(settings.objectives), mode=modes, seed=sweep.base.seed),
+    )
+
+
+def scheduler(sweep: Sweep, *, max_steps: int) -> TrialScheduler:
+    """Compares the trials by the evaluations of their peers.
+
+    Args:
+        max_steps: local steps of the longest trial.
+    """
+    settings = sweep.settings.tune
+    metric: Objective = "merged_loss" if settings.objectives[0] == "merged_loss" else "merged_accuracy"
+    seen: dict[str, Any] = {
+        "metric": metric,
+        "mode": "max" if metric in LARGER_IS_BETTER else "min",
+        "time_attr": "local_step",
+        "grace_period": sweep.settings.grace_steps,
+    }
+    match settings.scheduler:
+        case "asha":
+            return _SparingASHA(**seen, max_t=max_steps, reduction_factor=settings.reduction, stop_last_trials=False)
+        case "median":
+            return _SparingMedian(**seen, min_time_slice=math.inf)  # which keeps it from pausing trials
+    return FIFOScheduler()
+
+
+class _Sparing:
+    """Tells a scheduler only what can be compared, and spares the baselines.
+
+    It sees what the merged model's metric would be: that of the peers' own models, until there is one. After a sweep
+    was resumed, it knows how the earlier trials ended.
+    """
+
+    def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if _is_baseline(trial) or not result["local_step"]:
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(controller, trial, self._seen(result))  # type: ignore[misc]
+
+    def on_trial_complete(self, controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        super().on_trial_complete(controller, trial, self._seen(result))  # type: ignore[misc]
+
+    def on_trial_add(self, controller: Any, trial: Trial) -> None:
+        super().on_trial_add(controller, trial)  # type: ignore[misc]
+        if trial.status == Trial.TERMINATED and trial.last_result:
+            self.on_trial_complete(controller, trial, trial.last_result)
+
+    def _seen(self, result: dict[str, Any]) -> dict[str, Any]:
+        metric: Objective = self._metric  # type: ignore[attr-defined]
+        return {**result, metric: comparable(metric, result)}
+
+
+class _SparingASHA(_Sparing, ASHAScheduler):
+    pass
+
+
+class _SparingMedian(_Sparing, MedianStoppingRule):
+    pass
+
+
+def _is_baseline(trial: Trial) -> bool:
+    return bool(trial.config.get(BASELINE, NO_BASELINE) != NO_BASELINE)
+
+
+def _domain(distribution: Choice | Range) -> Any:
+    if isinstance(distribution, Choice):
+        return tune.choice(distribution.values)
+    if distribution.kind == "randint":
+        return tune.randint(int(distribution.low), int(distribution.high) + 1)
+    return getattr(tune, distribution.kind)(distribution.low, distribution.high)

@@ -1,0 +1,172 @@
+"""One sweep, from its config to its report: what `ray-gossip tune` does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
+
+from ray_gossip.checkpoint import write_atomically
+from ray_gossip.resources import num_that_fit
+from ray_gossip.swarm import check_storage, cluster
+from ray_gossip.swarm.cluster import nodes
+from ray_gossip.tuning.hparams import HParamsLogger, write_columns
+from ray_gossip.tuning.progress import LOG, Progress
+from ray_gossip.tuning.report import Report, print_report, write_report
+from ray_gossip.tuning.search import scheduler, searcher
+from ray_gossip.tuning.sweep import SWEEP_FILE, Point, Sweep
+from ray_gossip.tuning.trial import SwarmTrial, resources
+
+
+def run_sweep(
+    sweep: Sweep,
+    points: list[Point],
+    notices: list[str],
+    *,
+    address: str | None,
+    run_dir: Path,
+    resume: bool,
+    stream: TextIO,
+) -> Report:
+    """Run the trials of a sweep, or those that an earlier part of it left over; write everything below `run_dir`.
+
+    Args:
+        points, notices: what `sweep.points()` gave.
+        address: the Ray cluster to use; None starts a local one.
+        stream: where lines about the progress go.
+
+    Raises:
+        UserError: before any trial was started.
+        KeyboardInterrupt: after an orderly stop of all trials, with the report written; the sweep can be resumed.
+    """
+    run_dir = run_dir.absolute()
+    with _told_on(stream), cluster(sweep.swarms(points), address=address):
+        check_storage(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if resume:
+            tuner = tune.Tuner.restore(str(run_dir), _trainable(sweep, run_dir), restart_errored=True)
+        else:
+            write_atomically(run_dir / SWEEP_FILE, sweep.dump().encode())
+            write_columns(run_dir, sweep, points)
+            tuner = _tuner(sweep, points, run_dir)
+        for notice in notices:
+            LOG.info(notice)
+        LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), run_dir)
+        interrupt = _Interrupt()
+        with interrupt:
+            tuner.fit()
+        report = write_report(sweep, run_dir)
+    print_report(report, stream=stream)
+    interrupt.pass_on()
+    return report
+
+
+def _tuner(sweep: Sweep, points: list[Point], run_dir: Path) -> tune.Tuner:
+    settings = sweep.settings.tune
+    num_learned = settings.num_samples if settings.searcher == "optuna" else 0
+    return tune.Tuner(
+        _trainable(sweep, run_dir),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher(sweep, points),
+            scheduler=scheduler(sweep, max_steps=_max_steps(sweep, points)),
+            num_samples=len(points) + num_learned,
+            max_concurrent_trials=settings.max_concurrent,
+            time_budget_s=settings.time_budget_s,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a swarm's state lies in its peers
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            callbacks=[Progress(), HParamsLogger(), CSVLoggerCallback(), JsonLoggerCallback()],
+            verbose=0,
+        ),
+    )
+
+
+def _trainable(sweep: Sweep, run_dir: Path) -> Any:
+    return tune.with_resources(
+        tune.with_parameters(SwarmTrial, sweep=sweep, storage=run_dir),
+        lambda point: resources(sweep.config(point)),
+    )
+
+
+def _room(sweep: Sweep, points: list[Point]) -> str:
+    fit = {num_that_fit(swarm, nodes()) for swarm in sweep.swarms(points)}
+    limit = sweep.settings.tune.max_concurrent
+    span = f"{min(fit)}" if len(fit) == 1 else f"{min(fit)} to {max(fit)}"
+    return f"the cluster holds {span} trials at once" + (f", tune.max_concurrent={limit}" if limit else "")
+
+
+def _name(trial: Trial) -> str:
+    """trial-007: short, because TensorBoard shows it with each curve; HParams and params.json have the values."""
+    return f"trial-{int(trial.experiment_tag.partition('_')[0]):03d}"
+
+
+def _max_steps(sweep: Sweep, points: list[Point]) -> int:
+    varied = sweep.space.get("train.local_steps")
+    longest = max(varied.checked()) if varied else 0
+    return max(int(longest), sweep.base.train.local_steps)
+
+
+class _Interrupt:
+    """Within this context, the first Ctrl-C, SIGTERM or SIGHUP lets Tune save the sweep and stop its trials in order;
+    the next does what it did before.
+
+    Tune listens to SIGINT and SIGUSR1; its way with SIGINT is switched off (TUNE_DISABLE_SIGINT_HANDLER), because it
+    would forget the other two.
+    """
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def pass_on(self) -> None:
+        """Now that all is written, do what the signal asked for."""
+        if self._number is not None:
+            self._before[self._number](self._number, None)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self._number is not None:
+            self.__exit__()
+            self._before[number](number, frame)
+        else:
+            self._number = number
+            LOG.info("interrupted: stopping the trials; once more to stop at once")
+            signal.raise_signal(signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def _told_on(stream: TextIO) -> Iterator[None]:
+    """Send the sweep's lines to this stream, and keep those of Ray to what went wrong."""
+    started = time.monotonic()
+    handler = logging.StreamHandler(stream)
+    handler.format = lambda record: f"{time.monotonic() - started:6.1f} s  {record.getMessage()}"  # type: ignore[method-assign]
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)

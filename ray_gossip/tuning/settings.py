@@ -1,0 +1,98 @@
+"""The `tune:` section of a sweep's config. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_gossip.config import Config, Section
+
+Objective = Literal[
+    "merged_accuracy", "merged_loss", "seconds_to_target", "bytes_to_target", "bytes_sent", "train_s", "peer_accuracy"
+]
+Baseline = Literal["all", "no_averaging", "hivemind", "one_peer"]
+
+LARGER_IS_BETTER = frozenset[Objective](("merged_accuracy", "peer_accuracy"))
+
+
+class TuneConfig(Section):
+    """How the space is searched."""
+
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    """Which points of the space are tried. random: `num_samples` draws, none of them twice. grid: all combinations, of
+    spaces without ranges. optuna: each point learns from the trials before it; needs the package optuna, and pays off
+    from about 20 trials on."""
+    num_samples: int = Field(10, ge=1)
+    """Trials of searcher=random and optuna, 1 or more. Keys with `grid` multiply it: each draw is tried with all of
+    their combinations."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """Which trials are stopped early, by their peers' accuracy. asha: at `grace_steps`, and each time `reduction` times
+    later, whoever is not in the best 1/`reduction` so far. median: whoever is below the median of the others. none:
+    nobody; for few or short trials."""
+    grace_steps: int | None = Field(None, ge=1)
+    """Local steps that every trial may do before it can be stopped; unset: an eighth of train.local_steps, but not less
+    than train.eval_every. Raise it when good settings start slowly."""
+    reduction: int = Field(3, ge=2)
+    """scheduler=asha: one in so many trials goes on at each stage, 2 or more."""
+    objectives: tuple[Objective, ...] = Field(("merged_accuracy",), min_length=1)
+    """What is best, one or several; of several, the report shows the Pareto front, and calls best what is best by the
+    first. merged_accuracy, merged_loss: of the merged model. peer_accuracy: mean over the peers' own models.
+    seconds_to_target, bytes_to_target: until the peers' mean accuracy is `target_accuracy`. bytes_sent, train_s: all
+    bytes, all seconds of training."""
+    target_accuracy: float | None = Field(None, gt=0, le=1)
+    """Accuracy that seconds_to_target and bytes_to_target wait for, in (0, 1]."""
+    baselines: tuple[Baseline, ...] = ()
+    """Trials beside those of the space, with the values of the config; they are never stopped early. all: one group of
+    all, i.e. local SGD with an all-reduce. no_averaging: every peer for itself until the end. hivemind:
+    engine=hivemind. one_peer: one peer alone, on all data."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials that run at once; unset: as many as the cluster holds."""
+    time_budget_s: float | None = Field(None, gt=0)
+    """Seconds after which no trial goes on; unset: no limit."""
+    max_failures: int = Field(1, ge=0)
+    """How often a trial is started again when its driver died or raised. The loss of peers is no failure of a trial,
+    unless no peer is left."""
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _no_population(cls, value: Any) -> Any:
+        if value == "pbt":
+            raise ValueError(
+                "tune.scheduler=pbt is not offered: its trials copy each other's checkpoints, and a swarm's state lies "
+                "in its peers, which do not save it; use asha"
+            )
+        return value
+
+    @field_validator("objectives", "baselines", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TuneConfig:
+        wanting = [objective for objective in self.objectives if objective.endswith("_to_target")]
+        if wanting and self.target_accuracy is None:
+            raise ValueError(f"objectives={wanting[0]} needs tune.target_accuracy; set it, such as 0.9")
+        return self
+
+
+class SweepConfig(Config):
+    """One run, and how to vary it."""
+
+    tune: TuneConfig = TuneConfig()
+
+    @model_validator(mode="after")
+    def _compares(self) -> SweepConfig:
+        if self.tune.scheduler != "none" and self.train.eval_every >= self.train.local_steps:
+            raise ValueError(
+                f"tune.scheduler={self.tune.scheduler} compares evaluations on the way, but "
+                f"train.eval_every={self.train.eval_every} is not below train.local_steps={self.train.local_steps}; "
+                "lower train.eval_every, or set tune.scheduler=none"
+            )
+        return self
+
+    @property
+    def grace_steps(self) -> int:
+        """Local steps before a trial can be stopped."""
+        return self.tune.grace_steps or max(self.train.local_steps // 8, self.train.eval_every)

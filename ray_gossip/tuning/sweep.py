@@ -1,0 +1,184 @@
+"""A sweep as it was asked for: a base config, a space, and the points that are tried. Pure; imports nothing heavy."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ray_gossip import config as configs
+from ray_gossip.config import Config, SwarmConfig
+from ray_gossip.errors import ConfigError
+from ray_gossip.tuning import space as spaces
+from ray_gossip.tuning.settings import Baseline, SweepConfig
+from ray_gossip.tuning.space import Choice, Distribution, Range, Space
+
+Point = dict[str, Any]  # a value for each key of the space, and perhaps BASELINE
+
+BASELINE = "baseline"  # of a point: its name, or NO_BASELINE; no key of the config
+NO_BASELINE = "none"
+
+SWEEP_FILE = "sweep.yaml"  # in a sweep's folder, what was asked for; `--resume` needs nothing else
+
+_BASELINES: Mapping[Baseline, Point] = {
+    "all": {"gossip.schedule": "all"},
+    "no_averaging": {"gossip.group_size": 1},
+    "hivemind": {"engine": "hivemind"},
+    "one_peer": {"swarm.num_peers": 1},
+}
+_TRIES = 200  # in a row that give nothing new; then the space has no more points
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is varied, and how.
+
+    Attributes:
+        settings: the whole config, its `tune` section included.
+        base: the same without `tune`: what `train` would run.
+    """
+
+    settings: SweepConfig
+    base: Config
+    space: Space
+
+    def config(self, point: Mapping[str, Any]) -> Config:
+        """The run at a point of the space. Raises ConfigError when its values do not go together."""
+        return configs.replace(self.base, {key: value for key, value in point.items() if key != BASELINE})
+
+    def baselines(self) -> list[Point]:
+        """The points of the baselines: the base config's values of all swept keys, but for what makes them so."""
+        tree = self.base.model_dump(mode="json")
+        point = {key: _value(tree, key) for key in self.space}
+        return [point | _BASELINES[name] | {BASELINE: name} for name in self.settings.tune.baselines]
+
+    def points(self) -> tuple[list[Point], list[str]]:
+        """What is tried, baselines first, and a sentence about what is left out. With searcher=optuna: the baselines,
+        since the other points depend on how trials end.
+
+        Raises:
+            ConfigError: no point of the space is a config.
+        """
+        if self.settings.tune.searcher == "optuna":
+            return self.baselines(), []
+        found: dict[str, Point] = {}
+        left_out: dict[str, str] = {}
+        num_fruitful = num_in_vain = 0
+        for candidates in self._draws():
+            num_before = len(found)
+            for identity, point in ((json.dumps(point, default=str), point) for point in candidates):
+                try:
+                    self.config(point)
+                    found.setdefault(identity, point)
+                except ConfigError as error:
+                    left_out[identity] = str(error)
+            is_fruitful = len(found) > num_before
+            num_fruitful, num_in_vain = num_fruitful + is_fruitful, 0 if is_fruitful else num_in_vain + 1
+            if num_fruitful == self.settings.tune.num_samples or num_in_vain == _TRIES:
+                break
+        return [*self.baselines(), *map(self._labelled, found.values())], _told(found, left_out)
+
+    def _draws(self) -> Iterator[list[Point]]:
+        """Draws without end of what is left to chance, each with all combinations of what is not; once, if all is."""
+        in_turn: dict[str, Sequence[Any]] = {}
+        by_chance: dict[str, Distribution] = {}
+        for key, distribution in self.space.items():
+            if isinstance(distribution, Choice) and (distribution.each or self.settings.tune.searcher == "grid"):
+                in_turn[key] = distribution.values
+            else:
+                by_chance[key] = distribution
+        combinations = [dict(zip(in_turn, values, strict=True)) for values in itertools.product(*in_turn.values())]
+        chance = random.Random(self.base.seed)
+        while True:
+            draw = {key: distribution.draw(chance) for key, distribution in by_chance.items()}
+            yield [{key: (draw | combination)[key] for key in self.space} for combination in combinations]
+            if not by_chance:
+                return
+
+    def swarms(self, points: Sequence[Point]) -> list[SwarmConfig]:
+        """Every swarm that may have to fit on the cluster."""
+        possible = [self.config(point).swarm for point in points]
+        if self.settings.tune.searcher == "optuna":
+            sizes = {key: d.checked() for key, d in self.space.items() if key.startswith("swarm.")}
+            for values in itertools.product(*sizes.values()):
+                possible.append(configs.replace(self.base, dict(zip(sizes, values, strict=True))).swarm)
+        return list(dict.fromkeys(possible))
+
+    def dump(self) -> str:
+        """The sweep as YAML; `load` of it gives the same sweep."""
+        space = {key: distribution.tree() for key, distribution in self.space.items()}
+        return yaml.safe_dump({**self.settings.model_dump(mode="json"), "space": space}, sort_keys=False)
+
+    def _labelled(self, point: Point) -> Point:
+        return point | ({BASELINE: NO_BASELINE} if self.settings.tune.baselines else {})
+
+
+def load(path: Path | None, overrides: Sequence[str]) -> Sweep:
+    """Read a sweep's YAML file and apply dotted overrides; a key that is overridden is not swept.
+
+    Raises:
+        ConfigError: one line that names the key and the fix.
+    """
+    tree = configs.load_tree(path, overrides)
+    space_tree = tree.pop("space", {})
+    settings = configs.parse_as(SweepConfig, tree)
+    base = configs.parse({key: value for key, value in tree.items() if key != "tune"})
+    space = spaces.parse({} if space_tree is None else space_tree, base)
+    pinned = {override.partition("=")[0] for override in overrides}
+    sweep = Sweep(settings, base, {key: space[key] for key in space if key not in pinned})
+    _check(sweep)
+    return sweep
+
+
+def load_earlier(run_dir: Path | None) -> Sweep:
+    """The sweep that was begun in this folder. Raises ConfigError when there is none."""
+    if run_dir is None:
+        raise ConfigError("--resume needs --run-dir: name the folder of the sweep to go on with")
+    if not (run_dir / SWEEP_FILE).is_file():
+        raise ConfigError(f"--resume: --run-dir {run_dir} holds no sweep ({SWEEP_FILE}); leave --resume out")
+    return load(run_dir / SWEEP_FILE, ())
+
+
+def _check(sweep: Sweep) -> None:
+    tune = sweep.settings.tune
+    if not sweep.space and not tune.baselines:
+        raise ConfigError("space: nothing is swept; add keys such as gossip.group_size: {choice: [2, 4]}")
+    if not sweep.space and tune.searcher == "optuna":
+        raise ConfigError("tune.searcher=optuna needs keys in space:; add some, or use searcher=random")
+    for key, distribution in sweep.space.items():
+        if tune.searcher == "grid" and isinstance(distribution, Range):
+            raise ConfigError(
+                f"space.{key}: tune.searcher=grid cannot go through a {distribution.kind} range; write "
+                "{choice: [...]}, or use searcher=random"
+            )
+        if tune.searcher == "optuna" and isinstance(distribution, Choice) and distribution.each:
+            raise ConfigError(f"space.{key}: tune.searcher=optuna goes through no grid; write choice instead")
+    if tune.searcher == "optuna" and find_spec("optuna") is None:
+        raise ConfigError("tune.searcher=optuna needs the package optuna: pip install 'ray_gossip[optuna]'")
+    for point in sweep.baselines():
+        try:
+            sweep.config(point)
+        except ConfigError as error:
+            raise ConfigError(f"tune.baselines={point[BASELINE]}: {error}") from None
+
+
+def _told(found: Mapping[str, Point], left_out: Mapping[str, str]) -> list[str]:
+    if not left_out:
+        return []
+    reason = next(iter(left_out.values()))
+    if not found:
+        raise ConfigError(f"space: none of its points is a config: {reason}")
+    return [f"{len(left_out)} points of the space are left out, such as: {reason}"]
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
