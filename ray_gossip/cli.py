@@ -28,6 +28,8 @@ _RAY_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing a task",
     # a SIGTERM while a local Ray starts would otherwise take 30 s
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # else every process of a local Ray yields to what else the machine does, and a trial to another trial's peers
+    "RAY_worker_niceness": "0",
 }
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of the three, two are named; the third would write HParams of its own
@@ -75,13 +77,20 @@ def _set_environment(settings: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
+def _run_dir(options: argparse.Namespace) -> Path | None:
+    run_dir: Path | None = options.run_dir
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (run_dir and run_dir.is_absolute()):
+        raise ConfigError("a job's own folder is deleted after it: name a folder that stays, as an absolute --run-dir")
+    return run_dir
+
+
 def _address() -> str | None:
     address = os.environ.get("RAY_ADDRESS", "local")
     return None if address in ("", "local") else address
 
 
 def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
-    config = _load_config(options.config)
+    config, run_dir = _load_config(options.config), _run_dir(options)
     stop.limit_s = config.swarm.stop_s + 4.0  # Ray itself takes 1 to 2 s
     _set_environment(_RAY_SETTINGS)
 
@@ -90,7 +99,7 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     summary = driver.train(
         config,
         address=_address(),
-        run_dir=options.run_dir,
+        run_dir=run_dir,
         stream=sys.stderr if options.json else sys.stdout,
     )
     if options.json:
@@ -101,13 +110,12 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
 def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     from ray_gossip.tuning import sweep as sweeps
 
-    sweep = sweeps.load_earlier(options.run_dir) if options.resume else None
+    run_dir = _run_dir(options)
+    sweep = sweeps.load_earlier(run_dir) if options.resume else None
     if sweep is None or options.config:
         asked_for = sweeps.load(*_split(options.config))
         if sweep is not None and asked_for != sweep:
-            raise ConfigError(
-                f"--resume goes on with {options.run_dir}/sweep.yaml; this is another sweep: leave it out"
-            )
+            raise ConfigError(f"--resume goes on with {run_dir}/sweep.yaml; this is another sweep: leave it out")
         sweep = asked_for
     stop.limit_s = 30.0  # of which Tune gives its trials 15
     _set_environment(_RAY_SETTINGS | _TUNE_SETTINGS)
@@ -117,7 +125,7 @@ def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     report = driver.tune(
         sweep,
         address=_address(),
-        run_dir=options.run_dir,
+        run_dir=run_dir,
         resume=options.resume,
         stream=sys.stderr if options.json else sys.stdout,
     )

@@ -46,13 +46,8 @@ class Progress(Callback):
         self._told_at = time.monotonic()
         running = [trial for trial in trials if trial.status == Trial.RUNNING]
         ended = [trial for trial in trials if trial.is_finished()]
-        parts = [
-            f"{trial} step {trial.last_result.get('local_step', 0)}"
-            f" accuracy {trial.last_result.get('peer_accuracy', float('nan')):.3f}"
-            for trial in running
-            if trial.last_result
-        ]
-        LOG.info("%d trials ended, %d run; %s", len(ended), len(running), "; ".join(parts) or "starting")
+        parts = [f"{trial} {_where(trial.last_result or {})}" for trial in running]
+        LOG.info("; ".join([f"{len(ended)} trials ended, {len(running)} running", *parts]))
 
 
 def describe(point: Mapping[str, Any]) -> str:
@@ -66,6 +61,12 @@ def cause_of(trial: Trial) -> str:
     texts = [file.read_text() for file in files if file.is_file()] or [trial.get_error() or ""]
     lines = [line.strip() for line in texts[-1].splitlines() if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
     return re.sub(r"^[\w.]*\.(?=\w+(: |$))", "", lines[-1]) if lines else "its process died"
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    if not result.get("local_step"):
+        return "has not been evaluated yet"
+    return f"at step {result['local_step']}, accuracy {result['peer_accuracy']:.3f}"
 
 
 def _short(value: Any) -> str:

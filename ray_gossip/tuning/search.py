@@ -106,10 +106,10 @@ def scheduler(sweep: Sweep, *, max_steps: int) -> TrialScheduler:
 
 
 class _Sparing:
-    """Tells a scheduler only what can be compared, and spares the baselines.
+    """Tells a scheduler only what can be compared, and nothing of the baselines.
 
-    It sees what the merged model's metric would be: that of the peers' own models, until there is one. After a sweep
-    was resumed, it knows how the earlier trials ended.
+    It sees what the merged model's metric would be: that of the peers' own models, until there is one. A sweep that is
+    resumed compares its trials with each other, and not with those before.
     """
 
     def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -118,12 +118,10 @@ class _Sparing:
         return super().on_trial_result(controller, trial, self._seen(result))  # type: ignore[misc]
 
     def on_trial_complete(self, controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        super().on_trial_complete(controller, trial, self._seen(result))  # type: ignore[misc]
-
-    def on_trial_add(self, controller: Any, trial: Trial) -> None:
-        super().on_trial_add(controller, trial)  # type: ignore[misc]
-        if trial.status == Trial.TERMINATED and trial.last_result:
-            self.on_trial_complete(controller, trial, trial.last_result)
+        if _is_baseline(trial):
+            super().on_trial_remove(controller, trial)  # type: ignore[misc]
+        else:
+            super().on_trial_complete(controller, trial, self._seen(result))  # type: ignore[misc]
 
     def _seen(self, result: dict[str, Any]) -> dict[str, Any]:
         metric: Objective = self._metric  # type: ignore[attr-defined]

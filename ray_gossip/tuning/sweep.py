@@ -175,7 +175,7 @@ def _told(found: Mapping[str, Point], left_out: Mapping[str, str]) -> list[str]:
     reason = next(iter(left_out.values()))
     if not found:
         raise ConfigError(f"space: none of its points is a config: {reason}")
-    return [f"{len(left_out)} points of the space are left out, such as: {reason}"]
+    return [f"space: {len(left_out)} of its points left out: {reason}"]
 
 
 def _value(tree: Mapping[str, Any], key: str) -> Any:

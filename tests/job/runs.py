@@ -45,7 +45,7 @@ def finish(*words: str, within_s: float = RUN_S, **environment: str) -> subproce
 
 
 class Run:
-    """`ray-gossip train … --json` in the foreground of a session of its own, as in a shell.
+    """`ray-gossip train … --json`, or another command, in the foreground of a session of its own, as in a shell.
 
     Use as a context manager: leaving it ends every process of the run.
 
@@ -55,19 +55,21 @@ class Run:
         address: of the Ray cluster to use; None: it starts a local one.
     """
 
-    def __init__(self, run_dir: Path, *words: str, terminal: bool = False, address: str | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, *words: str, command: str = "train", terminal: bool = False, address: str | None = None
+    ) -> None:
         self.run_dir = run_dir
         self.code: int | None = None  # exit code, once it has ended
         self.stdout = self.stderr = ""  # what it wrote; on a terminal, all is in stdout
         self.processes: set[Process] = set()  # of the run, as far as seen; grows by `look`
         self._keyboard: int | None = None
         self._process: subprocess.Popen[Any]
-        command = [*COMMAND, "train", *words, "--run-dir", str(run_dir)]
+        line = [*COMMAND, command, *words, "--run-dir", str(run_dir)]
         environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
         if terminal:
-            self._start_on_terminal(command, environment | {"TERM": "xterm-256color"})
+            self._start_on_terminal(line, environment | {"TERM": "xterm-256color"})
         else:
-            self._start([*command, "--json"], environment)
+            self._start([*line, "--json"], environment)
 
     @property
     def pid(self) -> int:
@@ -82,18 +84,18 @@ class Run:
         summary: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
         return summary
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one kind that are in events.jsonl now."""
-        path = self.run_dir / "events.jsonl"
+    def events(self, kind: str, *, trial: str = "") -> list[dict[str, Any]]:
+        """The records of one kind that are in events.jsonl now, of a trial if this is a sweep."""
+        path = self.run_dir / trial / "events.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         return [record for record in records if record["event"] == kind]
 
-    def wait_for(self, kind: str, *, count: int = 1, within_s: float = RUN_S) -> list[dict[str, Any]]:
+    def wait_for(self, kind: str, *, count: int = 1, within_s: float = RUN_S, trial: str = "") -> list[dict[str, Any]]:
         """Wait until there are so many records of one kind; returns them."""
 
         def enough() -> list[dict[str, Any]]:
-            found = self.events(kind)
+            found = self.events(kind, trial=trial)
             assert self.running or len(found) >= count, f"ended without {count} {kind}: {self.finish()}"
             return found if len(found) >= count else []
 
@@ -107,8 +109,9 @@ class Run:
     def look(self) -> set[Process]:
         """Take note of the processes of the run that live now."""
         self.processes |= family(self.pid)
-        for peer in self.events("PeerStarted"):
-            self.processes |= family(peer["pid"])  # on a cluster, they are not ours by descent
+        for log in self.run_dir.rglob("events.jsonl"):
+            for peer in self.events("PeerStarted", trial=str(log.parent.relative_to(self.run_dir))):
+                self.processes |= family(peer["pid"])  # on a cluster, they are not ours by descent
         return self.processes
 
     def press_ctrl_c(self) -> None:

@@ -57,3 +57,24 @@ def test_a_swarm_waits_for_room_says_so_and_ctrl_c_ends_the_wait(cluster: Cluste
         assert "waiting for Ray to find room for 2 times" in notice["text"]
         run.press_ctrl_c()
         assert run.finish(within_s=15.0).code == 130, run
+
+
+@pytest.mark.timeout(300)
+def test_trials_get_whole_bundles_and_wait_for_each_other(cluster: Cluster, tmp_path: Path) -> None:
+    words = (*TWO_GPUS, "swarm.placement=STRICT_SPREAD", "train.local_steps=100", "train.eval_every=50")
+    sweep = ("space.gossip.steps.grid=[10, 20]", "tune.scheduler=none")
+    with Run(tmp_path / "sweep", *words, *sweep, command="tune", address=cluster.address) as run:
+        assert run.finish().code == 0, run
+        wait_until_gone(run.look(), within_s=10.0)
+    ends = {trial: run.events("PeerFinished", trial=trial)[-1]["wall_time"] for trial in ("trial-001", "trial-002")}
+    starts = {trial: run.events("PeerStarted", trial=trial)[0]["wall_time"] for trial in ends}
+    first, second = sorted(starts, key=lambda trial: starts[trial])
+    assert ends[first] < starts[second]
+
+
+def test_a_sweep_of_which_a_trial_can_never_fit_is_refused_with_both_numbers(cluster: Cluster, tmp_path: Path) -> None:
+    words = ("swarm.gpus_per_peer=1", "space.swarm.num_peers.choice=[2, 3]", "train.eval_every=50")
+    done = finish("tune", *words, "--run-dir", str(tmp_path / "sweep"), RAY_ADDRESS=cluster.address)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert "swarm.num_peers=3 with swarm.gpus_per_peer=1 needs 3 GPUs but the cluster has 2" in done.stderr
+    assert not (tmp_path / "sweep").exists()
