@@ -22,14 +22,14 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from ray_gossip.tuning.metrics import METRICS
 from ray_gossip.tuning.space import Distribution, Range
-from ray_gossip.tuning.sweep import Point, Sweep
+from ray_gossip.tuning.sweep import BASELINE, Point, Sweep
 
 
 def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
     """Write which hyperparameters and which metrics the table of this folder's trials has."""
     keys = list(dict.fromkeys([*sweep.space, *(key for point in points for key in point)]))
     columns = [
-        hparams.HParam(key, _domain(sweep.space.get(key), [point[key] for point in points if key in point]))
+        hparams.HParam(_name(key), _domain(sweep.space.get(key), [point[key] for point in points if key in point]))
         for key in keys
     ]
     metrics = [hparams.Metric(f"trial/{name}", display_name=name) for name in METRICS]
@@ -48,8 +48,8 @@ class HParamsLogger(LoggerCallback):
         if trial.trial_id not in self._writers:
             trial.init_local_path()
             writer = self._writers[trial.trial_id] = EventFileWriter(trial.local_path)
-            values = {key: _value(value) for key, value in trial.config.items()}
-            writer.add_event(_event(hparams.hparams_pb(values, trial_id=trial.trial_id)))
+            values = {_name(key): _value(value) for key, value in trial.config.items()}
+            writer.add_event(_event(hparams.hparams_pb(values, trial_id=str(trial))))
             writer.flush()
 
     def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
@@ -71,6 +71,11 @@ class HParamsLogger(LoggerCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_writers": {}}  # Tune pickles the sweep; open files stay here
+
+
+def _name(key: str) -> str:
+    """TensorBoard sorts the columns by name and shows the first five: those of gossip shall be among them."""
+    return "trial.baseline" if key == BASELINE else key
 
 
 def _session_end(status: Any) -> Summary:

@@ -64,8 +64,11 @@ def test_trials_get_whole_bundles_and_wait_for_each_other(cluster: Cluster, tmp_
     words = (*TWO_GPUS, "swarm.placement=STRICT_SPREAD", "train.local_steps=100", "train.eval_every=50")
     sweep = ("space.gossip.steps.grid=[10, 20]", "tune.scheduler=none")
     with Run(tmp_path / "sweep", *words, *sweep, command="tune", address=cluster.address) as run:
+        for trial in ("trial-001", "trial-002"):
+            run.wait_for("PeerStarted", count=2, trial=trial)
+            run.look()
         assert run.finish().code == 0, run
-        wait_until_gone(run.look(), within_s=10.0)
+        wait_until_gone(run.processes, within_s=10.0)
     ends = {trial: run.events("PeerFinished", trial=trial)[-1]["wall_time"] for trial in ("trial-001", "trial-002")}
     starts = {trial: run.events("PeerStarted", trial=trial)[0]["wall_time"] for trial in ends}
     first, second = sorted(starts, key=lambda trial: starts[trial])

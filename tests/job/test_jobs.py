@@ -58,7 +58,7 @@ class Head:
     def job(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`ray job`, as a user types it."""
         action, *others = words
-        command = [BIN / "ray", "job", action, f"--address={self.dashboard}", *others]
+        command = [str(BIN / "ray"), "job", action, f"--address={self.dashboard}", *others]
         return subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=JOB_S, check=False
         )
@@ -71,9 +71,6 @@ class Head:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60.0)
         self.log.close()
-        for process in processes:
-            if "ray" not in process.command:
-                continue
         wait_until_gone(processes, within_s=30.0)
 
 
