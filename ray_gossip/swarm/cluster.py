@@ -72,6 +72,12 @@ def _connect(address: str) -> None:
         with _own_signal_handlers(hold_ctrl_c=False):
             # no runtime environment here: the job's own one counts, and Ray takes it from one source only
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except ray.exceptions.RayError as error:  # of authentication, which is asked for before anything else
+        reason = _first_line(error).split(". ")[0]
+        raise UserError(
+            f"cannot connect to the Ray cluster at {address}: {reason}; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to "
+            "the file that holds the cluster's token"
+        ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}") from error
 

@@ -111,13 +111,9 @@ def test_a_sweep_and_a_training_run_side_by_side_and_ray_job_stop_ends_the_sweep
     submitted = head.submit(*words)
     assert submitted.returncode == 0, submitted
     trial = sweep / "trial-001"
-
-    def trains() -> list[dict[str, object]]:
-        status = head.job("status", "sweep").stdout
-        assert "FAILED" not in status, head.job("logs", "sweep").stdout
-        return events(trial, "SwarmRound")
-
-    wait_for(trains, within_s=JOB_S, what="the first round of the sweep's trial")
+    wait_for(
+        lambda: events(trial, "SwarmRound"), within_s=90.0, what=lambda: f"a round: {head.job('logs', 'sweep').stdout}"
+    )
     peers: set[Process] = set()
     for peer in events(trial, "PeerStarted"):
         peers |= family(int(str(peer["pid"])))
@@ -130,7 +126,7 @@ def test_a_sweep_and_a_training_run_side_by_side_and_ray_job_stop_ends_the_sweep
     assert json.loads((run / "summary.json").read_text())["merged_accuracy"] > 0.9
 
     assert head.job("stop", "sweep").returncode == 0
-    assert "STOPPED" in head.job("status", "sweep").stdout
+    assert "was stopped" in head.job("status", "sweep").stdout
     wait_until_gone(peers, within_s=10.0)
     assert "interrupted: stopping the trials" in head.job("logs", "sweep").stdout
     assert json.loads((sweep / "report.json").read_text())["trials"]["unfinished"] == 1
