@@ -23,7 +23,7 @@ _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked 
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it waits
 _UNREACHABLE = "could not be reached"
 _OTHER_MODEL = "averages tensors of another size: not the same model"
-_GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
+GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
 
 class Stub(Protocol):
@@ -92,7 +92,7 @@ class Rendezvous:
                 answer = await self._stub(host).rpc_meet(request, timeout=wait_s)
             except asyncio.TimeoutError:
                 raise NoMeeting("the host of the meeting did not answer in time") from None
-            except _GONE:
+            except GONE:
                 continue
             present, absent, anchors = msgpack.unpackb(answer.gathered[0])
             return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
@@ -162,7 +162,7 @@ class Rendezvous:
         request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=msgpack.packb(stage))
         try:
             answer = await self._stub(peer_id).rpc_coming(request, timeout=within_s)
-        except _GONE:
+        except GONE:
             return _UNREACHABLE
         reason: str = answer.group_id.decode()
         return reason or None
