@@ -53,6 +53,8 @@ class Run:
         """Start the peers and let them train, until each has finished or is lost."""
         yield from self._written(_notice(text) for text in skipped(self.config))
         yield from self._written(self._swarm.start())
+        if self.config.engine == "gossip":
+            yield from self._written([_notice(self._how_to_join())])
         yield from self._written(self._swarm.run())
 
     def finish(self) -> Summary:
@@ -84,6 +86,11 @@ class Run:
             raise
         finally:
             self.summary = self._log.write_summary()
+
+    def _how_to_join(self) -> str:
+        started = next(peer.started for peer in self.state.live_peers() if peer.started)
+        config = self.run_dir / "config.yaml"
+        return f"from another shell, join with: ray-gossip peer {config} --initial_peer {started.multiaddrs[0]}"
 
     def _written(self, records: Iterable[Record | None]) -> Iterator[Record | None]:
         for record in records:

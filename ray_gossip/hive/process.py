@@ -15,12 +15,18 @@ import stat
 import struct
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import hivemind
+from hivemind.p2p import P2PDaemonError
 from hivemind.utils import MPFuture
+
+from ray_gossip.errors import SwarmError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -43,6 +49,8 @@ def guard_forks() -> None:
     def in_child() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, which is Ray's and raises
+        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all of its processes: the parent
+            signal.signal(number, signal.SIG_IGN)  # answers, and ends its children in order
         if os.getppid() != parent and os.getppid() == 1:
             os._exit(1)  # the parent died before the line above
         for descriptor, identity in inherited.items():
@@ -69,6 +77,13 @@ class AlwaysForked:
 
     _Popen = staticmethod(ForkProcess._Popen)
     _after_fork = staticmethod(BaseProcess._after_fork)  # type: ignore[attr-defined]
+
+    def run_in_background(self, await_ready: bool = True, timeout: float | None = None) -> None:
+        """As hivemind's, which would also have this process ignore Ctrl-C from now on."""
+        process: Any = self
+        process.start()
+        if await_ready:
+            process.wait_until_ready(timeout)
 
 
 def _open_sockets() -> dict[int, tuple[int, int]]:
@@ -110,20 +125,39 @@ def quiet_hivemind() -> None:
     warnings.filterwarnings("ignore", module="hivemind")  # deprecations that only its authors can mend
 
 
-def start_dht(*, initial_peers: Sequence[str], host: str, start_s: float) -> hivemind.DHT:
-    """Start this process's DHT node (and libp2p daemon), listening on a free TCP port of `host`.
+@dataclass(frozen=True)
+class Listen:
+    """Where a peer can be dialled. Multiaddrs, e.g. /ip4/0.0.0.0/tcp/4011; port 0: a free one."""
 
-    Without initial peers it founds a new swarm. Waits at most `start_s` seconds; raises what hivemind raises.
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
+    identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
+
+
+def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -> hivemind.DHT:
+    """Start this process's DHT node and libp2p daemon.
+
+    Without initial peers it founds a new swarm. Waits at most `start_s` seconds.
+
+    Raises:
+        SwarmError: it cannot listen there, or nobody answers at the initial peers.
     """
     dht = hivemind.DHT(
         initial_peers=list(initial_peers),
-        host_maddrs=[f"/ip4/{host}/tcp/0"],
+        host_maddrs=list(listen.host_maddrs),
+        announce_maddrs=list(listen.announce_maddrs) or None,
+        identity_path=str(listen.identity_path) if listen.identity_path else None,
         start=False,
         startup_timeout=start_s,
         use_auto_relay=False,
         use_relay=False,
     )
-    dht.run_in_background(await_ready=True, timeout=start_s)
+    try:
+        dht.run_in_background(await_ready=True, timeout=start_s)
+    except (P2PDaemonError, OSError, FutureTimeoutError) as error:
+        stop_dht(dht)
+        where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
+        raise SwarmError(f"the DHT did not start {where}: {str(error).strip() or type(error).__name__}") from error
     return dht
 
 

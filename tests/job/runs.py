@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,12 +51,20 @@ class Run:
 
     Args:
         run_dir: where it writes.
+        command: another that writes a run.
+        program: what stands before the command.
         terminal: give it a terminal with a keyboard; without --json then.
         address: of the Ray cluster to use; None: it starts a local one.
     """
 
     def __init__(
-        self, run_dir: Path, *words: str, command: str = "train", terminal: bool = False, address: str | None = None
+        self,
+        run_dir: Path,
+        *words: str,
+        command: str = "train",
+        program: Sequence[str] = COMMAND,
+        terminal: bool = False,
+        address: str | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.code: int | None = None  # exit code, once it has ended
@@ -64,12 +72,12 @@ class Run:
         self.processes: set[Process] = set()  # of the run, as far as seen; grows by `look`
         self._keyboard: int | None = None
         self._process: subprocess.Popen[Any]
-        line = [*COMMAND, command, *words, "--run-dir", str(run_dir)]
+        whole = [*program, command, *words, "--run-dir", str(run_dir)]
         environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
         if terminal:
-            self._start_on_terminal(line, environment | {"TERM": "xterm-256color"})
+            self._start_on_terminal(whole, environment | {"TERM": "xterm-256color"})
         else:
-            self._start([*line, "--json"], environment)
+            self._start([*whole, "--json"], environment)
 
     @property
     def pid(self) -> int:

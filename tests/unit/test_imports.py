@@ -13,15 +13,27 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # files and folders in the order in which they build on each other
 ORDER = [
-    *("errors", "records", "config", "checkpoint", "schedule", "mixing", "data", "models", "trainer", "hive"),
-    *("telemetry", "peer", "console", "resources", "swarm", "run", "tuning", "driver", "cli", "testing"),
+    *(
+        "errors",
+        "addresses",
+        "records",
+        "config",
+        "checkpoint",
+        "schedule",
+        "mixing",
+        "data",
+        "models",
+        "trainer",
+        "hive",
+    ),
+    *("telemetry", "peer", "console", "resources", "swarm", "run", "tuning", "driver", "standalone", "cli", "testing"),
 ]
 
 HOMES = {
     "ray": {"swarm", "run", "tuning"},
     "hivemind": {"hive"},
     "optuna": {"tuning"},
-    "torch": {"data", "models", "trainer", "hive", "peer", "testing", "mixing"},
+    "torch": {"data", "models", "trainer", "hive", "peer", "standalone", "testing", "mixing"},
 }
 
 LIGHT = ["config.py", "resources.py", "driver.py", "cli.py", "tuning/settings.py", "tuning/space.py", "tuning/sweep.py"]
