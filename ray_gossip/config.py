@@ -284,7 +284,10 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: one line that names the key and the fix.
     """
-    return parse(load_tree(path, overrides))
+    tree = load_tree(path, overrides)
+    if isinstance(tree, dict) and tree.keys() & {"space", "tune"}:
+        raise ConfigError(f"{path or 'this'} is a sweep, with space: or tune: in it; run it with ray-gossip tune")
+    return parse(tree)
 
 
 def load_tree(path: Path | None = None, overrides: Sequence[str] = ()) -> Any:
