@@ -22,16 +22,18 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from ray_gossip.tuning.metrics import METRICS
 from ray_gossip.tuning.space import Distribution, Range
-from ray_gossip.tuning.sweep import BASELINE, Point, Sweep
+from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
 
 
 def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
     """Write which hyperparameters and which metrics the table of this folder's trials has."""
-    keys = list(dict.fromkeys([*sweep.space, *(key for point in points for key in point)]))
-    columns = [
-        hparams.HParam(_name(key), _domain(sweep.space.get(key), [point[key] for point in points if key in point]))
-        for key in keys
-    ]
+    values: dict[str, list[Any]] = {key: [] for key in sweep.space}
+    if sweep.settings.tune.baselines:
+        values[BASELINE] = [NO_BASELINE]  # with searcher=optuna, the points that are no baselines come later
+    for point in points:
+        for key, value in point.items():
+            values.setdefault(key, []).append(value)
+    columns = [hparams.HParam(_name(key), _domain(sweep.space.get(key), seen)) for key, seen in values.items()]
     metrics = [hparams.Metric(f"trial/{name}", display_name=name) for name in METRICS]
     writer = EventFileWriter(str(folder))
     writer.add_event(_event(hparams.hparams_config_pb(columns, metrics)))

@@ -103,7 +103,7 @@ def comparable(objective: Objective, metrics: Metrics) -> float:
 
 
 def _train_s(state: SwarmState, peers: Iterable[PeerState]) -> float:
-    times = [peer.progress.wall_time for peer in peers if peer.progress]
+    times = [record.wall_time for peer in peers for record in (peer.progress, peer.evaluation) if record]
     return max(times) - state.first_step_time if times and state.first_step_time is not None else 0.0
 
 

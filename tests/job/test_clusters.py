@@ -50,15 +50,6 @@ def test_a_swarm_that_is_too_large_is_refused_with_both_numbers(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_swarm_waits_for_room_says_so_and_ctrl_c_ends_the_wait(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.reserve({"GPU": 1})
-    with Run(tmp_path / "run", *TWO_GPUS, address=cluster.address) as run:
-        (notice,) = run.wait_for("Notice", within_s=30.0)
-        assert "waiting for Ray to find room for 2 times" in notice["text"]
-        run.press_ctrl_c()
-        assert run.finish(within_s=15.0).code == 130, run
-
-
 @pytest.mark.timeout(300)
 def test_trials_get_whole_bundles_and_wait_for_each_other(cluster: Cluster, tmp_path: Path) -> None:
     words = (*TWO_GPUS, "swarm.placement=STRICT_SPREAD", "train.local_steps=100", "train.eval_every=50")
@@ -81,3 +72,12 @@ def test_a_sweep_of_which_a_trial_can_never_fit_is_refused_with_both_numbers(clu
     assert (done.returncode, done.stdout) == (2, ""), done
     assert "swarm.num_peers=3 with swarm.gpus_per_peer=1 needs 3 GPUs but the cluster has 2" in done.stderr
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_swarm_waits_for_room_says_so_and_ctrl_c_ends_the_wait(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.reserve({"GPU": 1})
+    with Run(tmp_path / "run", *TWO_GPUS, address=cluster.address) as run:
+        (notice,) = run.wait_for("Notice", within_s=30.0)
+        assert "waiting for Ray to find room for 2 times" in notice["text"]
+        run.press_ctrl_c()
+        assert run.finish(within_s=15.0).code == 130, run

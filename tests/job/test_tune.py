@@ -43,10 +43,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with Run(tmp_path_factory.mktemp("sweep") / "sweep", *words, command="tune") as run:
         first, *_ = run.wait_for("PeerStarted", count=2, trial="trial-001")
         run.wait_for("SwarmRound", trial="trial-001")
-        run.look()
+        of_first = {process for peer in run.events("PeerStarted", trial="trial-001") for process in family(peer["pid"])}
         os.kill(first["pid"], signal.SIGKILL)
 
         run.wait_for("SwarmRound", trial="trial-002")
+        wait_until_gone(of_first, within_s=END_OF_PROCESSES_S)
         run.look()
         (driver,) = (process for process in family(run.pid) if process.command.startswith("ray::ResourceTrainable"))
         os.kill(driver.pid, signal.SIGKILL)
@@ -112,9 +113,9 @@ def test_tensorboard_has_the_hparams_of_every_trial_and_the_curves_of_its_peers(
         started = metadata.parse_session_start_info_plugin_data(sessions[trial][metadata.SESSION_START_INFO_TAG])
         assert {"gossip.alpha", "optimizer.lr", "trial.baseline"} <= set(started.hparams)
         assert metadata.SESSION_END_INFO_TAG in sessions[trial]
-        assert board.Scalars(trial, "trial/peer_accuracy")
+        assert board.Tensors(trial, "trial/peer_accuracy")
         for run in ("peer-00", "peer-01", "swarm"):
-            assert board.Scalars(f"{trial}/{run}", "train/loss")
+            assert board.Tensors(f"{trial}/{run}", "train/loss")
 
 
 def test_there_are_pictures(sweep: Run) -> None:
