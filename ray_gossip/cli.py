@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray_gossip import __version__
 from ray_gossip.errors import ConfigError, SwarmError, UserError
+from ray_gossip.storage import is_uri
 
 if TYPE_CHECKING:
     from ray_gossip.config import Config
@@ -78,11 +79,9 @@ def _set_environment(settings: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-def _run_dir(options: argparse.Namespace) -> Path | None:
-    run_dir: Path | None = options.run_dir
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (run_dir and run_dir.is_absolute()):
+def _check_outlives_job(place: str | Path | None) -> None:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not (place and (is_uri(place) or Path(place).is_absolute())):
         raise ConfigError("a job's own folder is deleted after it: name a folder that stays, as an absolute --run-dir")
-    return run_dir
 
 
 def _address() -> str | None:
@@ -91,7 +90,8 @@ def _address() -> str | None:
 
 
 def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
-    config, run_dir = _load_config(options.config), _run_dir(options)
+    config = _load_config(options.config)
+    _check_outlives_job(options.run_dir)
     stop.limit_s = config.swarm.stop_s + 4.0  # Ray itself takes 1 to 2 s
     _set_environment(_RAY_SETTINGS)
 
@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     summary = driver.train(
         config,
         address=_address(),
-        run_dir=run_dir,
+        run_dir=options.run_dir,
         stream=sys.stderr if options.json else sys.stdout,
     )
     if options.json:
@@ -111,12 +111,13 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
 def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     from ray_gossip.tuning import sweep as sweeps
 
-    run_dir = _run_dir(options)
-    sweep = sweeps.load_earlier(run_dir) if options.resume else None
+    place: str | None = options.run_dir
+    _check_outlives_job(place)
+    sweep = sweeps.load_earlier(place) if options.resume else None
     if sweep is None or options.config:
         asked_for = sweeps.load(*_split(options.config))
         if sweep is not None and asked_for != sweep:
-            raise ConfigError(f"--resume goes on with {run_dir}/sweep.yaml; this is another sweep: leave it out")
+            raise ConfigError(f"--resume goes on with {place}/sweep.yaml; this is another sweep: leave it out")
         sweep = asked_for
     stop.limit_s = 30.0  # of which Tune gives its trials 15
     _set_environment(_RAY_SETTINGS | _TUNE_SETTINGS)
@@ -126,7 +127,7 @@ def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     report = driver.tune(
         sweep,
         address=_address(),
-        run_dir=run_dir,
+        place=place,
         resume=options.resume,
         stream=sys.stderr if options.json else sys.stdout,
     )
@@ -187,6 +188,12 @@ def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
     return 0
 
 
+def _folder(word: str) -> Path:
+    if is_uri(word):
+        raise argparse.ArgumentTypeError(f"{word} is a URI, which only a sweep writes to; name a folder")
+    return Path(word)
+
+
 class _Parser(argparse.ArgumentParser):
     """A mistake is one line here too."""
 
@@ -224,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIG.yaml | key=value",
         help="one config file, and overrides of its keys",
     )
-    train.add_argument("--run-dir", type=Path, help="new folder for the results (default: runs/<run id>)")
+    train.add_argument("--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>)")
     train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
     tune = commands.add_parser(
         "tune",
@@ -239,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIG.yaml | key=value",
         help="one config file, and overrides of its keys; a key that is overridden is not swept",
     )
-    tune.add_argument("--run-dir", type=Path, help="folder for the results (default: runs/sweep-<id>)")
+    tune.add_argument("--run-dir", help="folder for the results, or a URI (default: runs/sweep-<id>)")
     tune.add_argument("--resume", action="store_true", help="go on with the sweep in --run-dir")
     tune.add_argument("--json", action="store_true", help="last line of standard output: report.json on one line")
     _add_peer(commands)

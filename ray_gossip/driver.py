@@ -12,8 +12,9 @@ from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.errors import ConfigError
 from ray_gossip.resources import check_fits, this_machine
+from ray_gossip.storage import is_uri
 from ray_gossip.telemetry import Summary
-from ray_gossip.tuning.sweep import SWEEP_FILE, Sweep
+from ray_gossip.tuning.sweep import Sweep, holds_one
 
 # To look any other optimizer up, or to count samples for more peers than these, torch must be loaded: seconds.
 _KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")
@@ -67,12 +68,13 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
             print_summary(run.summary, run_dir, stream=stream)
 
 
-def tune(sweep: Sweep, *, address: str | None, run_dir: Path | None, resume: bool, stream: TextIO) -> dict[str, Any]:
-    """Train a swarm for each point of a sweep; write everything below `run_dir`; tell on `stream` how it goes.
+def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, stream: TextIO) -> dict[str, Any]:
+    """Train a swarm for each point of a sweep; write everything to `place`; tell on `stream` how it goes.
 
     Args:
-        address, run_dir: as for `train`; None: `runs/sweep-<id>`.
-        resume: go on with the sweep that is in `run_dir`.
+        address: as for `train`.
+        place: a folder, or a URI such as s3://bucket/name; None: `runs/sweep-<id>`.
+        resume: go on with the sweep that is there.
 
     Returns:
         What `report.json` holds.
@@ -81,10 +83,12 @@ def tune(sweep: Sweep, *, address: str | None, run_dir: Path | None, resume: boo
         UserError: before any trial has been started.
         KeyboardInterrupt: after an orderly stop; the sweep can be resumed.
     """
-    run_dir = run_dir or Path("runs") / f"sweep-{new_run_id()}"
-    if not resume and (run_dir / SWEEP_FILE).exists():
-        raise ConfigError(f"--run-dir {run_dir} already holds a sweep: add --resume, or name a new folder")
-    check_writable(run_dir)
+    place = place or f"runs/sweep-{new_run_id()}"
+    if not is_uri(place):
+        place = str(Path(place).absolute())
+        check_writable(Path(place))
+    if not resume and holds_one(place):
+        raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
     points, notices = sweep.points()
     for point in points:
         check_config(sweep.config(point), address=address)
@@ -92,7 +96,7 @@ def tune(sweep: Sweep, *, address: str | None, run_dir: Path | None, resume: boo
         check_fits(swarm, [this_machine()])
     from ray_gossip.tuning.session import run_sweep  # loads Ray: after what can be checked without
 
-    return run_sweep(sweep, points, notices, address=address, run_dir=run_dir, resume=resume, stream=stream)
+    return run_sweep(sweep, points, notices, address=address, place=place, resume=resume, stream=stream)
 
 
 def check(config: Config, *, address: str | None, run_dir: Path) -> None:

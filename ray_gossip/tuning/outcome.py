@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ray.tune import ExperimentAnalysis
@@ -37,11 +36,12 @@ class Outcome:
         return None if name == NO_BASELINE else str(name)
 
 
-def read_outcomes(run_dir: Path) -> list[Outcome]:
-    """All trials that were ever started, in the order of their names."""
-    if not any(run_dir.glob("experiment_state-*.json")):
-        return []  # it was interrupted before Tune wrote anything
-    analysis = ExperimentAnalysis(run_dir)
+def read_outcomes(place: str) -> list[Outcome]:
+    """All trials that were ever started, in the order of their names; none, if Tune has not written anything yet."""
+    try:
+        analysis = ExperimentAnalysis(place)
+    except ValueError:
+        return []
     histories = analysis.trial_dataframes
     return sorted((_outcome(trial, histories.get(trial.trial_id)) for trial in analysis.trials), key=lambda o: o.name)
 

@@ -23,16 +23,16 @@ Report = dict[str, Any]
 _HEADINGS = {"bytes_sent": "MB sent", "bytes_to_target": "MB to target", "train_s": "seconds"}
 
 
-def write_report(sweep: Sweep, run_dir: Path) -> Report:
-    """Read what Tune and the trials have left in the sweep's folder, and write the report beside it."""
-    outcomes = read_outcomes(run_dir)
+def write_report(sweep: Sweep, *, place: str, folder: Path) -> Report:
+    """Read what Tune and the trials have left at the sweep's place, and write the report into the folder."""
+    outcomes = read_outcomes(place)
     objectives = sweep.settings.tune.objectives
     ranked = rank(outcomes, objectives[0])
     best = next((outcome for outcome in ranked if outcome.metrics), None)
     front = pareto(outcomes, objectives) if len(objectives) > 1 else []
     text = dump_json(
         {
-            "run_dir": str(run_dir),
+            "run_dir": place,
             "objectives": objectives,
             "trials": {end: sum(outcome.end == end for outcome in outcomes) for end in ENDS},
             "best": _as_json(best) if best else None,
@@ -42,12 +42,12 @@ def write_report(sweep: Sweep, run_dir: Path) -> Report:
         },
         indent=2,
     )
-    write_atomically(run_dir / "report.json", f"{text}\n".encode())
+    write_atomically(folder / "report.json", f"{text}\n".encode())
     if best is not None:
         heading = f"# ray-gossip train best.yaml\n#\n# {best.name} of the sweep: {describe(best.point)}\n"
-        write_atomically(run_dir / "best.yaml", f"{heading}{configs.dump(sweep.config(best.point))}".encode())
+        write_atomically(folder / "best.yaml", f"{heading}{configs.dump(sweep.config(best.point))}".encode())
     for name, png in plots.draw(sweep, outcomes, best=best, front=front).items():
-        write_atomically(run_dir / name, png)
+        write_atomically(folder / name, png)
     report: Report = json.loads(text)
     return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
-from ray_gossip.checkpoint import write_atomically
+from ray_gossip import storage
 from ray_gossip.resources import num_that_fit
 from ray_gossip.swarm import check_storage, cluster
 from ray_gossip.swarm.cluster import nodes
@@ -32,48 +33,61 @@ def run_sweep(
     notices: list[str],
     *,
     address: str | None,
-    run_dir: Path,
+    place: str,
     resume: bool,
     stream: TextIO,
 ) -> Report:
-    """Run the trials of a sweep, or those that an earlier part of it left over; write everything below `run_dir`.
+    """Run the trials of a sweep, or those that an earlier part of it left over; write everything to `place`.
 
     Args:
         points, notices: what `sweep.points()` gave.
         address: the Ray cluster to use; None starts a local one.
+        place: a folder, as an absolute path, or a URI.
         stream: where lines about the progress go.
 
     Raises:
         UserError: before any trial was started.
         KeyboardInterrupt: after an orderly stop of all trials, with the report written; the sweep can be resumed.
     """
-    run_dir = run_dir.absolute()
-    with _told_on(stream), cluster(sweep.swarms(points), address=address):
-        check_storage(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
+    with _told_on(stream), _local(place) as folder, cluster(sweep.swarms(points), address=address):
+        check_storage(place)
         if resume:
-            tuner = tune.Tuner.restore(str(run_dir), _trainable(sweep, run_dir), restart_errored=True)
+            tuner = tune.Tuner.restore(place, _trainable(sweep, place), restart_errored=True)
         else:
-            write_atomically(run_dir / SWEEP_FILE, sweep.dump().encode())
-            write_columns(run_dir, sweep, points)
-            tuner = _tuner(sweep, points, run_dir)
+            storage.write(place, SWEEP_FILE, sweep.dump().encode())
+            write_columns(folder, sweep, points)
+            tuner = _tuner(sweep, points, place)
         for notice in notices:
             LOG.info(notice)
-        LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), run_dir)
+        LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), place)
         interrupt = _Interrupt()
         with interrupt:
             tuner.fit()
-        report = write_report(sweep, run_dir)
+        report = write_report(sweep, place=place, folder=folder)
     print_report(report, stream=stream)
     interrupt.pass_on()
     return report
 
 
-def _tuner(sweep: Sweep, points: list[Point], run_dir: Path) -> tune.Tuner:
+@contextlib.contextmanager
+def _local(place: str) -> Iterator[Path]:
+    """The folder that the driver writes to: the place itself, or one that is copied to the URI in the end."""
+    if not storage.is_uri(place):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="ray-gossip-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            if any(Path(folder).iterdir()):
+                storage.upload(Path(folder), place)
+
+
+def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
     settings = sweep.settings.tune
     num_learned = settings.num_samples if settings.searcher == "optuna" else 0
     return tune.Tuner(
-        _trainable(sweep, run_dir),
+        _trainable(sweep, place),
         tune_config=tune.TuneConfig(
             search_alg=searcher(sweep, points),
             scheduler=scheduler(sweep, max_steps=_max_steps(sweep, points)),
@@ -84,8 +98,9 @@ def _tuner(sweep: Sweep, points: list[Point], run_dir: Path) -> tune.Tuner:
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            name=storage.name_of(place),
+            storage_path=place.rstrip("/").rpartition("/")[0],
+            sync_config=tune.SyncConfig(sync_artifacts=storage.is_uri(place), sync_period=60),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a swarm's state lies in its peers
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             callbacks=[Progress(), HParamsLogger(), CSVLoggerCallback(), JsonLoggerCallback()],
@@ -94,9 +109,9 @@ def _tuner(sweep: Sweep, points: list[Point], run_dir: Path) -> tune.Tuner:
     )
 
 
-def _trainable(sweep: Sweep, run_dir: Path) -> Any:
+def _trainable(sweep: Sweep, place: str) -> Any:
     return tune.with_resources(
-        tune.with_parameters(SwarmTrial, sweep=sweep, storage=run_dir),
+        tune.with_parameters(SwarmTrial, sweep=sweep, place=place),
         lambda point: resources(sweep.config(point)),
     )
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ray_gossip import config as configs
+from ray_gossip import storage
 from ray_gossip.config import Config, SwarmConfig
 from ray_gossip.errors import ConfigError
 from ray_gossip.tuning import space as spaces
@@ -126,24 +127,39 @@ def load(path: Path | None, overrides: Sequence[str]) -> Sweep:
     Raises:
         ConfigError: one line that names the key and the fix.
     """
-    tree = configs.load_tree(path, overrides)
-    space_tree = tree.pop("space", {})
-    settings = configs.parse_as(SweepConfig, tree)
-    base = configs.parse({key: value for key, value in tree.items() if key != "tune"})
-    space = spaces.parse({} if space_tree is None else space_tree, base)
+    sweep = _parse(configs.load_tree(path, overrides))
     pinned = {override.partition("=")[0] for override in overrides}
-    sweep = Sweep(settings, base, {key: space[key] for key in space if key not in pinned})
+    sweep = replace(sweep, space={key: sweep.space[key] for key in sweep.space if key not in pinned})
     _check(sweep)
     return sweep
 
 
-def load_earlier(run_dir: Path | None) -> Sweep:
-    """The sweep that was begun in this folder. Raises ConfigError when there is none."""
-    if run_dir is None:
+def _parse(tree: Any) -> Sweep:
+    space_tree = tree.pop("space", {})
+    settings = configs.parse_as(SweepConfig, tree)
+    base = configs.parse({key: value for key, value in tree.items() if key != "tune"})
+    space = spaces.parse({} if space_tree is None else space_tree, base)
+    return Sweep(settings, base, space)
+
+
+def load_earlier(place: str | None) -> Sweep:
+    """The sweep that was begun in this folder, or at this URI. Raises ConfigError when there is none."""
+    if place is None:
         raise ConfigError("--resume needs --run-dir: name the folder of the sweep to go on with")
-    if not (run_dir / SWEEP_FILE).is_file():
-        raise ConfigError(f"--resume: --run-dir {run_dir} holds no sweep ({SWEEP_FILE}); leave --resume out")
-    return load(run_dir / SWEEP_FILE, ())
+    try:
+        tree = yaml.safe_load(storage.read(place, SWEEP_FILE))
+    except OSError:
+        raise ConfigError(f"--resume: --run-dir {place} holds no sweep ({SWEEP_FILE}); leave --resume out") from None
+    return _parse(tree)
+
+
+def holds_one(place: str) -> bool:
+    """Whether a sweep was begun here."""
+    try:
+        storage.read(place, SWEEP_FILE)
+    except OSError:
+        return False
+    return True
 
 
 def _check(sweep: Sweep) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from ray import tune
 from ray.util import get_current_placement_group
 
+from ray_gossip import storage
 from ray_gossip.config import Config
 from ray_gossip.resources import bundle
 from ray_gossip.run import Run
@@ -26,14 +27,16 @@ _OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "model.pt", "swarm",
 class SwarmTrial(tune.Trainable):
     """A swarm from its start to its summary, a result for each evaluation of its peers and every two seconds."""
 
-    def setup(self, config: dict[str, Any], *, sweep: Sweep, storage: Path | None) -> None:
+    def setup(self, config: dict[str, Any], *, sweep: Sweep, place: str) -> None:
         """Args:
         config: the point of the sweep's space.
-        storage: the sweep's folder, if this node can write to it; else the results stay in Tune's own folder of
-            the trial, which Tune copies to its storage.
+        place: the sweep's folder, or a URI. What goes to a URI is written to Tune's folder of the trial on this
+            node first; Tune copies it now and then, and `cleanup` at the end.
         """
         self._run: Run | None = None
-        run_dir = storage / Path(self.logdir).name if storage else Path(self.logdir)
+        own_folder = Path(self.logdir)
+        self._destination = f"{place}/{own_folder.name}" if storage.is_uri(place) else None
+        run_dir = own_folder if self._destination else Path(place) / own_folder.name
         _set_earlier_attempt_aside(run_dir)
         self._total_steps, self._local_step = sweep.config(config).train.local_steps, 0
         run = Run(
@@ -68,6 +71,8 @@ class SwarmTrial(tune.Trainable):
         with self._run:
             if self._run.summary is None:
                 self._run.stop("stopped by the sweep")
+        if self._destination:
+            storage.upload(self._run.run_dir, self._destination)
 
 
 def resources(config: Config) -> tune.PlacementGroupFactory:

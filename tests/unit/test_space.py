@@ -156,7 +156,7 @@ def test_the_sweeps_that_come_with_the_project_are_sound_and_survive_being_writt
 ) -> None:
     shipped = sweeps.load(CONFIGS / name, ())
     (tmp_path / "sweep.yaml").write_text(shipped.dump())
-    again = sweeps.load_earlier(tmp_path)
+    again = sweeps.load_earlier(str(tmp_path))
     assert again == shipped
     assert again.points() == shipped.points()
     assert len(shipped.points()[0]) >= 8
@@ -166,4 +166,4 @@ def test_resume_needs_the_folder_of_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--resume needs --run-dir"):
         sweeps.load_earlier(None)
     with pytest.raises(ConfigError, match="holds no sweep"):
-        sweeps.load_earlier(tmp_path)
+        sweeps.load_earlier(str(tmp_path))
