@@ -15,9 +15,12 @@ import torch._dynamo  # the first optimizer loads it: 1.5 s, to be spent before 
 
 from ray_gossip import data, models
 from ray_gossip.config import Config
+from ray_gossip.errors import ConfigError
+from ray_gossip.factory import NAMED, Factories
 from ray_gossip.hive import build_engine, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
-from ray_gossip.trainer import Trainer, state_size
+from ray_gossip.state import state_size
+from ray_gossip.trainer import Trainer
 
 
 class Peer:
@@ -30,6 +33,7 @@ class Peer:
         initial_peers: asked for the multiaddrs to dial only when everything else is ready; empty founds a swarm.
         host: IPv4 address to listen on.
         node: peers with the same node share a machine.
+        factories: the user's own model and data, where they were handed over instead of named in the config.
     """
 
     def __init__(
@@ -41,16 +45,25 @@ class Peer:
         host: str,
         initial_peers: Callable[[], Sequence[str]],
         node: str = "",
+        factories: Factories = NAMED,
     ) -> None:
         guard_forks()
         quiet_hivemind()
         self.config, self.peer_index = config, peer_index
         self._stopping = threading.Event()
-        dataset = data.load(config.data)
+        dataset = data.load(config.data, factory=factories.data)
         shards = data.deal(dataset.train_labels, config.swarm.num_peers, config=config.data, seed=config.seed)
         shard = shards[peer_index]
         self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
-        model = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=config.seed)
+        model = models.build(
+            config.model,
+            in_shape=dataset.in_shape,
+            num_classes=dataset.num_classes,
+            seed=config.seed,
+            factory=factories.model,
+        )
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise ConfigError("data.factory or model.factory has used CUDA: leave all on the CPU, the peer moves it")
         self.dht = start_dht(initial_peers=initial_peers(), host=host, start_s=config.swarm.start_s)
         self.engine = build_engine(
             config,
