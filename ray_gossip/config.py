@@ -8,7 +8,7 @@ and when to change it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -377,6 +377,17 @@ def parse(values: Any) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, Config)) from None
+
+
+def read(source: Config | Mapping[str, Any] | Path | str | None) -> Config:
+    """A config in any form in which Python hands it over: itself, nested dicts, a YAML file, or none: the defaults.
+
+    Raises:
+        ConfigError: one line that names the key and the fix.
+    """
+    if isinstance(source, Config):
+        return source
+    return parse(dict(source)) if isinstance(source, Mapping) else load(None if source is None else Path(source))
 
 
 _SHIPPED_LACKS = [

@@ -31,6 +31,7 @@ _FINAL_ATTEMPTS = 3
 _LAG = 3  # a peer this many rounds behind the swarm skips ahead; less is caught up by groupmates that wait
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
+_GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
 _GRACE_S = 10.0  # beyond all deadlines of a round: then the averager process is hung
 
 
@@ -86,6 +87,7 @@ class GossipEngine:
     def join(self, *, founders: int) -> View:
         """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`."""
         deadline = time.monotonic() + self.swarm.start_s
+        self.averager.allow_state_sharing = True
         view: View = self._ask(self.averager.declare(from_round=0, is_founder=True))
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -111,6 +113,7 @@ class GossipEngine:
             view = self._ask(self.averager.read_members())
         started, first = time.monotonic(), view.latest_round
         self._load_state(deadline)
+        self.averager.allow_state_sharing = True
         time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
         view = self._ask(self.averager.read_members())
         rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)
@@ -122,6 +125,19 @@ class GossipEngine:
             self._origin = -self._clock.due_at(from_round - 1)  # the first interval begins now
         self._next_round = from_round
         return self._ask(self.averager.declare(from_round=from_round, is_founder=False))
+
+    def enter(self, *, founders: int) -> None:
+        """Enter a swarm that runs, or is about to begin; start from its state either way.
+
+        Raises:
+            SwarmError: as `join_running`.
+        """
+        view: View = self._ask(self.averager.read_members())
+        if view.latest_round >= 0:
+            self.join_running()
+        else:
+            self._load_state(time.monotonic() + self.swarm.start_s)
+            self.join(founders=founders)
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
@@ -155,6 +171,18 @@ class GossipEngine:
             bytes_sent=result.bytes_sent,
             sketch=result.sketch_after,
         )
+
+    def say_goodbye(self) -> None:
+        """Announce the departure, then wait until the others have done so too, at most _GOODBYE_S: after a final round
+        that all took part in, what is still on its way to them must not be cut off."""
+        deadline = time.monotonic() + _GOODBYE_S
+        with contextlib.suppress(FutureTimeoutError, TimeoutError):
+            self.averager.leave().result(timeout=_GOODBYE_S)
+            while time.monotonic() < deadline:
+                view: View = self.averager.read_members().result(timeout=_GOODBYE_S)
+                if not view.present:
+                    return
+                time.sleep(_POLL_S)
 
     def shutdown(self) -> None:
         """Announce the departure and end the averager process; what does not end in time is killed."""

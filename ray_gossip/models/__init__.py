@@ -38,7 +38,7 @@ def build(
             own: nn.Module = make(
                 "model.factory", config.factory, factory, returns=nn.Module, args=config.args, offered=offered
             )
-            _check(own, config.factory)
+            check(own, called=f"model.factory={config.factory}")
             return own
         if len(in_shape) != 3:
             raise ConfigError(
@@ -52,20 +52,19 @@ def build(
         return network
 
 
-def _check(model: nn.Module, name: str) -> None:
+def check(model: nn.Module, *, called: str) -> None:
     """Raise ConfigError unless all that would be averaged is float32 on the CPU, and something can be trained."""
-    parameters = list(model.parameters())
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise ConfigError(f"model.factory={name} returned a model without parameters to train")
-    for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"{called} has no parameters to train")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
-            raise ConfigError(f"model.factory={name}: {tensor_name} has no shape yet: run the model once before")
+            raise ConfigError(f"{called}: {name} has no shape yet: run the model once before")
         if tensor.device.type != "cpu":
-            raise ConfigError(f"model.factory={name}: {tensor_name} is on {tensor.device}: leave it on the CPU")
+            raise ConfigError(f"{called}: {name} is on {tensor.device}: leave it on the CPU until then")
         if tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.requires_grad):
             raise ConfigError(
-                f"model.factory={name}: {tensor_name} is {tensor.dtype}, but float32 is what is averaged; for faster "
-                "steps set train.precision=bf16"
+                f"{called}: {name} is {tensor.dtype}, but float32 is what is averaged; for faster steps use autocast, "
+                "as train.precision=bf16 does"
             )
 
 
