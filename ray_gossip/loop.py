@@ -96,6 +96,7 @@ class LoopPeer:
 
     def __init__(self, model: nn.Module, engine: GossipEngine, dht: Any) -> None:
         self._engine, self._dht = engine, dht
+        self.peer_index = engine.peer_index
         self._has_left = False
         self.local_step = 0  # optimizer steps since it joined
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome

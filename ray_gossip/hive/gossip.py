@@ -32,6 +32,7 @@ _LAG = 3  # a peer this many rounds behind the swarm skips ahead; less is caught
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
+_READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
 _GRACE_S = 10.0  # beyond all deadlines of a round: then the averager process is hung
 
 
@@ -159,6 +160,8 @@ class GossipEngine:
         assert self._state is not None
         for attempt in range(_FINAL_ATTEMPTS):
             self._state.read_state(self.snapshot)
+            with contextlib.suppress(FutureTimeoutError, TimeoutError):  # then the last view counts, as in any round
+                self.averager.read_members().result(timeout=_READ_S)
             result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt))
             if result.outcome == "averaged":
                 self._state.add_to_state(self.averager.delta)

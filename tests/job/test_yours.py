@@ -38,3 +38,20 @@ def test_a_mistake_that_only_peers_can_find_is_one_line_too(folder: Path) -> Non
     line = done.stderr.splitlines()[-1]
     assert line.startswith("ray-gossip: model.factory=charlm.transformer:build has the parameters (in_shape: ")
     assert line.endswith(": got an unexpected keyword argument 'dimm'; see model.args")
+
+
+def test_a_script_trains_from_python_on_the_ray_it_has_started_and_its_own_loops_are_peers_in_actors(
+    folder: Path,
+) -> None:
+    shutil.copy(ROOT / "tests" / "yours" / "script.py", folder)
+    done = finish_in(folder, [sys.executable, "script.py", str(folder / "run")])
+    assert done.returncode == 0, done
+    answer = json.loads(done.stdout)  # and nothing else: it is not verbose
+    assert answer["metrics"]["merged_accuracy"] > BY_BIGRAMS
+    assert answer["path"] == str(folder / "run")
+    assert answer["saved"] == ["model.pt"]
+    assert answer["still_connected"]
+    (rounds, ended, weights), (_, other_ended, other_weights) = answer["loops"]
+    assert rounds["averaged"] > 0
+    assert ended == other_ended == "averaged"
+    assert weights == pytest.approx(other_weights, abs=1e-5)
