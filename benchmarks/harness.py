@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ray_gossip.config import Config
-from ray_gossip.hive import Engine, TrainingState, build_engine, guard_forks, quiet_hivemind, start_dht
+from ray_gossip.hive import Charter, Engine, Listen, TrainingState, build_engine, guard_forks, quiet_hivemind, start_dht
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import Peers, RemotePeer
 
@@ -34,7 +34,7 @@ class BenchmarkPeer:
         quiet_hivemind()
         torch.set_num_threads(1)  # as Ray does for an actor that has one CPU or less
         self.peer_index = peer_index
-        self.dht = start_dht(initial_peers=initial_peers, host="127.0.0.1", start_s=START_S)
+        self.dht = start_dht(initial_peers=initial_peers, listen=Listen(), start_s=START_S)
 
     def multiaddrs(self) -> list[str]:
         return [str(address) for address in self.dht.get_visible_maddrs()]
@@ -42,8 +42,9 @@ class BenchmarkPeer:
     def open_engine(self, config: Config, run_id: str, state: TrainingState, state_size: int) -> None:
         """Build the engine that the config names, and join the swarm `run_id`."""
         self.config = config
+        charter = Charter.of(config, run_id=run_id, has_driver=False)
         self.engine = build_engine(
-            config, dht=self.dht, run_id=run_id, peer_index=self.peer_index, state_size=state_size
+            config, dht=self.dht, charter=charter, peer_index=self.peer_index, state_size=state_size
         )
         self.engine.attach(state)
         self.engine.join(founders=config.swarm.num_peers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -33,7 +34,7 @@ _RAY_SETTINGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ray-gossip`."""
-    options, stop = _parser().parse_args(arguments), _OrderlyStop()
+    options, stop = _parse(arguments), _OrderlyStop()
     try:
         with stop:
             return _COMMANDS[options.command](options, stop)
@@ -80,6 +81,40 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     return 0
 
 
+def _peer(options: argparse.Namespace, stop: _OrderlyStop) -> int:
+    config = _load_config([*options.config, *_overrides_of(options)])
+    stop.limit_s = config.swarm.stop_s + 4.0
+    stream = sys.stderr if options.json else sys.stdout
+
+    from ray_gossip import standalone  # loads torch and hivemind: after the config is known to be good
+
+    summary = standalone.run_peer(
+        config,
+        host_maddrs=options.host_maddr,
+        announce_maddrs=options.announce_maddr,
+        initial_peers=options.initial_peer,
+        identity_path=options.identity_path,
+        run_dir=options.run_dir,
+        stream=stream,
+        join_command=_join_command(options),
+    )
+    if options.json:
+        print(json.dumps(summary), flush=True)
+    return 0
+
+
+def _overrides_of(options: argparse.Namespace) -> list[str]:
+    """The options that stand for keys of the config, as overrides."""
+    given = {key: getattr(options, key.replace(".", "_")) for key in _PEER_KEYS}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _join_command(options: argparse.Namespace) -> str:
+    """How another peer of the same swarm is started; the address is missing at its end."""
+    words = [*options.config, *_overrides_of(options)]
+    return " ".join(["ray-gossip peer", *map(shlex.quote, words), "--initial_peer"])
+
+
 def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
     config = _load_config(options.config)
     from rich.console import Console
@@ -109,6 +144,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Words of the config may stand before and after options, which argparse alone does not know."""
+    parser = _parser()
+    options, words = parser.parse_known_args(arguments)
+    unknown = [word for word in words if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    options.config += words
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ray-gossip",
@@ -130,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--run-dir", type=Path, help="new folder for the results (default: runs/<run id>)")
     train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+    _add_peer(commands)
     data = commands.add_parser("data", help="data sets").add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = data.add_parser(
         "prepare",
@@ -142,7 +189,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_COMMANDS = {"train": _train, "data": _prepare_data}
+def _add_peer(commands: Any) -> None:
+    peer = commands.add_parser(
+        "peer",
+        help="run one peer by itself, without Ray",
+        description="Run one peer in this process: the first of a new swarm, or one that joins a running swarm, which "
+        "may run under Ray. Prints its address and the command with which others join it.",
+        epilog="example: ray-gossip peer configs/cifar10.yaml --host_maddr /ip4/0.0.0.0/tcp/4011 --gossip_group_size 8",
+    )
+    peer.add_argument("config", nargs="*", metavar="CONFIG.yaml | key=value", help="as for train")
+    for names, multiple, help in (
+        (("--initial_peer",), True, "multiaddr of a peer of the swarm to join; none: found a new swarm"),
+        (("--host_maddr",), True, "multiaddr to listen on (default: a free TCP port of 127.0.0.1)"),
+        (("--announce_maddr",), True, "multiaddr under which others reach this peer, behind a NAT or in a container"),
+        (("--identity_path",), False, "file with the key of its peer id, made if missing: its address stays the same"),
+    ):
+        dashed = names[0].replace("_", "-")
+        if multiple:
+            peer.add_argument(*names, dashed, action="append", default=[], metavar="MULTIADDR", help=help)
+        else:
+            peer.add_argument(*names, dashed, type=Path, metavar="FILE", help=help)
+    for key in _PEER_KEYS:
+        option = f"--{key.replace('.', '_')}"
+        peer.add_argument(option, option.replace("_", "-"), metavar="VALUE", help=f"the same as {key}=VALUE")
+    peer.add_argument("--run-dir", type=Path, help="new folder for the results (default: runs/<run id>-peer-<index>)")
+    peer.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+
+
+# Those that one gives to a single peer have options of their own; all others are given as key=value.
+_PEER_KEYS = (
+    "gossip.group_size",
+    "gossip.min_group_size",
+    "gossip.alpha",
+    "gossip.steps",
+    "gossip.seconds",
+    "gossip.schedule",
+    "data.root",
+)
+
+_COMMANDS = {"train": _train, "peer": _peer, "data": _prepare_data}
 
 
 class _OrderlyStop:

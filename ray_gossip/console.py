@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ray_gossip.records import Notice, PeerLost, PeerStarted
+from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted
 from ray_gossip.telemetry import PeerState, SwarmState
 
 _REFRESH_PER_S = 4
@@ -129,7 +129,7 @@ class LiveView:
 
     def _draw(self, state: SwarmState) -> None:
         # rich repaints from its own thread: give it finished tables, never the state, which goes on changing
-        peers = [peer for peer in state.peers.values() if not peer.lost]
+        peers = [peer for peer in state.peers.values() if not (peer.lost or peer.left)]
         phase = _phase(peers)
         self._bar.update(
             self._task,
@@ -149,8 +149,9 @@ def table(state: SwarmState) -> Table:
         grid.add_column(name, justify="left" if name in ("state", "device") else "right", no_wrap=True)
     grid.add_column("last round", no_wrap=True, min_width=13)
     grid.add_column("with", no_wrap=True)
+    styles = {"lost": "red", "left": "dim", "starting": "dim"}
     for peer in shown:
-        grid.add_row(*_cells(peer), style="red" if peer.lost else "dim" if peer.status == "starting" else None)
+        grid.add_row(*_cells(peer), style=styles.get(peer.status))
     if len(shown) < len(peers):
         grid.add_row(*_cells_of_many(peers[len(shown) :]), style="dim")
     return grid
@@ -237,7 +238,7 @@ def status_line(state: SwarmState) -> str:
     return "; ".join(parts)
 
 
-def headline(news: PeerStarted | PeerLost | Notice) -> str:
+def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
     """An event in one line."""
     match news:
         case PeerStarted():
@@ -247,6 +248,8 @@ def headline(news: PeerStarted | PeerLost | Notice) -> str:
             )
         case PeerLost():
             return f"peer {news.peer_index} is lost: {_first_line(news.cause)}"
+        case PeerLeft():
+            return f"peer {news.peer_index} has left, at local step {news.local_step}"
         case Notice():
             who = f"peer {news.peer_index}: " if news.peer_index >= 0 else ""
             return who + _first_line(news.text)

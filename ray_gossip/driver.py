@@ -78,6 +78,8 @@ def train(
             try:
                 follow(_notice(text) for text in skipped(config))
                 follow(swarm.start())
+                if config.engine == "gossip":
+                    follow([_notice(_how_to_join(log))])
                 follow(swarm.run())
                 model = swarm.model()
                 if model is None:
@@ -121,6 +123,12 @@ def check(config: Config, *, address: str | None, run_dir: Path, factories: Fact
         from ray_gossip import data
 
         data.deal(data.load(config.data, factory=factories.data).train_labels, config.swarm.num_peers, seed=config.seed)
+
+
+def _how_to_join(log: RunLog) -> str:
+    started = next(peer.started for peer in log.state.live_peers() if peer.started)
+    config = log.run_dir / "config.yaml"
+    return f"from another shell, join with: ray-gossip peer {config} --initial_peer {started.multiaddrs[0]}"
 
 
 def _notice(text: str) -> Notice:

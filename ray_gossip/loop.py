@@ -23,8 +23,18 @@ from torch import Tensor, nn
 
 from ray_gossip import models
 from ray_gossip.config import Config, read
-from ray_gossip.errors import UserError
-from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.errors import ConfigError, UserError
+from ray_gossip.hive import (
+    Charter,
+    Listen,
+    check_multiaddr,
+    free_index,
+    guard_forks,
+    quiet_hivemind,
+    read_charter,
+    start_dht,
+    stop_dht,
+)
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.records import Outcome, RoundReport
 from ray_gossip.state import ModelState, state_size
@@ -33,47 +43,49 @@ from ray_gossip.state import ModelState, state_size
 def join(
     model: nn.Module,
     *,
-    run_id: str = "gossip",
     initial_peers: Sequence[str] = (),
     founders: int = 1,
     config: Config | Mapping[str, Any] | Path | str | None = None,
-    host: str = "127.0.0.1",
-    peer_index: int | None = None,
+    host_maddrs: Sequence[str] = Listen.host_maddrs,
+    announce_maddrs: Sequence[str] = (),
+    identity_path: Path | None = None,
 ) -> LoopPeer:
-    """Found a swarm or join one, and say on standard error where others join this peer.
+    """Found a swarm or join one, and say on standard error how others join this peer.
 
     Call it on the main thread, while the model is on the CPU and nothing has used CUDA: it forks. Then move the model
     wherever it is to train, and build the optimizer.
 
     Args:
         model: float32. Its parameters and floating-point buffers are averaged. Whoever joins starts from the swarm's.
-        run_id: the peers of a swarm have the same.
-        initial_peers: multiaddrs of peers that are there already, one is enough; none: found a new swarm.
+        initial_peers: multiaddrs of peers that are there already, under Ray or not, one is enough; none: found a swarm.
         founders: peers that begin together, this one included: waits for them, at most `swarm.start_s`. A peer that
             comes when the swarm runs waits for nobody. 1: begin at once.
-        config: its sections `gossip`, `swarm` (only start_s and final_s) and `seed` count; all peers should have the
+        config: its sections `gossip`, `swarm` (only start_s and final_s) and `seed` count, and peers must have the
             same. A Config, a mapping such as {"gossip": {"steps": 10}}, or a YAML file.
-        host: IPv4 address to listen on; 0.0.0.0 for peers on other machines.
-        peer_index: its name in reports: peer-07. Default: a random one.
+        host_maddrs: where to listen, such as /ip4/0.0.0.0/tcp/4011 for peers on other machines. Default: a free port
+            of 127.0.0.1.
+        announce_maddrs: what others are told instead, behind a NAT or in a container.
+        identity_path: file with the key of its peer id, made if missing: its address stays the same.
 
     Raises:
-        UserError: called too late or in another thread, or the model or the config is none that can be averaged here.
-        SwarmError: there is no such swarm, or it trains another model.
+        UserError: called too late or in another thread, or the model, the config or an address is none that will do.
+        SwarmError: it cannot listen, or finds no swarm, or one that trains another model.
     """
     settings = read(config)
     _check(model, settings)
+    for address in (*host_maddrs, *announce_maddrs, *initial_peers):
+        try:
+            check_multiaddr(address, names_peer=address in initial_peers)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     guard_forks()
     quiet_hivemind()
     interrupt = signal.getsignal(signal.SIGINT)
-    dht = start_dht(initial_peers=initial_peers, host=host, start_s=settings.swarm.start_s)
+    listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
+    dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=settings.swarm.start_s)
     try:
-        engine = GossipEngine(
-            settings,
-            dht=dht,
-            run_id=run_id,
-            peer_index=secrets.randbelow(1_000_000) if peer_index is None else peer_index,
-            state_size=state_size(model),
-        )
+        charter, peer_index = _place(dht, settings, founds=not initial_peers)
+        engine = GossipEngine(settings, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size(model))
         signal.signal(signal.SIGINT, interrupt)  # hivemind ignores Ctrl-C from here on, in the loop's process too
         peer = LoopPeer(model, engine, dht)
     except BaseException:
@@ -82,7 +94,7 @@ def join(
     try:
         print(f"ray_gossip: others join with initial_peers={list(peer.multiaddrs)}", file=sys.stderr, flush=True)
         if initial_peers:
-            engine.enter(founders=founders)
+            peer.local_step = engine.enter(founders=founders)
         else:
             engine.join(founders=founders)
     except BaseException:
@@ -98,7 +110,7 @@ class LoopPeer:
         self._engine, self._dht = engine, dht
         self.peer_index = engine.peer_index
         self._has_left = False
-        self.local_step = 0  # optimizer steps since it joined
+        self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
         engine.attach(_State(model))
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
@@ -177,6 +189,16 @@ class _State:
 
     def add_to_state(self, delta: Tensor) -> None:
         self._state.add(delta)
+
+
+def _place(dht: Any, config: Config, *, founds: bool) -> tuple[Charter, int]:
+    """What the swarm has agreed on, and this peer's index in it."""
+    if founds:
+        charter = Charter.of(config, run_id=f"loop-{secrets.token_hex(4)}", has_driver=False)
+        return replace(charter, num_peers=1), 0
+    charter = read_charter(dht, within_s=config.swarm.start_s)
+    charter.check(config, only=("engine", "seed", "gossip."))  # data, model and steps are each loop's own
+    return charter, free_index(dht, charter) + secrets.randbelow(1000)  # others may look for one at the same moment
 
 
 def _check(model: nn.Module, config: Config) -> None:

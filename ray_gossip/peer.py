@@ -8,19 +8,40 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch._dynamo  # the first optimizer loads it: 1.5 s, to be spent before others wait for this peer
+from torch import Tensor
 
 from ray_gossip import data, models
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.hive import build_engine, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive import (
+    Charter,
+    Listen,
+    build_engine,
+    free_index,
+    guard_forks,
+    quiet_hivemind,
+    read_charter,
+    start_dht,
+    stop_dht,
+)
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
 from ray_gossip.state import state_size
 from ray_gossip.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Founder:
+    """The place of a peer in a swarm that begins."""
+
+    run_id: str
+    peer_index: int  # 0..swarm.num_peers-1
+    has_driver: bool  # which takes what this peer's `run` yields
 
 
 class Peer:
@@ -29,32 +50,32 @@ class Peer:
     Build it on the main thread: hivemind forks, and CUDA must not have been touched before.
 
     Args:
-        peer_index: 0..num_peers-1; chooses the shard.
+        listen: where others can dial it.
         initial_peers: asked for the multiaddrs to dial only when everything else is ready; empty founds a swarm.
-        host: IPv4 address to listen on.
+        founder: its place in a swarm that begins; None: it joins one that runs.
         node: peers with the same node share a machine.
         factories: the user's own model and data, where they were handed over instead of named in the config.
+
+    Raises:
+        ConfigError: it does not fit into the swarm that it joins.
+        SwarmError: it cannot listen, or finds no swarm.
     """
 
     def __init__(
         self,
         config: Config,
         *,
-        run_id: str,
-        peer_index: int,
-        host: str,
+        listen: Listen,
         initial_peers: Callable[[], Sequence[str]],
+        founder: Founder | None,
         node: str = "",
         factories: Factories = NAMED,
     ) -> None:
         guard_forks()
         quiet_hivemind()
-        self.config, self.peer_index = config, peer_index
+        self.config = config
         self._stopping = threading.Event()
-        dataset = data.load(config.data, factory=factories.data)
-        shards = data.deal(dataset.train_labels, config.swarm.num_peers, config=config.data, seed=config.seed)
-        shard = shards[peer_index]
-        self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
+        self._dataset = dataset = data.load(config.data, factory=factories.data)
         model = models.build(
             config.model,
             in_shape=dataset.in_shape,
@@ -64,12 +85,22 @@ class Peer:
         )
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise ConfigError("data.factory or model.factory has used CUDA: leave all on the CPU, the peer moves it")
-        self.dht = start_dht(initial_peers=initial_peers(), host=host, start_s=config.swarm.start_s)
+        self.dht = start_dht(initial_peers=initial_peers(), listen=listen, start_s=config.swarm.start_s)
+        try:
+            self.peer_index, self.charter = self._place(founder)
+        except BaseException:
+            stop_dht(self.dht)
+            raise
+        self._joins_running, self._finished = founder is None, False
+        founders = range(self.charter.num_peers)
+        self._dealt_to = tuple(sorted({*founders, self.peer_index}))  # until the engine knows better
+        shard = self._shard()
+        self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
         self.engine = build_engine(
             config,
             dht=self.dht,
-            run_id=run_id,
-            peer_index=peer_index,
+            charter=self.charter,
+            peer_index=self.peer_index,
             state_size=state_size(model, with_momentum=config.gossip.average_momentum),
             node=node,
         )
@@ -99,29 +130,35 @@ class Peer:
         return tuple(str(address) for address in self.dht.get_visible_maddrs())
 
     def run(self, *, founders: int) -> Iterator[list[Record]]:
-        """Train until `train.local_steps` or `stop()`; yields what happened every `train.report_s` seconds.
+        """Train until `train.local_steps` or `stop()`; yields what happened every `train.report_s` seconds, also in
+        peers that joined by themselves and report through this one.
 
         Ends with the final rounds, unless it was stopped.
 
         Args:
-            founders: peers, this one included, that begin together: the first step waits for them.
+            founders: peers, this one included, that begin together: the first step waits for them. Of no meaning to a
+                peer that joins a running swarm: it goes on at the local step at which the others are.
         """
         config, trainer = self.config, self.trainer
-        self.engine.join(founders=founders)
+        if self._joins_running:
+            trainer.skip_to(self.engine.join_running())
+        else:
+            self.engine.join(founders=founders)
         trainer.take_progress()  # keeps the wait for the others out of the first rate
         records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
+        records += self._deal_anew()
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
             trainer.step()
             for report in self.engine.after_step(trainer.local_step):
                 bytes_sent += report.bytes_sent
-                records.append(report)
+                records += [report, *self._deal_anew()]
             last = trainer.local_step == config.train.local_steps
             if trainer.local_step % config.train.eval_every == 0 and not last:
                 records.append(self._evaluate("peer"))
             if time.monotonic() - reported >= config.train.report_s or last:
                 reported = time.monotonic()
-                records.append(self._progress())
+                records += [self._progress(), *self.engine.guest_records()]
                 yield records
                 records = []
         train_s = time.monotonic() - started
@@ -144,7 +181,13 @@ class Peer:
         )
         agreed = final.outcome in ("averaged", "alone")
         merged = [self._evaluate("merged", batch_norm=trainer.settle_statistics())] if agreed else []
-        yield [*final.reports, *merged, finished]
+        self._finished = True
+        yield [*final.reports, *merged, finished, *self.engine.guest_records()]
+
+    @property
+    def is_finished(self) -> bool:
+        """It has done all its local steps and the final rounds."""
+        return self._finished
 
     def stop(self) -> None:
         """Ask `run()` to end after the present local step. From any thread."""
@@ -161,6 +204,32 @@ class Peer:
         self.stop()
         self.engine.shutdown()
         stop_dht(self.dht)
+
+    def _place(self, founder: Founder | None) -> tuple[int, Charter]:
+        """This peer's index, and what the swarm has agreed on."""
+        if founder is not None:
+            charter = Charter.of(self.config, run_id=founder.run_id, has_driver=founder.has_driver)
+            return founder.peer_index, charter
+        charter = read_charter(self.dht, within_s=self.config.swarm.start_s)
+        charter.check(self.config)
+        return free_index(self.dht, charter), charter
+
+    def _shard(self) -> Tensor:
+        """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""
+        config, peers = self.config, self._dealt_to
+        shards = data.deal(self._dataset.train_labels, len(peers), config=config.data, seed=config.seed)
+        return shards[peers.index(self.peer_index)]
+
+    def _deal_anew(self) -> list[Record]:
+        """Take another shard if the swarm has grown or shrunk, so that every sample is still seen."""
+        peers = self.engine.members
+        if peers is None or peers == self._dealt_to or self.peer_index not in peers:
+            return []
+        self._dealt_to = peers
+        self.trainer.take_shard(self._shard())
+        if self.peer_index != peers[0]:  # one says it for all
+            return []
+        return [self._notice(f"the samples are dealt anew, to {len(peers)} peers: {self.trainer.num_samples:,} here")]
 
     def _progress(self) -> Progress:
         progress = self.trainer.take_progress()

@@ -7,8 +7,11 @@ writes it to disk needs to know nothing else. Only these and the config travel b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 Outcome = Literal["averaged", "partial", "alone", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("averaged", "partial", "alone", "failed")
@@ -100,13 +103,40 @@ class PeerLost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerLeft(Record):
+    """A peer that had joined a running swarm has left it, before it was done."""
+
+    local_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notice(Record):
     """Something that a person should read, e.g. a setting that was skipped. `peer_index` -1: the swarm's."""
 
     text: str
 
 
-def to_json(record: Record) -> dict[str, Any]:
-    """A record as a JSON object; `event` names its type. Sketches are left out: they are for the driver only."""
-    fields = {k: v for k, v in dataclasses.asdict(record).items() if not k.startswith("sketch")}
+_KINDS: dict[str, type[Record]] = {
+    kind.__name__: kind
+    for kind in (PeerStarted, Progress, Evaluation, RoundReport, PeerFinished, PeerLost, PeerLeft, Notice)
+}
+
+
+def to_json(record: Record, *, with_sketches: bool = False) -> dict[str, Any]:
+    """A record as a JSON object; `event` names its type. Sketches are for the driver only, not for its files."""
+    fields = {k: v for k, v in dataclasses.asdict(record).items() if with_sketches or not k.startswith("sketch")}
     return {"event": type(record).__name__, **fields}
+
+
+def from_json(fields: Mapping[str, Any]) -> Record:
+    """The record that `to_json` was given, from anybody on the network.
+
+    Raises:
+        ValueError: it is none; the message names what is wrong.
+    """
+    kind = _KINDS.get(str(fields.get("event")))
+    if kind is None:
+        raise ValueError(f"no record is called {fields.get('event')}")
+    values = {key: value for key, value in fields.items() if key != "event"}
+    record: Record = TypeAdapter(kind).validate_python(values)
+    return record

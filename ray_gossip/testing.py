@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from ray_gossip.config import Config
-from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive import Charter, Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import renew_locks
 from ray_gossip.records import RoundReport
@@ -158,8 +158,9 @@ class GossipPeer:
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
         guard_forks()
         quiet_hivemind()
-        self.dht = start_dht(initial_peers=initial_peers, host="127.0.0.1", start_s=START_S)
-        self.engine = GossipEngine(config, dht=self.dht, run_id="test", peer_index=peer_index, state_size=size)
+        self.dht = start_dht(initial_peers=initial_peers, listen=Listen(), start_s=START_S)
+        charter = Charter.of(config, run_id="test", has_driver=True)
+        self.engine = GossipEngine(config, dht=self.dht, charter=charter, peer_index=peer_index, state_size=size)
         self.state = VectorState(torch.zeros(size))
         self.engine.attach(self.state)
         self.step = 0

@@ -71,15 +71,9 @@ class Trainer:
             if dataset.has_images:
                 self.model = self.model.to(memory_format=torch.channels_last)  # in which its convolutions are fastest
             torch.backends.cudnn.benchmark = True  # batches have one size: the fastest algorithm is worth a search
-        self.batches = Batches(
-            dataset.train_inputs[shard],
-            dataset.train_labels[shard],
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-            device=device,
-            augmentation=augmentation(config.data, in_shape=dataset.in_shape),
-            scale=dataset.scale,
-        )
+        self._config, self._dataset = config, dataset
+        self.batches = self._batches_of(shard)
+        self._samples_before, self._epochs_before = 0, 0.0  # on shards that it had earlier
         self.optimizer, self.notices = _build_optimizer(config.optimizer, self.model)
         self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if config.train.compile else self.model
         self._in_bf16 = config.train.precision == "bf16"
@@ -107,17 +101,31 @@ class Trainer:
     @property
     def samples(self) -> int:
         """Samples seen so far."""
-        return self.batches.samples
+        return self._samples_before + self.batches.samples
 
     @property
     def data_epoch(self) -> float:
-        """Passes over the shard so far."""
-        return self.batches.data_epoch
+        """Passes over the shard so far, those over earlier shards included."""
+        return self._epochs_before + self.batches.data_epoch
 
     @property
     def lr(self) -> float:
         """Learning rate of the next local step."""
         return float(self._lr_schedule.get_last_lr()[0])
+
+    def take_shard(self, shard: Tensor) -> None:
+        """Go on with other samples: the swarm has grown or shrunk.
+
+        Args:
+            shard: as in the constructor.
+        """
+        self._samples_before, self._epochs_before = self.samples, self.data_epoch
+        self.batches = self._batches_of(shard)
+
+    def skip_to(self, local_step: int) -> None:
+        """Count from here, as a peer does that joins a running swarm; the learning rate follows."""
+        self.local_step = self._taken_step = local_step
+        self._lr_schedule = LambdaLR(self.optimizer, _lr_schedule(self._config, first_step=local_step))
 
     def step(self) -> None:
         """One optimizer update. On a GPU it only queues work: nothing here waits for the device."""
@@ -201,6 +209,18 @@ class Trainer:
         """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
 
+    def _batches_of(self, shard: Tensor) -> Batches:
+        config, dataset = self._config, self._dataset
+        return Batches(
+            dataset.train_inputs[shard],
+            dataset.train_labels[shard],
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            device=self.device,
+            augmentation=augmentation(config.data, in_shape=dataset.in_shape),
+            scale=dataset.scale,
+        )
+
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         """Of a forward pass. The loss, the parameters and what is averaged stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._in_bf16 else contextlib.nullcontext()
@@ -279,13 +299,14 @@ def lr_factor(
     return (1.0 + math.cos(math.pi * passed)) / 2 if schedule == "cosine" else 1.0 - passed
 
 
-def _lr_schedule(config: Config) -> Callable[[int], float]:
-    return partial(
+def _lr_schedule(config: Config, *, first_step: int = 0) -> Callable[[int], float]:
+    factor = partial(
         lr_factor,
         schedule=config.optimizer.schedule,
         local_steps=config.train.local_steps,
         warmup_steps=config.optimizer.warmup_steps,
     )
+    return lambda step: factor(first_step + step)
 
 
 def _build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimizer, list[str]]:

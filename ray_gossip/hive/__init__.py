@@ -10,26 +10,33 @@ with warnings.catch_warnings():
     import hivemind
 
 from ray_gossip.config import Config
+from ray_gossip.hive.charter import Charter, read_charter
 from ray_gossip.hive.engine import Engine, FinalResult, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
-from ray_gossip.hive.process import guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive.membership import free_index
+from ray_gossip.hive.process import Listen, check_multiaddr, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.shipped import HivemindEngine
 
 __all__ = [
+    "Charter",
     "Engine",
     "FinalResult",
+    "Listen",
     "TrainingState",
     "build_engine",
+    "check_multiaddr",
+    "free_index",
     "guard_forks",
     "quiet_hivemind",
+    "read_charter",
     "start_dht",
     "stop_dht",
 ]
 
 
 def build_engine(
-    config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int, node: str = ""
+    config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, state_size: int, node: str = ""
 ) -> Engine:
     """The engine that the config names. On the main thread, before any CUDA call: it forks."""
     engine = HivemindEngine if config.engine == "hivemind" else GossipEngine
-    return engine(config, dht=dht, run_id=run_id, peer_index=peer_index, state_size=state_size, node=node)
+    return engine(config, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size, node=node)

@@ -8,6 +8,7 @@ round begins and finds the result in a future, so that local steps feel nothing 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,14 +29,16 @@ from numpy.typing import NDArray
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
+from ray_gossip.hive.charter import Charter
+from ray_gossip.hive.guests import GuestBook, pack
 from ray_gossip.hive.meeting import Gathering
 from ray_gossip.hive.membership import Member, Membership, View
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
-from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, Stage
+from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage
 from ray_gossip.hive.round import FINAL_ROUND, NoRound, RoundResult, RoundSoFar
 from ray_gossip.mixing import Sketch
-from ray_gossip.records import Outcome
+from ray_gossip.records import Outcome, Record
 from ray_gossip.schedule import group_of, radices
 
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
@@ -60,7 +63,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         state: torch.Tensor,
         dht: DHT,
         *,
-        run_id: str,
+        charter: Charter,
         own: Member,
         gossip: GossipConfig,
         final_s: float,
@@ -69,7 +72,10 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self.gossip, self.final_s, self.seed = gossip, final_s, seed
         self.delta = torch.zeros_like(state).share_memory_()
         self.heartbeat = torch.zeros(1, dtype=torch.int64).share_memory_()  # moves with every local step
-        self._membership = Membership(dht, run_id=run_id, own=own)
+        self._membership = Membership(dht, charter=charter, own=own)
+        self._guests = GuestBook(charter.num_peers)
+        self._charter = charter
+        self._telling = asyncio.Lock()  # records reach the driver in order
         self._mixer = Mixer(gossip)
         self._sketch = Sketch(state.numel())
         self._traffic = Traffic()
@@ -77,7 +83,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         super().__init__(
             [state],
             dht,
-            prefix=run_id,
+            prefix=charter.run_id,
             start=False,
             target_group_size=gossip.group_size,
             min_group_size=gossip.min_group_size,
@@ -90,7 +96,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             peer_id=own.peer_id,
             schema_hash=self.schema_hash,
             wait_s=self._wait_s,
-            stub=lambda peer_id: self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix),
+            stub=self._stub,
         )
 
     # ---- called from the training process -------------------------------------------------------------------------
@@ -106,9 +112,17 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """Who is in the swarm now, as far as this peer can see."""
         return self._call("_read_members")
 
-    def gossip_round(self, round: int, *, weight: float = 1.0) -> MPFuture[RoundResult]:
+    def gossip_round(self, round: int, *, local_step: int, weight: float = 1.0) -> MPFuture[RoundResult]:
         """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add."""
-        return self._call("_gossip_round", round=round, weight=weight)
+        return self._call("_gossip_round", round=round, local_step=local_step, weight=weight)
+
+    def tell_driver(self, records: Sequence[Record]) -> MPFuture[bool]:
+        """A guest's records, by way of one of the driver's own peers; False when none of them can be reached."""
+        return self._call("_tell_driver", records=records)
+
+    def take_guest_records(self) -> MPFuture[list[Record]]:
+        """What guests have told this peer for the driver."""
+        return self._call("_take_guest_records")
 
     def leave(self) -> MPFuture[None]:
         """Announce that this peer is going: others leave it out from the next round on."""
@@ -159,14 +173,33 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     async def _leave(self) -> None:
         await self._membership.leave()
 
-    async def _gossip_round(self, round: int, weight: float) -> RoundResult:
+    async def _take_guest_records(self) -> list[Record]:
+        return self._guests.take(self._membership.view)
+
+    async def _tell_driver(self, records: Sequence[Record]) -> bool:
+        request = averaging_pb2.JoinRequest(gather=pack(records))
+        async with self._telling:
+            for host in self._membership.view.present:
+                if host.peer_index < self._charter.num_peers:
+                    with contextlib.suppress(*GONE, asyncio.TimeoutError):
+                        await self._stub(host.peer_id).rpc_tell(request, timeout=ANSWER_S)
+                        return True
+        return False
+
+    def _stub(self, peer_id: str) -> Any:
+        return self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix)
+
+    async def _gossip_round(self, round: int, local_step: int, weight: float) -> RoundResult:
         snapshot = self._averaged_tensors[0]
         before = self._sketch(snapshot.numpy())
         run = RoundSoFar(self._own.peer_index)
         outcome: Outcome = "averaged"
         change: NDArray[np.float32] | None = None
+        view = self._membership.view
+        if round < FINAL_ROUND:
+            view = await self._membership.at_round(round, local_step=local_step)
         try:
-            change = await self._change(round, snapshot, weight, run)
+            change = await self._change(round, view, snapshot, weight, run)
         except NoRound as ended:
             outcome = ended.outcome
             run.notes.insert(0, ended.cause)
@@ -188,12 +221,14 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             sketch_after=tuple(after.tolist()),
             swarm_round=self._membership.view.latest_round,
             stretch=self._own.stretch,
+            members=tuple(sorted({member.peer_index for member in view.at(round)})),
         )
 
-    async def _change(self, round: int, snapshot: torch.Tensor, weight: float, run: RoundSoFar) -> NDArray[np.float32]:
+    async def _change(
+        self, round: int, view: View, snapshot: torch.Tensor, weight: float, run: RoundSoFar
+    ) -> NDArray[np.float32]:
         """Run all stages of a round; returns what to add to the parameters. Raises NoRound."""
         is_final = round >= FINAL_ROUND
-        view = self._membership.view if is_final else await self._membership.at_round(round)
         members = view.at(round)
         schedules = self._schedules(round, len(members))
         excuse = "" if np.isfinite(snapshot.numpy()).all() else "its parameters are not finite"
@@ -325,6 +360,13 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     ) -> averaging_pb2.MessageFromLeader:
         """A host asks whether this peer is still coming."""
         return self._rendezvous.answer_coming(request, has_left=self._own.left)
+
+    async def rpc_tell(
+        self, request: averaging_pb2.JoinRequest, context: P2PContext
+    ) -> averaging_pb2.MessageFromLeader:
+        """A guest has something for the driver."""
+        self._guests.write(context.remote_id.to_base58(), request.gather)
+        return averaging_pb2.MessageFromLeader(code=averaging_pb2.NO_CODE)
 
     # ---- the all-reduce -------------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from ray_gossip.records import Outcome, RoundReport
+from ray_gossip.records import Outcome, Record, RoundReport
 
 
 class TrainingState(Protocol):
@@ -39,14 +40,25 @@ class Engine(Protocol):
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
 
+    members: tuple[int, ...] | None  # peer indices of the swarm as of late; None: not known
+
     def join(self, *, founders: int) -> object:
-        """Enter the swarm; wait for the other founders, with a deadline."""
+        """Enter a swarm that begins; wait for the other founders, with a deadline."""
+
+    def join_running(self) -> int:
+        """Enter a swarm that runs, with its state; returns the local step at which the others are."""
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """To be called after every local step; returns the rounds that have ended."""
 
     def finish(self, local_step: int) -> FinalResult:
         """Mix to agreement with all peers, with a deadline."""
+
+    def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
+        """Pass on the records of a peer that has joined by itself, as far as a driver listens."""
+
+    def guest_records(self) -> list[Record]:
+        """What such peers have told this one for the driver."""
 
     def shutdown(self) -> None:
         """Leave the swarm and end the engine's processes."""

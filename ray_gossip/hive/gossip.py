@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ from hivemind.utils import MPFuture
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.clock import RoundClock
 from ray_gossip.hive.engine import FinalResult, TrainingState
 from ray_gossip.hive.membership import REFRESH_S, Member, View
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.round import FINAL_ROUND, RoundResult
-from ray_gossip.records import RoundReport
+from ray_gossip.records import Record, RoundReport
 
 _FINAL_ATTEMPTS = 3
 _LAG = 3  # a peer this many rounds behind the swarm skips ahead; less is caught up by groupmates that wait
@@ -57,7 +59,7 @@ class GossipEngine:
     """
 
     def __init__(
-        self, config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int, node: str = ""
+        self, config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, state_size: int, node: str = ""
     ) -> None:
         check_codec(config.gossip.compression)
         self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
@@ -66,13 +68,18 @@ class GossipEngine:
         self.averager = GossipAverager(
             self.snapshot,
             dht,
-            run_id=run_id,
+            charter=charter,
             own=own,
             gossip=config.gossip,
             final_s=config.swarm.final_s,
             seed=config.seed,
         )
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
+        self.members: tuple[int, ...] | None = None
+        self._charter = charter
+        self._latest_members: tuple[int, ...] = ()
+        self._is_guest = False
+        self._guest_records: MPFuture[list[Record]] | None = None
         self._state: TrainingState | None = None
         self._pending: _Pending | None = None
         self._clock = RoundClock(config.gossip)
@@ -96,10 +103,14 @@ class GossipEngine:
         if self.gossip.seconds is not None:
             self._origin = view.epoch
             self._next_round = self._clock.latest_due(self._position(0), at_least=0)
+        self.members = self._latest_members = _indices(view)
         return view
 
-    def join_running(self) -> View:
+    def join_running(self) -> int:
         """Enter a swarm that runs: start from the state of one of its peers, count from a round that is still ahead.
+
+        Returns:
+            The local step at which the swarm is: this peer's count goes on from there, so that it is done with them.
 
         Raises:
             SwarmError: nobody answers, or nobody shares its state, within `swarm.start_s`.
@@ -123,22 +134,28 @@ class GossipEngine:
             self._origin = view.epoch
             from_round = max(from_round, self._clock.latest_due(self._position(0), at_least=0) + 2)
         else:
-            self._origin = -self._clock.due_at(from_round - 1)  # the first interval begins now
+            self._origin = view.local_step - self._clock.due_at(from_round - 1)  # the first interval begins now
         self._next_round = from_round
-        return self._ask(self.averager.declare(from_round=from_round, is_founder=False))
+        self._snapshot_step = view.local_step
+        self._is_guest = True
+        self.members = self._latest_members = _indices(self._ask(self.averager.declare(from_round, is_founder=False)))
+        return view.local_step
 
-    def enter(self, *, founders: int) -> None:
+    def enter(self, *, founders: int) -> int:
         """Enter a swarm that runs, or is about to begin; start from its state either way.
+
+        Returns:
+            The local step at which the swarm is.
 
         Raises:
             SwarmError: as `join_running`.
         """
         view: View = self._ask(self.averager.read_members())
         if view.latest_round >= 0:
-            self.join_running()
-        else:
-            self._load_state(time.monotonic() + self.swarm.start_s)
-            self.join(founders=founders)
+            return self.join_running()
+        self._load_state(time.monotonic() + self.swarm.start_s)
+        self.join(founders=founders)
+        return 0
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
@@ -162,7 +179,7 @@ class GossipEngine:
             self._state.read_state(self.snapshot)
             with contextlib.suppress(FutureTimeoutError, TimeoutError):  # then the last view counts, as in any round
                 self.averager.read_members().result(timeout=_READ_S)
-            result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt))
+            result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step))
             if result.outcome == "averaged":
                 self._state.add_to_state(self.averager.delta)
             if result.outcome in ("averaged", "alone"):
@@ -186,6 +203,23 @@ class GossipEngine:
                 if not view.present:
                     return
                 time.sleep(_POLL_S)
+
+    def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
+        """Pass on this peer's records, when it is a guest; wait at most so long until they have arrived."""
+        if self._is_guest and self._charter.has_driver and records:
+            told = self.averager.tell_driver(records)
+            if wait_s:
+                with contextlib.suppress(FutureTimeoutError, TimeoutError):
+                    told.result(timeout=wait_s)
+
+    def guest_records(self) -> list[Record]:
+        """What guests have told this peer up to the last time that this was asked; waits for nothing."""
+        records: list[Record] = []
+        if self._guest_records is not None and self._guest_records.done():
+            records, self._guest_records = self._guest_records.result(), None
+        if self._guest_records is None:
+            self._guest_records = self.averager.take_guest_records()
+        return records
 
     def shutdown(self) -> None:
         """Announce the departure and end the averager process; what does not end in time is killed."""
@@ -212,7 +246,7 @@ class GossipEngine:
             self._next_round = self._clock.latest_due(self._position(local_step), at_least=self._next_round)
         self._state.read_state(self.snapshot)
         weight = float(max(1, local_step - self._snapshot_step)) if self.gossip.weight_by_samples else 1.0
-        future = self.averager.gossip_round(self._next_round, weight=weight)
+        future = self.averager.gossip_round(self._next_round, local_step=local_step, weight=weight)
         self._pending = _Pending(self._next_round, local_step, future, blocked_s=time.monotonic() - started)
         self._snapshot_step = local_step
         self._next_round += 1  # else the round in flight would be due again at the next local step
@@ -227,6 +261,9 @@ class GossipEngine:
         if result.outcome == "averaged":
             self._state.add_to_state(self.averager.delta)
         self._plan_next(pending.round, result)
+        if result.members == self._latest_members:  # twice in a row: one view may have been incomplete
+            self.members = result.members
+        self._latest_members = result.members
         return RoundReport(
             peer_index=self.peer_index,
             wall_time=time.time(),
@@ -286,3 +323,7 @@ class GossipEngine:
                     raise SwarmError("the averager process of this peer died") from None
                 if time.monotonic() > deadline:
                     raise SwarmError("the averager process of this peer is hung") from None
+
+
+def _indices(view: View) -> tuple[int, ...]:
+    return tuple(sorted({member.peer_index for member in view.present}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import hivemind
 from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
+from ray_gossip.hive.charter import Charter, declare_charter
 from ray_gossip.hive.clock import stretch
 
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
@@ -35,6 +36,7 @@ class Member:
     epoch: float = 0.0  # when its swarm began, seconds since 1970: the zero of clocks in seconds
     from_round: int = 0  # first round in which it counts
     round: int = -1  # the last round that it began
+    local_step: int = 0  # at which it began that round
     distance: float = 0.0  # its estimate of the consensus distance, as a fraction of the parameter norm; 0: none yet
     stretch: int = 1  # consensus control: it takes part in every so manieth round
     left: bool = False
@@ -50,6 +52,7 @@ class Member:
             self.epoch,
             self.from_round,
             self.round,
+            self.local_step,
             self.distance,
             self.stretch,
             self.left,
@@ -65,6 +68,7 @@ class Member:
                 float(epoch),
                 int(from_round),
                 int(round),
+                int(local_step),
                 float(distance),
                 int(stretch),
                 bool(left),
@@ -76,6 +80,7 @@ class Member:
                     epoch=epoch,
                     from_round=from_round,
                     round=round,
+                    local_step=local_step,
                     distance=distance,
                     stretch=stretch,
                     left=left,
@@ -103,6 +108,11 @@ class View:
         return max((member.round for member in self.present), default=-1)
 
     @property
+    def local_step(self) -> int:
+        """How far the swarm's training has come."""
+        return max((member.local_step for member in self.present), default=0)
+
+    @property
     def epoch(self) -> float:
         """When the swarm began: what its first member says."""
         return min((member.epoch for member in self.present), default=0.0)
@@ -124,23 +134,33 @@ def members_key(run_id: str) -> str:
     return f"{run_id}.members"
 
 
+def free_index(dht: hivemind.DHT, charter: Charter) -> int:
+    """A peer index that nobody has in a running swarm: above all that are or were lately there."""
+    record = dht.get(members_key(charter.run_id), latest=True)
+    indices = [member.peer_index for member in _members(record)]
+    return max([charter.num_peers - 1, *indices]) + 1
+
+
 def read_view(record: ValueWithExpiration[Any] | None, own: Member) -> View:
     """From what the DHT returned, plus this peer's own declaration, which may not have spread yet."""
-    members = {own.peer_id: own}
+    others = [member for member in _members(record) if member.peer_id != own.peer_id]
+    return View(tuple(sorted([own, *others], key=lambda member: (member.peer_index, member.peer_id))))
+
+
+def _members(record: ValueWithExpiration[Any] | None) -> Iterator[Member]:
     values = record.value if record is not None and isinstance(record.value, dict) else {}
     for key, entry in values.items():
-        peer_id = PeerID(key).to_base58() if isinstance(key, bytes) else ""
-        member = Member.from_wire(peer_id, entry.value)
-        if member is not None and peer_id not in members:
-            members[peer_id] = member
-    return View(tuple(sorted(members.values(), key=lambda member: (member.peer_index, member.peer_id))))
+        member = Member.from_wire(PeerID(key).to_base58() if isinstance(key, bytes) else "", entry.value)
+        if member is not None:
+            yield member
 
 
 class Membership:
     """This peer's declaration and its view of the others. Lives in the averager process."""
 
-    def __init__(self, dht: hivemind.DHT, *, run_id: str, own: Member) -> None:
-        self._dht, self._key, self.own = dht, members_key(run_id), own
+    def __init__(self, dht: hivemind.DHT, *, charter: Charter, own: Member) -> None:
+        self._dht, self._charter, self.own = dht, charter, own
+        self._key = members_key(charter.run_id)
         self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
         self.view = View()
         self._read_at = float("-inf")
@@ -152,6 +172,7 @@ class Membership:
         """Declare this peer, and go on doing so every few seconds for as long as `is_alive` says so."""
         self.own = replace(self.own, from_round=from_round, round=from_round - 1)
         await self._declare()
+        await declare_charter(self._dht, self._charter)
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew(is_alive))
         return await self.read()
@@ -169,12 +190,12 @@ class Membership:
         self.view, self._read_at = read_view(record, self.own), time.monotonic()
         return self.view
 
-    async def at_round(self, round: int) -> View:
+    async def at_round(self, round: int, *, local_step: int) -> View:
         """The view for a round that begins now; the last one if the DHT is slow.
 
         This peer's own progress is declared in the background.
         """
-        self.own = replace(self.own, round=round)
+        self.own = replace(self.own, round=round, local_step=local_step)
         if time.monotonic() - self._read_at > REFRESH_S:
             self._declaring = asyncio.create_task(self._declare())
             if self._reading is None or self._reading.done():
@@ -202,3 +223,4 @@ class Membership:
             await asyncio.sleep(REDECLARE_S)
             if is_alive():
                 await self._declare()
+                await declare_charter(self._dht, self._charter)

@@ -15,12 +15,18 @@ import stat
 import struct
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import hivemind
+from hivemind.p2p import P2PDaemonError
 from hivemind.utils import MPFuture
+from hivemind.utils.multiaddr import Multiaddr
+
+from ray_gossip.errors import SwarmError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -110,20 +116,50 @@ def quiet_hivemind() -> None:
     warnings.filterwarnings("ignore", module="hivemind")  # deprecations that only its authors can mend
 
 
-def start_dht(*, initial_peers: Sequence[str], host: str, start_s: float) -> hivemind.DHT:
-    """Start this process's DHT node (and libp2p daemon), listening on a free TCP port of `host`.
+@dataclass(frozen=True)
+class Listen:
+    """Where a peer can be dialled. Multiaddrs, e.g. /ip4/0.0.0.0/tcp/4011; port 0: a free one."""
 
-    Without initial peers it founds a new swarm. Waits at most `start_s` seconds; raises what hivemind raises.
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
+    identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
+
+
+def check_multiaddr(address: str, *, names_peer: bool) -> None:
+    """Raise ValueError, with what is wrong in words, when this is no multiaddr, or (on request) none of a peer."""
+    example = "/ip4/192.0.2.1/tcp/4011" + ("/p2p/Qm..." if names_peer else "")
+    try:
+        protocols = [protocol.name for protocol in Multiaddr(address).protocols()]
+    except Exception as error:  # of several kinds, by protocol
+        raise ValueError(f"{address} is no multiaddr; one looks like {example}") from error
+    if names_peer and "p2p" not in protocols:
+        raise ValueError(f"{address} names no peer id; a whole one looks like {example}")
+
+
+def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -> hivemind.DHT:
+    """Start this process's DHT node and libp2p daemon.
+
+    Without initial peers it founds a new swarm. Waits at most `start_s` seconds.
+
+    Raises:
+        SwarmError: it cannot listen there, or nobody answers at the initial peers.
     """
     dht = hivemind.DHT(
         initial_peers=list(initial_peers),
-        host_maddrs=[f"/ip4/{host}/tcp/0"],
+        host_maddrs=list(listen.host_maddrs),
+        announce_maddrs=list(listen.announce_maddrs) or None,
+        identity_path=str(listen.identity_path) if listen.identity_path else None,
         start=False,
         startup_timeout=start_s,
         use_auto_relay=False,
         use_relay=False,
     )
-    dht.run_in_background(await_ready=True, timeout=start_s)
+    try:
+        dht.run_in_background(await_ready=True, timeout=start_s)
+    except (P2PDaemonError, OSError, FutureTimeoutError) as error:
+        stop_dht(dht)
+        where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
+        raise SwarmError(f"the DHT did not start {where}: {str(error).strip() or type(error).__name__}") from error
     return dht
 
 

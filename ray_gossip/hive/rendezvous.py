@@ -19,10 +19,11 @@ from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
 Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
 
 ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
+_PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked again: it may be busy
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it waits
 _UNREACHABLE = "could not be reached"
 _OTHER_MODEL = "averages tensors of another size: not the same model"
-_GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
+GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
 
 class Stub(Protocol):
@@ -85,13 +86,13 @@ class Rendezvous:
             if host == self._peer_id:
                 return await self._meeting(stage, group).attend(host, excuse, anchor)
             try:
-                if await self._ask_whether_coming(host, stage, request.group_key) in (_UNREACHABLE, _OTHER_MODEL):
+                if not await self._can_host(host, stage, request.group_key):
                     continue
                 wait_s = self._wait_s(stage) + ANSWER_S + len(group) * PROBE_S
                 answer = await self._stub(host).rpc_meet(request, timeout=wait_s)
             except asyncio.TimeoutError:
                 raise NoMeeting("the host of the meeting did not answer in time") from None
-            except _GONE:
+            except GONE:
                 continue
             present, absent, anchors = msgpack.unpackb(answer.gathered[0])
             return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
@@ -134,19 +135,34 @@ class Rendezvous:
                 del self._hosted[old_key]
 
             async def probe(peer_id: str) -> str | None:
-                return await self._ask_whether_coming(peer_id, stage, key)
+                try:
+                    return await self._ask_whether_coming(peer_id, stage, key, within_s=_PROBE_ANSWER_S)
+                except asyncio.TimeoutError:
+                    return None  # frozen or only busy: who waits for it can tell no difference
 
             self._hosted[key] = Meeting(frozenset(group), probe, self._wait_s(stage))
         return self._hosted[key]
 
-    async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str) -> str | None:
+    async def _can_host(self, peer_id: str, stage: Stage, key: str) -> bool:
+        within_s = self._wait_s(stage) / 2  # leaves as much to meet elsewhere
+        try:
+            answer = await self._ask_whether_coming(peer_id, stage, key, within_s=within_s)
+        except asyncio.TimeoutError:
+            return False
+        return answer not in (_UNREACHABLE, _OTHER_MODEL)
+
+    async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str, *, within_s: float) -> str | None:
+        """Why this peer is not coming; None: it is.
+
+        Raises:
+            asyncio.TimeoutError: no answer, though its machine did not refuse the call.
+        """
         if peer_id == self._peer_id:
             return self._why_not_coming(stage, key) or None
         request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=msgpack.packb(stage))
         try:
-            answer_s = min(ANSWER_S, self._wait_s(stage) / 2)  # asking must leave time to meet elsewhere
-            answer = await self._stub(peer_id).rpc_coming(request, timeout=answer_s)
-        except (*_GONE, asyncio.TimeoutError):
+            answer = await self._stub(peer_id).rpc_coming(request, timeout=within_s)
+        except GONE:
             return _UNREACHABLE
         reason: str = answer.group_id.decode()
         return reason or None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,12 @@ from hivemind.optim.state_averager import TrainingStateAverager
 from hivemind.utils import MPFuture
 
 from ray_gossip.config import Config
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import SwarmError, UserError
+from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.engine import FinalResult, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
-from ray_gossip.hive.membership import View
 from ray_gossip.hive.process import AlwaysForked
-from ray_gossip.records import Outcome, RoundReport
+from ray_gossip.records import Outcome, Record, RoundReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +100,14 @@ class HivemindEngine:
     """hivemind's own local updates, with `GossipEngine` for joining and for the final rounds."""
 
     def __init__(
-        self, config: Config, *, dht: hivemind.DHT, run_id: str, peer_index: int, state_size: int, node: str = ""
+        self, config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, state_size: int, node: str = ""
     ) -> None:
-        self.config, self.dht, self.run_id, self.peer_index = config, dht, run_id, peer_index
+        self.config, self.dht, self.run_id, self.peer_index = config, dht, charter.run_id, peer_index
+        self.members: tuple[int, ...] | None = None  # hivemind says nothing of them
         self._ends = GossipEngine(
-            config, dht=dht, run_id=run_id, peer_index=peer_index, state_size=state_size, node=node
+            config, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size, node=node
         )
-        self._view = View()
+        self._names: dict[str, int] = {}  # peer id -> peer index
         self._rounds = 0
         self._optimizer: _ObservedOptimizer | None = None
 
@@ -134,10 +136,21 @@ class HivemindEngine:
             )
         self._ends.attach(state)
 
-    def join(self, *, founders: int) -> View:
+    def join(self, *, founders: int) -> None:
         """As GossipEngine.join."""
-        self._view = self._ends.join(founders=founders)
-        return self._view
+        view = self._ends.join(founders=founders)
+        self._names = {member.peer_id: member.peer_index for member in view.members}
+
+    def join_running(self) -> int:
+        """hivemind's own way to join is by its progress tracker, and knows no rounds."""
+        raise UserError("engine=hivemind cannot join a running swarm here; use engine=gossip")
+
+    def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
+        """There are no guests."""
+
+    def guest_records(self) -> list[Record]:
+        """There are no guests."""
+        return []
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """The rounds that hivemind has ended since the last call."""
@@ -179,8 +192,7 @@ class HivemindEngine:
         optimizer.state_averager.shutdown()
 
     def _report(self, observed: _Observed, local_step: int) -> RoundReport:
-        names = {member.peer_id: member.peer_index for member in self._view.members}
-        group = tuple(sorted(names[peer_id] for peer_id in observed.peer_ids if peer_id in names))
+        group = tuple(sorted(self._names[peer_id] for peer_id in observed.peer_ids if peer_id in self._names))
         outcome: Outcome
         if len(observed.peer_ids) == 1:
             outcome = "alone"

@@ -33,14 +33,14 @@ class PeerActor:
         self, config: Config, *, run_id: str, peer_index: int, first_peer: list[Any], loopback: bool, luggage: bytes
     ) -> None:
         factories = _unpack(luggage)
-        from ray_gossip.peer import Peer
+        from ray_gossip.hive import Listen
+        from ray_gossip.peer import Founder, Peer
 
         self._index = peer_index
         self._peer = Peer(
             config,
-            run_id=run_id,
-            peer_index=peer_index,
-            host="127.0.0.1" if loopback else get_node_ip_address(),
+            listen=Listen((f"/ip4/{'127.0.0.1' if loopback else get_node_ip_address()}/tcp/0",)),
+            founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
             initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
             node=ray.get_runtime_context().get_node_id(),
             factories=factories,

@@ -44,7 +44,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ray_gossip.records import Evaluation, Outcome, PeerLost, PeerStarted, Progress, Record, RoundReport
+from ray_gossip.records import Evaluation, Outcome, PeerLeft, PeerLost, PeerStarted, Progress, Record, RoundReport
 from ray_gossip.telemetry.state import SwarmRound, SwarmState
 
 _OUTCOME: dict[Outcome, int] = {"averaged": 1, "alone": 0, "partial": -1, "failed": -2}
@@ -76,7 +76,7 @@ class Curves:
 
     def _of_swarm(self, record: Record) -> tuple[dict[str, float], int]:
         match record:
-            case PeerStarted() | PeerLost():
+            case PeerStarted() | PeerLost() | PeerLeft():
                 live = self._state.live_peers()
                 return {"swarm/peers": len(live)}, self._step("train", [peer.local_step for peer in live])
             case Progress() | Evaluation():

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,13 +33,23 @@ class RunLog:
 
     Args:
         run_dir: made if missing; files of an earlier part of the run are added to.
+        peers: indices of the peers that report here; default: all that a driver starts.
         started_at: when the run began, in seconds since 1970; the summary's durations count from there.
             Default: now.
     """
 
-    def __init__(self, run_dir: Path, config: Config, *, run_id: str, started_at: float | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        *,
+        run_id: str,
+        peers: Iterable[int] | None = None,
+        started_at: float | None = None,
+    ) -> None:
         self.run_dir, self.config, self.run_id = run_dir, config, run_id
-        self.state = SwarmState(num_peers=config.swarm.num_peers, total_steps=config.train.local_steps)
+        indices = range(config.swarm.num_peers) if peers is None else peers
+        self.state = SwarmState(peers=indices, total_steps=config.train.local_steps)
         self._started_at = time.time() if started_at is None else started_at
         self._curves = Curves(self.state)
         self._writers: dict[str, Any] = {}  # by the name of the TensorBoard run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from ray_gossip.records import (
     Notice,
     Outcome,
     PeerFinished,
+    PeerLeft,
     PeerLost,
     PeerStarted,
     Progress,
@@ -24,7 +25,7 @@ from ray_gossip.records import (
     RoundReport,
 )
 
-Status = Literal["starting", "training", "final", "finished", "lost"]
+Status = Literal["starting", "training", "final", "finished", "left", "lost"]
 
 # A peer that stops reporting rounds must not keep the sketches of all later ones in memory, 16 KB a report.
 _MAX_OPEN_ROUNDS = 64
@@ -55,12 +56,15 @@ class PeerState:
     round: RoundReport | None = None
     finished: PeerFinished | None = None
     lost: PeerLost | None = None
+    left: PeerLeft | None = None
     bytes_sent: int = 0  # since it started
 
     @property
     def status(self) -> Status:
         if self.lost:
             return "lost"
+        if self.left:
+            return "left"
         if self.finished:
             return "finished"
         if self.local_step >= self.total_steps:
@@ -70,7 +74,7 @@ class PeerState:
     @property
     def is_live(self) -> bool:
         """It is up, though it may have finished."""
-        return self.started is not None and self.lost is None
+        return self.started is not None and self.lost is None and self.left is None
 
     @property
     def owes_reports(self) -> bool:
@@ -111,24 +115,25 @@ class SwarmState:
     and `bytes_sent`.
 
     Args:
-        num_peers: peers that the driver starts; more may join later.
+        peers: indices of those that are started; more may join later.
         total_steps: local steps of every peer.
     """
 
-    def __init__(self, *, num_peers: int, total_steps: int) -> None:
-        self.num_peers, self.total_steps = num_peers, total_steps
-        self.peers = {index: self._new_peer(index) for index in range(num_peers)}
+    def __init__(self, *, peers: Iterable[int], total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.peers = {index: self._new_peer(index) for index in peers}
+        self.founders = frozenset(self.peers)
         self.rounds: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)  # peer-rounds: a group of M counts M times
         self.bytes_sent = 0
         self.meetings: Counter[tuple[int, int]] = Counter()  # (peer, groupmate) -> rounds averaged together
         self.last_round: SwarmRound | None = None
-        self.news: list[PeerStarted | PeerLost | Notice] = []  # what a person should read, in order
+        self.news: list[PeerStarted | PeerLost | PeerLeft | Notice] = []  # what a person should read, in order
         self.first_step_time: float | None = None  # seconds since 1970
         self._open_rounds: dict[int, dict[int, RoundReport]] = {}  # round -> peer_index -> report
 
     def fold(self, record: Record) -> list[SwarmRound]:
         """Take one record in; returns the rounds of the swarm that are complete because of it."""
-        if isinstance(record, (PeerStarted, PeerLost, Notice)):
+        if isinstance(record, (PeerStarted, PeerLost, PeerLeft, Notice)):
             self.news.append(record)
         if not isinstance(record, Notice):
             self._fold_peer(record, self.peers.setdefault(record.peer_index, self._new_peer(record.peer_index)))
@@ -157,8 +162,11 @@ class SwarmState:
             case PeerFinished():
                 peer.finished = record
                 self._count_bytes(peer, max(peer.bytes_sent, record.bytes_sent))
-            case PeerLost():
-                peer.lost = record
+            case PeerLost() | PeerLeft():
+                if isinstance(record, PeerLost):
+                    peer.lost = record
+                else:
+                    peer.left = record
                 for reports in self._open_rounds.values():
                     reports.pop(record.peer_index, None)
 
@@ -180,8 +188,9 @@ class SwarmState:
             if awaited and len(self._open_rounds) <= _MAX_OPEN_ROUNDS:
                 break
             reports = [report for report in self._open_rounds.pop(number).values() if report.sketch_before]
-            # one sketch is a distance only where there is one peer
-            if len(reports) >= min(2, max(1, len(self.live_peers()))):
+            # one sketch is a distance only where there is one peer, and none that reports elsewhere
+            is_lone = len(self.live_peers()) <= 1 and all(report.outcome == "alone" for report in reports)
+            if len(reports) >= (1 if is_lone else 2):
                 self.last_round = _swarm_round(reports, wall_time=wall_time)
                 complete.append(self.last_round)
         return complete

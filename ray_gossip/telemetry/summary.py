@@ -31,7 +31,7 @@ def summarise(
     return {
         "run_id": run_id,
         "engine": engine,
-        "num_peers": state.num_peers,
+        "num_peers": len(state.founders),
         "merged_accuracy": merged.accuracy if merged else None,
         "merged_loss": merged.loss if merged else None,
         "merged_batch_norm": merged.batch_norm if merged else None,
@@ -46,6 +46,7 @@ def summarise(
         "peers_lost": [
             {"peer_index": lost.peer_index, "cause": lost.cause} for lost in state.news if isinstance(lost, PeerLost)
         ],
+        "peers_joined": sum(peer.peer_index not in state.founders for peer in peers),
         "run_dir": str(run_dir),
         "model": str(model) if model else None,
     }
@@ -59,8 +60,11 @@ def _merged(peers: Sequence[PeerState]) -> Evaluation | None:
 
 def _consensus_distance(state: SwarmState, peers: Sequence[PeerState]) -> float | None:
     """Over the parameters that the peers ended with, once all have; else after the last complete round."""
-    ends = [peer.finished for peer in peers if peer.is_live]
+    # the last word of a guest may not have come before the driver's own peers were done
+    ends = [peer.finished for peer in peers if peer.is_live and (peer.finished or peer.peer_index in state.founders)]
     sketches = [end.sketch for end in ends if end and end.sketch]
+    if len(sketches) == 1 and peers[0].finished and peers[0].finished.final_outcome != "alone":
+        return None  # the others have not reported here
     if sketches and len(sketches) == len(ends):
         return distance_of_sketches(sketches)
     return state.last_round.consensus_distance if state.last_round else None

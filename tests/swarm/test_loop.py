@@ -15,16 +15,18 @@ import ray_gossip
 from ray_gossip.testing import RemotePeer
 from tests.swarm.swarms import descendants
 
-CONFIG = {"gossip": {"steps": 1, "overlap": False, "matchmaking_s": 2}, "swarm": {"final_s": 20, "start_s": 30}}
+GOSSIP = {"steps": 1, "overlap": False, "matchmaking_s": 2}
+SWARM = {"final_s": 20, "start_s": 30}
 
 
 class Loop:
     """A process with a loop of its own; its model is one row of weights."""
 
-    def __init__(self, value: float, initial_peers: Sequence[str], founders: int = 1, size: int = 4) -> None:
+    def __init__(self, value: float, initial_peers: Sequence[str], founders: int, size: int, steps: int) -> None:
+        config = {"gossip": {**GOSSIP, "steps": steps}, "swarm": SWARM}
         self.model = nn.Linear(size, 1, bias=False)
         nn.init.constant_(self.model.weight, value)
-        self.peer = ray_gossip.join(self.model, initial_peers=initial_peers, founders=founders, config=CONFIG)
+        self.peer = ray_gossip.join(self.model, initial_peers=initial_peers, founders=founders, config=config)
 
     def weights(self) -> list[float]:
         return self.model.weight.flatten().tolist()
@@ -65,8 +67,10 @@ def start() -> Iterator[Start]:
     """Starts a process with a loop; all of them are ended."""
     with ExitStack() as stack:
 
-        def start(value: float, initial_peers: Sequence[str] = (), founders: int = 1, size: int = 4) -> RemotePeer:
-            peer = RemotePeer(Loop, value, initial_peers, founders, size)
+        def start(
+            value: float, initial_peers: Sequence[str] = (), founders: int = 1, size: int = 4, steps: int = 1
+        ) -> RemotePeer:
+            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps)
             stack.callback(peer.close)
             return peer
 
@@ -131,6 +135,15 @@ def test_another_model_is_refused(start: Start) -> None:
     first.receive()
     with pytest.raises(AssertionError, match=r"SwarmError: the swarm averages 4 elements, this peer has 6"):
         start(1.0, first.call(multiaddrs), size=6).receive()
+
+
+def test_another_schedule_is_refused(start: Start) -> None:
+    first = start(1.0)
+    first.receive()
+    with pytest.raises(
+        AssertionError, match=r"ConfigError: this peer has gossip\.steps=7, but the swarm .* give gossip\.s"
+    ):
+        start(1.0, first.call(multiaddrs), steps=7).receive()
 
 
 def test_ctrl_c_still_ends_the_loop(start: Start) -> None:

@@ -80,7 +80,7 @@ class TestTheTable:
         assert rows(state)[2].split()[:2] == ["1", "lost"]
 
     def test_of_a_swarm_that_starts_is_empty_but_whole(self) -> None:
-        lines = rows(SwarmState(num_peers=2, total_steps=TOTAL_STEPS))
+        lines = rows(SwarmState(peers=range(2), total_steps=TOTAL_STEPS))
         assert lines[1].split() == ["0", "starting", "0", "-", "-", "-"]
 
     def test_sums_up_what_does_not_fit(self) -> None:
@@ -143,7 +143,7 @@ class TestTheLiveView:
 
 class TestPlainLines:
     def test_tell_each_event_once(self) -> None:
-        stream, state = io.StringIO(), SwarmState(num_peers=2, total_steps=TOTAL_STEPS)
+        stream, state = io.StringIO(), SwarmState(peers=range(2), total_steps=TOTAL_STEPS)
         with PlainView(stream) as view:
             for record in (started(0), started(1), progress(0, 1), lost(1), finished(0)):
                 state.fold(record)
@@ -167,7 +167,7 @@ class TestPlainLines:
         assert "rounds: 4 averaged; 4.0 MB sent; consensus distance" in status
 
     def test_keep_a_long_notice_to_one_line(self) -> None:
-        stream, state = io.StringIO(), SwarmState(num_peers=0, total_steps=TOTAL_STEPS)
+        stream, state = io.StringIO(), SwarmState(peers=range(0), total_steps=TOTAL_STEPS)
         state.fold(Notice(peer_index=-1, wall_time=0.0, text="it broke\nTraceback ...\n"))
         PlainView(stream).update(state)
         assert stream.getvalue().strip() == "0.0 s  it broke (the whole text is in events.jsonl)"

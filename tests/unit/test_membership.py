@@ -13,13 +13,15 @@ from hivemind.utils import ValueWithExpiration, get_dht_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_gossip.hive import membership
+from ray_gossip.config import Config
+from ray_gossip.hive import Charter, membership
 from ray_gossip.hive.membership import Member, Membership, View, members_key, read_view
 from ray_gossip.schedule import groups
 
 pytestmark = pytest.mark.timeout(20)
 
 DEADLINE_S = 5.0
+CHARTER = Charter.of(Config(), run_id="test", has_driver=False)
 
 
 def peer_id(name: str) -> str:
@@ -37,8 +39,10 @@ class DictionaryDHT:
         self.records: dict[str, dict[bytes, ValueWithExpiration[Any]]] = {}
         self.num_stores = 0
 
-    def store(self, key: str, value: Any, expiration_time: float, *, subkey: bytes, return_future: bool) -> Any:
+    def store(self, key: str, value: Any, expiration_time: float, *, return_future: bool, subkey: bytes = b"") -> Any:
         async def stored() -> bool:
+            if not subkey:  # the charter
+                return True
             self.num_stores += 1
             entries = self.records.setdefault(key, {})
             if subkey not in entries or entries[subkey].expiration_time < expiration_time:
@@ -58,7 +62,7 @@ class DictionaryDHT:
 
 def enter(dht: DictionaryDHT, name: str, peer_index: int) -> Membership:
     made: Any = Membership
-    entered: Membership = made(dht, run_id="test", own=member(name, peer_index))
+    entered: Membership = made(dht, charter=CHARTER, own=member(name, peer_index))
     return entered
 
 
@@ -227,10 +231,10 @@ def test_a_round_declares_progress_and_reads_the_swarm_at_most_every_half_second
         await first.join(0, is_alive=yes)
         await second.join(0, is_alive=yes)
         num_stores = dht.num_stores
-        assert len((await first.at_round(3)).members) == 1  # read less than half a second ago
+        assert len((await first.at_round(3, local_step=0)).members) == 1  # read less than half a second ago
         assert (dht.num_stores, first.own.round) == (num_stores, 3)
         first._read_at -= membership.REFRESH_S
-        view = await first.at_round(4)
+        view = await first.at_round(4, local_step=0)
         assert len(view.members) == 2
         assert view.latest_round == 4
 
@@ -268,10 +272,10 @@ def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPa
         dht.answers.clear()
         first._read_at -= membership.REFRESH_S
         started = time.monotonic()
-        assert len((await first.at_round(0)).members) == 1  # the last that it knows
+        assert len((await first.at_round(0, local_step=0)).members) == 1  # the last that it knows
         assert 0.1 <= time.monotonic() - started < 1.0
         started = time.monotonic()
-        await first.at_round(1)  # and not a second time
+        await first.at_round(1, local_step=0)  # and not a second time
         assert time.monotonic() - started < 0.1
         dht.answers.set()
 

@@ -135,7 +135,7 @@ def a_config(num_peers: int = NUM_PEERS) -> Config:
 
 def a_swarm(num_peers: int = NUM_PEERS) -> SwarmState:
     """Everybody is up."""
-    state = SwarmState(num_peers=num_peers, total_steps=TOTAL_STEPS)
+    state = SwarmState(peers=range(num_peers), total_steps=TOTAL_STEPS)
     fold(state, map(started, range(num_peers)))
     return state
 
@@ -387,7 +387,7 @@ class TestTheConsensusDistance:
 
 class TestThePicture:
     def test_follows_a_peer_from_start_to_end(self) -> None:
-        state = SwarmState(num_peers=1, total_steps=TOTAL_STEPS)
+        state = SwarmState(peers=range(1), total_steps=TOTAL_STEPS)
         seen = [state.peers[0].status]
         for record in (started(0), progress(0, 10), progress(0, TOTAL_STEPS), finished(0), lost(0)):
             state.fold(record)
@@ -409,7 +409,7 @@ class TestThePicture:
         assert (state.peers[2].status, state.peers[2].local_step) == ("starting", 0)
 
     def test_news_are_what_a_person_should_read(self) -> None:
-        state = SwarmState(num_peers=2, total_steps=TOTAL_STEPS)
+        state = SwarmState(peers=range(2), total_steps=TOTAL_STEPS)
         fold(state, [started(0), progress(0, 1), Notice(peer_index=-1, wall_time=0.0, text="no GPU"), lost(0)])
         assert [type(news) for news in state.news] == [PeerStarted, Notice, PeerLost]
         assert sorted(state.peers) == [0, 1], "a notice of the swarm is no peer"
@@ -446,6 +446,7 @@ class TestTheSummary:
             "samples_per_s": 4 * 1280 / 4.0,
             "bytes_sent": 6_000_000,
             "time_to_first_step_s": 11.0,
+            "peers_joined": 0,
             "peers_lost": [],
             "run_dir": str(log.run_dir),
             "model": str(log.run_dir / "model.pt"),

@@ -1,0 +1,68 @@
+"""Guests: peers that joined a running swarm by themselves. The driver does not know them; a peer of its own passes on
+what they tell.
+
+A guest sends its records to any peer that the driver has started, from averager to averager; that peer keeps them
+until its own training process takes them along with the next report.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+from ray_gossip.hive.membership import View
+from ray_gossip.records import PeerFinished, PeerLeft, PeerLost, Record, from_json, to_json
+
+_MAX_KEPT = 4096  # records; a driver that takes none must not cost memory
+
+
+def pack(records: Sequence[Record]) -> bytes:
+    """For the wire."""
+    return json.dumps([to_json(record, with_sketches=True) for record in records]).encode()
+
+
+class GuestBook:
+    """What guests have told this peer and the driver has not yet taken.
+
+    Args:
+        num_peers: the driver's own peers have the indices below this.
+    """
+
+    def __init__(self, num_peers: int) -> None:
+        self._num_peers = num_peers
+        self._present: dict[str, int] = {}  # peer id -> peer index, of those who have not said goodbye
+        self._seen: set[str] = set()  # those of them that were in a view: a newcomer's declaration may come later
+        self._records: list[Record] = []
+
+    def write(self, peer_id: str, wire: bytes) -> None:
+        """Take what this guest tells.
+
+        Raises:
+            ValueError: these are no records, or not those of a guest.
+        """
+        records = [from_json(fields) for fields in json.loads(wire)]
+        indices = {record.peer_index for record in records}
+        if len(indices) != 1 or min(indices) < self._num_peers or self._present.get(peer_id, *indices) not in indices:
+            raise ValueError(f"{peer_id} sends records of the peers {sorted(indices)}")
+        self._present[peer_id] = indices.pop()
+        if any(isinstance(record, (PeerFinished, PeerLeft)) for record in records):
+            del self._present[peer_id]
+        self._records = [*self._records, *records][-_MAX_KEPT:]
+
+    def take(self, view: View) -> list[Record]:
+        """What was told since the last time, and who is gone without a goodbye."""
+        here = {member.peer_id for member in view.present}
+        self._seen |= here & self._present.keys()
+        for peer_id in self._seen - here:
+            self._seen.remove(peer_id)
+            if peer_id in self._present:
+                self._records.append(
+                    PeerLost(
+                        peer_index=self._present.pop(peer_id),
+                        wall_time=time.time(),
+                        cause="it did not renew its declaration: it died, or cannot be reached",
+                    )
+                )
+        records, self._records = self._records, []
+        return records
