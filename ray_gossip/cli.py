@@ -1,4 +1,4 @@
-"""The command line. Only this file reads the environment, prints, and decides exit codes.
+"""The command line. It reads the environment, prints, and decides exit codes, so that nothing below has to.
 
 0: done. 1: the run failed. 2: the user can mend it; nothing was started. 128 + n: ended by signal n, after an orderly
 stop; so 130 after Ctrl-C.

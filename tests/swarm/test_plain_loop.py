@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import subprocess
@@ -32,13 +33,15 @@ def apply(diff: str, text: str) -> str:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    (diff,) = re.findall(r"^```diff\n--- tests/swarm/plain_loop/train\.py\n(.*?)^```", README.read_text(), re.M | re.S)
-    added = [line for line in diff.splitlines()[1:] if line.startswith("+")]
-    assert len(added) == 4
-    assert not any(line.startswith("-") for line in diff.splitlines())
-    changed = tmp_path / "train.py"
-    changed.write_text(apply(diff, PLAIN.read_text()))
-    return changed
+    """The plain script with the README's lines."""
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", README.read_text(), re.M | re.S)
+    plain = PLAIN.read_text()
+    changed = apply(diff, plain)
+    files = (plain.splitlines(keepends=True), changed.splitlines(keepends=True))
+    assert diff == "".join(difflib.unified_diff(*files, "tests/swarm/plain_loop/train.py", "train.py", n=2))
+    assert sorted(line[0] for line in difflib.ndiff(*files) if line[0] != " ") == ["+"] * 4  # an import, three lines
+    (tmp_path / "train.py").write_text(changed)
+    return tmp_path / "train.py"
 
 
 class Script:
