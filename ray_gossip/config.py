@@ -204,6 +204,11 @@ class DataConfig(Section):
         return self.augment == "standard" or (self.augment == "auto" and self.is_published)
 
     @property
+    def factory_args(self) -> dict[str, Any]:
+        """What `factory` is called with; a home in `root` is this node's."""
+        return {**({} if self.root is None else {"root": self.root.expanduser()}), **self.args}
+
+    @property
     def is_published(self) -> bool:
         """Whether it is one of those that are fetched from where they are published, and read from `root`."""
         return self.name in ("cifar10", "tiny_imagenet")

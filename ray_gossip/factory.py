@@ -33,10 +33,13 @@ NAMED = Factories()  # all that there are, if any, are named in the config
 
 
 def check(config: Config, factories: Factories) -> None:
-    """Raise ConfigError if a factory that the config names is not there. Imports nothing but the packages around it."""
-    for key, name, given in _used(config, factories):
-        if name is not None and given is None:
-            _check(key, name)
+    """Raise ConfigError if a factory that the config names is not there, or has not the parameters that its arguments
+    are for. Reads its source; imports nothing but the packages around it."""
+    if config.model.factory is not None and factories.model is None:
+        offered = {"in_shape": (), "num_classes": 0}  # the values do not matter yet
+        _check("model.factory", config.model.factory, args=config.model.args, offered=offered)
+    if config.data.factory is not None and factories.data is None:
+        _check("data.factory", config.data.factory, args=config.data.factory_args, offered={})
 
 
 def name_of(factory: Factory) -> str:
@@ -95,23 +98,22 @@ def _call(key: str, name: str, factory: Factory, *, args: Mapping[str, Any], off
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # some that are written in C have none
         return factory(**args)
+    return factory(**_keywords(key, name, signature, args=args, offered=offered))
+
+
+def _keywords(
+    key: str, name: str, signature: inspect.Signature, *, args: Mapping[str, Any], offered: Mapping[str, Any]
+) -> dict[str, Any]:
     keywords = {**{word: value for word, value in offered.items() if word in signature.parameters}, **args}
     try:
         signature.bind(**keywords)
     except TypeError as error:
-        section = key.partition(".")[0]
-        raise ConfigError(f"{key}={name} has the parameters {signature}: {error}; see {section}.args") from None
-    return factory(**keywords)
+        section, parameters = key.partition(".")[0], ", ".join(signature.parameters)
+        raise ConfigError(f"{key}={name} has the parameters ({parameters}): {error}; see {section}.args") from None
+    return keywords
 
 
-def _used(config: Config, factories: Factories) -> list[tuple[str, str | None, Factory | None]]:
-    return [
-        ("model.factory", config.model.factory, factories.model),
-        ("data.factory", config.data.factory, factories.data),
-    ]
-
-
-def _check(key: str, name: str) -> None:
+def _check(key: str, name: str, *, args: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
     module_name, _, path = name.partition(":")
     try:
         module = importlib.util.find_spec(module_name)  # imports the packages around it
@@ -119,23 +121,29 @@ def _check(key: str, name: str) -> None:
         raise ConfigError(f"{key}={name}: cannot find {module_name}: {error}; {_LOOKED}") from error
     if module is None:
         raise ConfigError(f"{key}={name}: there is no module {module_name}; {_LOOKED}")
-    function, names = path.partition(".")[0], _defined(module)
+    tree = _parsed(module)
+    function, names = path.partition(".")[0], _defined(tree)
     if names is not None and function not in names:
         raise ConfigError(f"{key}={name}: there is no {function} in {module.origin}{_meant(function, names)}")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == path and not node.decorator_list:
+            _keywords(key, name, _signature(node.args), args=args, offered=offered)
 
 
 _LOOKED = "looked in the folder of the command, on PYTHONPATH and among what is installed"
 
 
-def _defined(module: Any) -> set[str] | None:
-    """Names that a module's source may define, as far as can be seen without running it; None: anything."""
+def _parsed(module: Any) -> ast.Module:
+    """A module's source; of one that has none, nothing can be said before it runs."""
     source = module.loader.get_source(module.name) if hasattr(module.loader, "get_source") else None
-    if source is None:
-        return None
     try:
-        tree = ast.parse(source)
+        return ast.parse("from elsewhere import *" if source is None else source)
     except SyntaxError as error:
         raise ConfigError(f"{module.origin}, line {error.lineno}: {error.msg}") from None
+
+
+def _defined(tree: ast.Module) -> set[str] | None:
+    """Names that a module may define, as far as can be seen before it runs; None: any."""
     names: set[str] = set()
     for node in ast.walk(tree):
         match node:
@@ -146,6 +154,25 @@ def _defined(module: Any) -> set[str] | None:
             case ast.alias(name=name, asname=asname):
                 names.add(asname or name.partition(".")[0])
     return None if names & {"*", "__getattr__"} else names
+
+
+def _signature(arguments: ast.arguments) -> inspect.Signature:
+    """What `inspect.signature` will say, but for annotations and the values of defaults."""
+    none, kind = inspect.Parameter.empty, inspect.Parameter
+    kinds = [kind.POSITIONAL_ONLY] * len(arguments.posonlyargs) + [kind.POSITIONAL_OR_KEYWORD] * len(arguments.args)
+    positional = [*arguments.posonlyargs, *arguments.args]
+    has_default = [False] * (len(positional) - len(arguments.defaults)) + [True] * len(arguments.defaults)
+    parameters = [
+        kind(argument.arg, kind_of, default=None if optional else none)
+        for argument, kind_of, optional in zip(positional, kinds, has_default, strict=True)
+    ]
+    if arguments.vararg is not None:
+        parameters.append(kind(arguments.vararg.arg, kind.VAR_POSITIONAL))
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        parameters.append(kind(argument.arg, kind.KEYWORD_ONLY, default=none if default is None else None))
+    if arguments.kwarg is not None:
+        parameters.append(kind(arguments.kwarg.arg, kind.VAR_KEYWORD))
+    return inspect.Signature(parameters)
 
 
 def _meant(name: str, known: set[str] | list[str]) -> str:

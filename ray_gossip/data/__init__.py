@@ -63,9 +63,8 @@ def load(config: DataConfig, *, factory: Factory | None = None, on_progress: OnP
 
 
 def _own(config: DataConfig, name: str, factory: Factory | None) -> Dataset:
-    root = {} if config.root is None else {"root": config.root.expanduser()}
     try:
-        dataset: Dataset = make("data.factory", name, factory, returns=Dataset, args={**root, **config.args})
+        dataset: Dataset = make("data.factory", name, factory, returns=Dataset, args=config.factory_args)
     except DataError as error:
         raise DataError(f"data.factory={name}: {error}") from error
     return dataset

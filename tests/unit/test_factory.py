@@ -187,6 +187,30 @@ def test_what_is_not_there_is_one_line_before_anything_is_imported(name: str, li
     assert "charlm.transformer" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("parameters", "args", "line"),
+    [
+        ("num_classes, dim", {}, "(num_classes, dim): missing a required argument: 'dim'; see model.args"),
+        ("dim=1, *, heads", {"dim": 2}, "(dim, heads): missing a required argument: 'heads'; see model.args"),
+        ("in_shape, /, *rest, dim=1", {}, "(in_shape, rest, dim): 'in_shape' parameter is positional only, but was "),
+        ("", {"dim": 3}, "(): got an unexpected keyword argument 'dim'; see model.args"),
+        ("num_classes, dim=1, *, heads=2", {"dim": 3}, ""),
+        ("**all", {"dim": 3}, ""),
+    ],
+)
+def test_wrong_arguments_are_one_line_before_anything_is_imported(
+    parameters: str, args: dict[str, Any], line: str, charlm: Path
+) -> None:
+    (charlm / "mine.py").write_text(f"import a_package_that_is_not_there\n\n\ndef build({parameters}):\n    ...\n")
+    config = own_config(model={"factory": "charlm.mine:build", "args": args})
+    if not line:
+        factory.check(config, NAMED)
+        return
+    with pytest.raises(ConfigError) as error:
+        factory.check(config, NAMED)
+    assert str(error.value).startswith(f"model.factory=charlm.mine:build has the parameters {line}")
+
+
 def test_a_module_that_is_no_python_is_one_line(charlm: Path) -> None:
     (charlm / "broken.py").write_text("def build(:\n")
     with pytest.raises(ConfigError, match=r"broken\.py, line 1: invalid syntax$"):
