@@ -6,19 +6,19 @@ import ipaddress
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
+from ray_gossip.addresses import check_multiaddr
 from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
-from ray_gossip.hive import Listen, check_multiaddr
-from ray_gossip.peer import Founder, Peer
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.telemetry import RunLog
+
+if TYPE_CHECKING:
+    from ray_gossip.peer import Peer
 
 _GOODBYE_S = 2.0  # the last records to the driver must not hold up the end for longer
 
@@ -56,13 +56,16 @@ def run_peer(
         ("--initial_peer", initial_peers),
     ):
         for address in addresses:
-            try:
-                check_multiaddr(address, names_peer=name == "--initial_peer")
-            except ValueError as error:
-                raise ConfigError(f"{name} {error}") from None
+            check_multiaddr(name, address, names_peer=name == "--initial_peer")
     if config.engine != "gossip":
         raise ConfigError(f"engine={config.engine} cannot be joined by single peers: give engine=gossip")
     check(config, address="", run_dir=run_dir or Path("runs"))
+
+    import torch  # what follows loads it, and hivemind: after what can be checked without
+
+    from ray_gossip.hive import Listen
+    from ray_gossip.peer import Founder, Peer
+
     torch.set_num_threads(max(1, int(config.swarm.cpus_per_peer)))  # as Ray does: peers may share this machine
     founder = None if initial_peers else Founder(run_id=new_run_id(), peer_index=0, has_driver=False)
     peer = Peer(

@@ -14,7 +14,8 @@ from ray_gossip.hive.charter import Charter, read_charter
 from ray_gossip.hive.engine import Engine, FinalResult, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.membership import free_index
-from ray_gossip.hive.process import Listen, check_multiaddr, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive.process import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive.repairs import mend_late_answers
 from ray_gossip.hive.shipped import HivemindEngine
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "Listen",
     "TrainingState",
     "build_engine",
-    "check_multiaddr",
     "free_index",
     "guard_forks",
     "quiet_hivemind",
@@ -32,6 +32,8 @@ __all__ = [
     "start_dht",
     "stop_dht",
 ]
+
+mend_late_answers()
 
 
 def build_engine(

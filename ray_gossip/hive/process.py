@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import hivemind
 from hivemind.p2p import P2PDaemonError
 from hivemind.utils import MPFuture
-from hivemind.utils.multiaddr import Multiaddr
 
 from ray_gossip.errors import SwarmError
 
@@ -49,6 +49,8 @@ def guard_forks() -> None:
     def in_child() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, which is Ray's and raises
+        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all of its processes: the parent
+            signal.signal(number, signal.SIG_IGN)  # answers, and ends its children in order
         if os.getppid() != parent and os.getppid() == 1:
             os._exit(1)  # the parent died before the line above
         for descriptor, identity in inherited.items():
@@ -75,6 +77,13 @@ class AlwaysForked:
 
     _Popen = staticmethod(ForkProcess._Popen)
     _after_fork = staticmethod(BaseProcess._after_fork)  # type: ignore[attr-defined]
+
+    def run_in_background(self, await_ready: bool = True, timeout: float | None = None) -> None:
+        """As hivemind's, which would also have this process ignore Ctrl-C from now on."""
+        process: Any = self
+        process.start()
+        if await_ready:
+            process.wait_until_ready(timeout)
 
 
 def _open_sockets() -> dict[int, tuple[int, int]]:
@@ -123,17 +132,6 @@ class Listen:
     host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
     identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
-
-
-def check_multiaddr(address: str, *, names_peer: bool) -> None:
-    """Raise ValueError, with what is wrong in words, when this is no multiaddr, or (on request) none of a peer."""
-    example = "/ip4/192.0.2.1/tcp/4011" + ("/p2p/Qm..." if names_peer else "")
-    try:
-        protocols = [protocol.name for protocol in Multiaddr(address).protocols()]
-    except Exception as error:  # of several kinds, by protocol
-        raise ValueError(f"{address} is no multiaddr; one looks like {example}") from error
-    if names_peer and "p2p" not in protocols:
-        raise ValueError(f"{address} names no peer id; a whole one looks like {example}")
 
 
 def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -> hivemind.DHT:

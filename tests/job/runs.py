@@ -58,23 +58,33 @@ class Run:
 
     Args:
         run_dir: where it writes.
+        command: another that writes a run.
+        program: what stands before the command.
         terminal: give it a terminal with a keyboard; without --json then.
         address: of the Ray cluster to use; None: it starts a local one.
     """
 
-    def __init__(self, run_dir: Path, *words: str, terminal: bool = False, address: str | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *words: str,
+        command: str = "train",
+        program: Sequence[str] = COMMAND,
+        terminal: bool = False,
+        address: str | None = None,
+    ) -> None:
         self.run_dir = run_dir
         self.code: int | None = None  # exit code, once it has ended
         self.stdout = self.stderr = ""  # what it wrote; on a terminal, all is in stdout
         self.processes: set[Process] = set()  # of the run, as far as seen; grows by `look`
         self._keyboard: int | None = None
         self._process: subprocess.Popen[Any]
-        command = [*COMMAND, "train", *words, "--run-dir", str(run_dir)]
+        whole = [*program, command, *words, "--run-dir", str(run_dir)]
         environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
         if terminal:
-            self._start_on_terminal(command, environment | {"TERM": "xterm-256color"})
+            self._start_on_terminal(whole, environment | {"TERM": "xterm-256color"})
         else:
-            self._start([*command, "--json"], environment)
+            self._start([*whole, "--json"], environment)
 
     @property
     def pid(self) -> int:
