@@ -116,7 +116,7 @@ def check(config: Config, *, address: str | None, run_dir: Path, factories: Fact
         check_fits(config.swarm, [this_machine()])
     check_factories(config, factories)
     if config.optimizer.name not in _KNOWN_OPTIMIZERS:
-        from ray_gossip.trainer import check_optimizer
+        from ray_gossip.optimizer import check_optimizer
 
         check_optimizer(config.optimizer)
     if config.swarm.num_peers > _FEWEST_SAMPLES:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import secrets
-import signal
 import sys
 import threading
 from collections import Counter
@@ -22,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ray_gossip import models
+from ray_gossip.addresses import check_multiaddr
 from ray_gossip.config import Config, read
-from ray_gossip.errors import ConfigError, UserError
+from ray_gossip.errors import UserError
 from ray_gossip.hive import (
     Charter,
     Listen,
-    check_multiaddr,
     free_index,
     guard_forks,
     quiet_hivemind,
@@ -73,20 +72,20 @@ def join(
     """
     settings = read(config)
     _check(model, settings)
-    for address in (*host_maddrs, *announce_maddrs, *initial_peers):
-        try:
-            check_multiaddr(address, names_peer=address in initial_peers)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    for option, addresses in (
+        ("host_maddrs", host_maddrs),
+        ("announce_maddrs", announce_maddrs),
+        ("initial_peers", initial_peers),
+    ):
+        for address in addresses:
+            check_multiaddr(option, address, names_peer=option == "initial_peers")
     guard_forks()
     quiet_hivemind()
-    interrupt = signal.getsignal(signal.SIGINT)
     listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
     dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=settings.swarm.start_s)
     try:
         charter, peer_index = _place(dht, settings, founds=not initial_peers)
         engine = GossipEngine(settings, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size(model))
-        signal.signal(signal.SIGINT, interrupt)  # hivemind ignores Ctrl-C from here on, in the loop's process too
         peer = LoopPeer(model, engine, dht)
     except BaseException:
         stop_dht(dht)

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
-from ray_gossip.config import Config, OptimizerConfig, TrainConfig
+from ray_gossip.config import Config, TrainConfig
 from ray_gossip.data import IGNORED, Batches, Dataset, Normaliser, augmentation
 from ray_gossip.errors import ConfigError
+from ray_gossip.optimizer import build_optimizer, lr_schedule
 from ray_gossip.records import Statistics
 from ray_gossip.state import ModelState
 
 # Of an evaluation's batches, to bound the memory that inputs and logits take: 1024 images of CIFAR-10, 341 of Tiny
 # ImageNet, 32 texts of 128 tokens with a vocabulary of 1000
 _EVAL_BATCH_SIZE, _EVAL_BATCH_ELEMENTS = 1024, 2**22
-
-_UNSUITED = {
-    "LBFGS": "it evaluates the loss several times in a step",
-    "Muon": "it takes matrices only, and networks have biases",
-    "SparseAdam": "it takes sparse gradients only",
-}
 
 
 class LocalProgress(NamedTuple):
@@ -74,12 +65,12 @@ class Trainer:
         self._config, self._dataset = config, dataset
         self.batches = self._batches_of(shard)
         self._samples_before, self._epochs_before = 0, 0.0  # on shards that it had earlier
-        self.optimizer, self.notices = _build_optimizer(config.optimizer, self.model)
+        self.optimizer, self.notices = build_optimizer(config.optimizer, self.model)
         self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if config.train.compile else self.model
         self._in_bf16 = config.train.precision == "bf16"
         self._state = ModelState(self.model, momentum_of=self.optimizer if config.gossip.average_momentum else None)
         self.local_step = 0
-        self._lr_schedule = LambdaLR(self.optimizer, _lr_schedule(config))
+        self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(config))
         self._normalise = Normaliser(dataset.scale, device=device)
         chosen = _spread_evenly(len(dataset.test_labels), config.train.eval_samples)
         self._test_inputs = dataset.test_inputs[chosen].to(device)
@@ -125,7 +116,7 @@ class Trainer:
     def skip_to(self, local_step: int) -> None:
         """Count from here, as a peer does that joins a running swarm; the learning rate follows."""
         self.local_step = self._taken_step = local_step
-        self._lr_schedule = LambdaLR(self.optimizer, _lr_schedule(self._config, first_step=local_step))
+        self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(self._config, first_step=local_step))
 
     def step(self) -> None:
         """One optimizer update. On a GPU it only queues work: nothing here waits for the device."""
@@ -260,68 +251,6 @@ class Trainer:
 def _by_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """[batch_size, *label_shape, num_classes] and [batch_size, *label_shape] -> [labels, num_classes] and [labels]."""
     return logits.flatten(0, -2), labels.flatten()
-
-
-def check_optimizer(config: OptimizerConfig) -> Callable[..., Optimizer]:
-    """The class that `optimizer.name` names.
-
-    Raises:
-        ConfigError: torch.optim has none of this name, or it cannot do local steps.
-    """
-    classes = {
-        name: member
-        for name, member in vars(torch.optim).items()
-        if isinstance(member, type) and issubclass(member, Optimizer) and member is not Optimizer
-    }
-    if config.name in _UNSUITED:
-        raise ConfigError(f"optimizer.name={config.name} cannot train here: {_UNSUITED[config.name]}; try SGD or AdamW")
-    if config.name not in classes:
-        # Compared in lower case: to difflib, "sgd" and "SGD" have nothing in common.
-        names = {name.lower(): name for name in classes}
-        close = [names[match] for match in difflib.get_close_matches(config.name.lower(), names)]
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(classes))}"
-        raise ConfigError(f"optimizer.name={config.name} is not in torch.optim; {hint}")
-    return classes[config.name]
-
-
-def lr_factor(
-    step: int, *, schedule: Literal["constant", "cosine", "linear"], local_steps: int, warmup_steps: int
-) -> float:
-    """Learning rate of the local step that follows `step` others, as a share of the highest.
-
-    It rises linearly for warmup_steps, the first of which already moves, then falls to zero at local_steps.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    passed = min(1.0, (step - warmup_steps) / max(1, local_steps - warmup_steps))
-    return (1.0 + math.cos(math.pi * passed)) / 2 if schedule == "cosine" else 1.0 - passed
-
-
-def _lr_schedule(config: Config, *, first_step: int = 0) -> Callable[[int], float]:
-    factor = partial(
-        lr_factor,
-        schedule=config.optimizer.schedule,
-        local_steps=config.train.local_steps,
-        warmup_steps=config.optimizer.warmup_steps,
-    )
-    return lambda step: factor(first_step + step)
-
-
-def _build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimizer, list[str]]:
-    """The optimizer, and a notice for each value that the user chose and its class has no argument for."""
-    optimizer_class = check_optimizer(config)
-    known = inspect.signature(optimizer_class).parameters
-    options: dict[str, float] = {}
-    notices: list[str] = []
-    for key in ("momentum", "weight_decay"):
-        value: float = getattr(config, key)
-        if key in known:
-            options[key] = value
-        elif value not in (0, OptimizerConfig.model_fields[key].default):
-            notices.append(f"optimizer.{key}={value} is skipped: torch.optim.{config.name} has no {key}")
-    return optimizer_class(model.parameters(), lr=config.lr, **options), notices
 
 
 def _spread_evenly(num_samples: int, num_chosen: int | None) -> Tensor | slice:

@@ -86,8 +86,11 @@ def test_what_cannot_join_says_so_before_anything_starts(model: nn.Module, confi
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"initial_peers": ["/ip4/127.0.0.1/tcp/4011"]}, "/ip4/127.0.0.1/tcp/4011 names no peer id; a whole one looks"),
-        ({"host_maddrs": ["127.0.0.1:4011"]}, "127.0.0.1:4011 is no multiaddr; one looks like"),
+        (
+            {"initial_peers": ["/ip4/127.0.0.1/tcp/4011"]},
+            "initial_peers /ip4/127.0.0.1/tcp/4011 names no peer id; a whole one looks",
+        ),
+        ({"host_maddrs": ["127.0.0.1:4011"]}, "host_maddrs 127.0.0.1:4011 is no multiaddr; one looks like"),
     ],
 )
 def test_an_address_that_is_none_says_so_before_anything_starts(options: dict[str, Any], line: str) -> None:

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from ray_gossip import data, models
 from ray_gossip.config import Config, DataConfig, OptimizerConfig, parse
 from ray_gossip.errors import ConfigError
+from ray_gossip.optimizer import check_optimizer, lr_factor
 from ray_gossip.state import averaged_tensors, state_size
-from ray_gossip.trainer import Trainer, check_optimizer, lr_factor
+from ray_gossip.trainer import Trainer
 
 CPU = torch.device("cpu")
 DIGITS = data.load(DataConfig())
