@@ -13,6 +13,8 @@ from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config, skipped
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.errors import ConfigError, SwarmError
+from ray_gossip.factory import NAMED, Factories
+from ray_gossip.factory import check as check_factories
 from ray_gossip.records import Notice, Record
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.telemetry import RunLog
@@ -29,24 +31,32 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def train(config: Config, *, address: str | None, run_dir: Path | None, stream: TextIO) -> Summary:
+def train(
+    config: Config,
+    *,
+    address: str | None,
+    run_dir: Path | None,
+    stream: TextIO,
+    factories: Factories = NAMED,
+) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
     Args:
         address: the Ray cluster to use; None starts a local one.
         run_dir: new folder for this run; None: `runs/<run_id>`.
+        factories: the user's own model and data, where they are handed over instead of named in the config.
 
     Returns:
         What `summary.json` holds.
 
     Raises:
-        UserError: before anything of the swarm has been started.
+        UserError: mostly before anything of the swarm has been started; at the latest, before it trains.
         SwarmError: the run could not go on.
         KeyboardInterrupt: after an orderly stop; everything written so far is readable.
     """
     run_id = new_run_id()
     run_dir = run_dir or Path("runs") / run_id
-    check(config, address=address, run_dir=run_dir)
+    check(config, address=address, run_dir=run_dir, factories=factories)
     from ray_gossip.swarm import Swarm, cluster  # loads Ray: after what can be checked without
 
     started = time.time()
@@ -56,7 +66,7 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
             open_view(stream) as view,
             cluster(config.swarm, address=address),
             RunLog(run_dir, config, run_id=run_id, started_at=started) as log,
-            Swarm(config, run_id=run_id) as swarm,
+            Swarm(config, run_id=run_id, factories=factories) as swarm,
         ):
 
             def follow(records: Iterable[Record | None]) -> None:
@@ -93,7 +103,7 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
     return summary
 
 
-def check(config: Config, *, address: str | None, run_dir: Path) -> None:
+def check(config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
@@ -104,14 +114,15 @@ def check(config: Config, *, address: str | None, run_dir: Path) -> None:
         )
     if address is None:
         check_fits(config.swarm, [this_machine()])
+    check_factories(config, factories)
     if config.optimizer.name not in _KNOWN_OPTIMIZERS:
-        from ray_gossip.trainer import check_optimizer
+        from ray_gossip.optimizer import check_optimizer
 
         check_optimizer(config.optimizer)
     if config.swarm.num_peers > _FEWEST_SAMPLES:
         from ray_gossip import data
 
-        data.deal(data.load(config.data).train_labels, config.swarm.num_peers, seed=config.seed)
+        data.deal(data.load(config.data, factory=factories.data).train_labels, config.swarm.num_peers, seed=config.seed)
 
 
 def _how_to_join(log: RunLog) -> str:
