@@ -15,18 +15,20 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
 errors records
-config addresses
-resources schedule checkpoint
-mixing
+mistakes addresses
+config
+resources schedule checkpoint factory
+mixing optimizer
 data models
+state
 trainer
 hive
 telemetry
-testing peer
+testing peer loop
 console
 swarm
 driver
-standalone
+standalone gossip_trainer
 cli
 """
 
@@ -36,7 +38,7 @@ HOMES = {
     "tensorboard": {"telemetry"},
     "torchvision": {"data", "models"},
     "sklearn": {"data"},
-    "pydantic": {"config", "records"},
+    "pydantic": {"config", "mistakes", "records"},
 }
 
 HEAVY = {"torch", "ray", "hivemind"}
