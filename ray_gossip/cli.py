@@ -1,4 +1,4 @@
-"""The command line. Only this file reads the environment, prints, and decides exit codes.
+"""The command line. It reads the environment, prints, and decides exit codes, so that nothing below has to.
 
 0: done. 1: the run failed. 2: the user can mend it; nothing was started. 128 + n: ended by signal n, after an orderly
 stop; so 130 after Ctrl-C.
@@ -63,7 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load_config(words: Sequence[str]) -> Config:
     from ray_gossip import config as configs
 
+    _look_here_for_modules()
     return configs.load(*_split(words))
+
+
+def _look_here_for_modules() -> None:
+    """For model.factory and data.factory, as `python -m` does."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -111,6 +118,7 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
 def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     from ray_gossip.tuning import sweep as sweeps
 
+    _look_here_for_modules()
     place: str | None = options.run_dir
     _check_outlives_job(place)
     sweep = sweeps.load_earlier(place) if options.resume else None
@@ -180,10 +188,14 @@ def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("decoding", total=None)
         dataset = data.load(config.data, on_progress=lambda done, total: bar.update(task, completed=done, total=total))
-    channels, height, width = dataset.in_shape
+    if dataset.has_images:
+        channels, height, width = dataset.in_shape
+        kind, shape = "images", f"{height}x{width} in {channels} channel{'s' if channels > 1 else ''}"
+    else:
+        kind, shape = "samples", f"shape {list(dataset.in_shape)}"
     print(
-        f"{config.data.name} is ready: {dataset.num_train:,} training and {len(dataset.test_labels):,} test images, "
-        f"{height}x{width} in {channels} channel{'s' if channels > 1 else ''}, {dataset.num_classes} classes"
+        f"{config.data.name or config.data.factory} is ready: {dataset.num_train:,} training and "
+        f"{len(dataset.test_labels):,} test {kind}, {shape}, {dataset.num_classes} classes"
     )
     return 0
 

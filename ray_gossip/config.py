@@ -7,8 +7,7 @@ and when to change it.
 
 from __future__ import annotations
 
-import difflib
-import typing
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ray_gossip.errors import ConfigError
+from ray_gossip.mistakes import explain, keys, mistake_in
 
 
 class Section(BaseModel):
@@ -136,12 +136,37 @@ class GossipConfig(Section):
         return self
 
 
+def _name_or_factory(values: Any) -> Any:
+    """Where there is a factory, there is no name."""
+    if isinstance(values, dict) and values.get("factory") is not None:
+        if values.get("name") is not None:
+            raise ValueError(f"name={values['name']} and factory={values['factory']} are both set; keep one of them")
+        values = {**values, "name": None}
+    return values
+
+
+def _check_factory(name: str | None, factory: str | None, args: dict[str, Any]) -> None:
+    if name is None and factory is None:
+        raise ValueError("neither name nor factory is set; set one of them")
+    if factory is not None and not re.fullmatch(r"[\w.]+:[^:\s]+", factory):
+        raise ValueError(f"factory={factory} should be package.module:function")
+    if args and factory is None:
+        raise ValueError(f"args={args} are for a factory; set factory, or leave them out")
+
+
 class DataConfig(Section):
     """What the swarm learns."""
 
-    name: Literal["digits", "cifar10", "tiny_imagenet"] = "digits"
+    name: Literal["digits", "cifar10", "tiny_imagenet"] | None = "digits"
     """The data set. digits: 1,797 real images of handwritten digits, 8x8, that scikit-learn ships; needs no network.
     cifar10: 60,000 colour images of 32x32 in 10 classes. tiny_imagenet: 110,000 of 64x64 in 200 classes."""
+    factory: str | None = None
+    """A data set of your own, instead of `name`: package.module:function, importable on every node, such as from the
+    folder in which the command is given, or from PYTHONPATH. It is called with `args`, and with root=`root` where that
+    is set. It returns a ray_gossip.data.Dataset on the CPU: samples of any shape, with classes for labels. Every peer
+    calls it, and all must get the same."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of `factory`."""
     root: Path | None = None
     """Folder that holds the data set as it is published, i.e. `cifar-10-batches-py` or `tiny-imagenet-200`; on every
     node. `~` is each node's own home; a relative folder counts from where the command was given."""
@@ -157,7 +182,7 @@ class DataConfig(Section):
     """Samples of one local step of one peer, 1 or more."""
     augment: Literal["auto", "none", "standard"] = "auto"
     """What is done to training images. standard: random crop after padding by `crop_padding`, horizontal flip, cutout.
-    auto: standard for cifar10 and tiny_imagenet, none for digits, whose mirror images are no digits."""
+    auto: standard for cifar10 and tiny_imagenet, none for digits, whose mirror images are no digits, and your own."""
     crop_padding: int = Field(4, ge=0)
     """Pixels of black that a random crop may move into the image, with augment=standard; 0: no crop."""
     cutout: int | None = Field(None, ge=0)
@@ -176,16 +201,32 @@ class DataConfig(Section):
     @property
     def augments(self) -> bool:
         """Whether training images are augmented."""
-        return self.augment == "standard" or (self.augment == "auto" and self.name != "digits")
+        return self.augment == "standard" or (self.augment == "auto" and self.is_published)
+
+    @property
+    def factory_args(self) -> dict[str, Any]:
+        """What `factory` is called with; a home in `root` is this node's."""
+        return {**({} if self.root is None else {"root": self.root.expanduser()}), **self.args}
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is one of those that are fetched from where they are published, and read from `root`."""
+        return self.name in ("cifar10", "tiny_imagenet")
 
     @field_validator("root", "cache")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
         return folder if folder is None or str(folder).startswith("~") else folder.absolute()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        return _name_or_factory(values)
+
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
-        if self.name != "digits" and self.root is None:
+        _check_factory(self.name, self.factory, self.args)
+        if self.is_published and self.root is None:
             raise ValueError(f"name={self.name} is read from disk: set data.root to the folder that holds it")
         if (self.shards == "by_size") != bool(self.shard_sizes):
             raise ValueError("shards=by_size and shard_sizes=[...] need each other; set both, or neither")
@@ -197,12 +238,30 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    name: Literal["cnn", "mlp", "resnet18", "resnet20", "resnet50"] = "cnn"
-    """cnn: three 3x3 convolutions. mlp: two hidden layers. resnet20: He et al.'s for CIFAR, 0.27 million parameters.
-    resnet18: 11 million, for CIFAR (3x3 stem, no max-pool). resnet50: torchvision's, 24 million, with a 3x3 stem."""
+    name: Literal["cnn", "mlp", "resnet18", "resnet20", "resnet50"] | None = "cnn"
+    """For images. cnn: three 3x3 convolutions. mlp: two hidden layers. resnet20: He et al.'s for CIFAR, 0.27 million
+    parameters. resnet18: 11 million, for CIFAR (3x3 stem, no max-pool). resnet50: torchvision's, 24 million, with a 3x3
+    stem."""
+    factory: str | None = None
+    """A network of your own, instead of `name`: package.module:function, importable as `data.factory` is. It is called
+    with `args`, and with in_shape (of one sample) and num_classes where it has parameters of these names. It returns a
+    torch.nn.Module in float32 on the CPU, which gives logits [batch_size, *label_shape, num_classes]. Its random
+    numbers must come from torch, which is seeded: peers begin with the same parameters then."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of `factory`."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of the resnets. group does not depend on the batch: for batches below 16 and for shards so skewed
     that the peers' batch statistics have little in common."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        return _name_or_factory(values)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        _check_factory(self.name, self.factory, self.args)
+        return self
 
 
 class OptimizerConfig(Section):
@@ -275,7 +334,11 @@ class Config(Section):
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-_CLOCKS = (("steps", "seconds"), ("seconds", "steps"))  # of gossip; a swarm has one
+_ONE_OF_TWO = [
+    (section, *pair)
+    for section, *keys in (("gossip", "steps", "seconds"), ("data", "name", "factory"), ("model", "name", "factory"))
+    for pair in (keys, reversed(keys))
+]
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -313,9 +376,9 @@ def load_tree(path: Path | None = None, overrides: Sequence[str] = ()) -> Any:
             raise ConfigError(f"cannot read the override {override!r}: write key=value, such as gossip.group_size=2")
     try:
         changes = OmegaConf.from_dotlist(list(overrides))
-        for clock, other in _CLOCKS:
-            if OmegaConf.select(changes, f"gossip.{clock}") is not None and OmegaConf.is_dict(tree.get("gossip")):
-                tree.gossip.pop(other, None)  # the override's clock replaces that of the file
+        for section, one, other in _ONE_OF_TWO:
+            if OmegaConf.select(changes, f"{section}.{one}") is not None and OmegaConf.is_dict(tree.get(section)):
+                tree[section].pop(other, None)  # the override's clock, say, replaces that of the file
         merged = OmegaConf.merge(tree, changes)
         return OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -332,12 +395,32 @@ def parse_as(schema: type[AnyConfig], values: Any) -> AnyConfig:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, schema)) from None
+        raise ConfigError(explain(error, schema)) from None
+
+
+def read(source: Config | Mapping[str, Any] | Path | str | None) -> Config:
+    """A config in any form in which Python hands it over: itself, nested dicts, a YAML file, or none: the defaults.
+
+    Raises:
+        ConfigError: one line that names the key and the fix.
+    """
+    if isinstance(source, Config):
+        return source
+    return parse(dict(source)) if isinstance(source, Mapping) else load(None if source is None else Path(source))
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
     """The same config with other values of dotted keys, such as `{"gossip.group_size": 2}`. Raises ConfigError."""
     return parse(_with(config, values))
+
+
+def check_key(key: str) -> None:
+    """Raise ConfigError unless this dotted key is in the schema, or below one that holds arguments of the user's."""
+    holder = key.rpartition(".")[0]
+    if holder not in [known for known in keys(Config) if known.endswith("args")]:
+        mistake = mistake_in(key, Config)
+        if mistake:
+            raise ConfigError(mistake)
 
 
 def check_value(config: Config, key: str, value: Any) -> None:
@@ -346,7 +429,7 @@ def check_value(config: Config, key: str, value: Any) -> None:
         Config.model_validate(_with(config, {key: value}))
     except ValidationError as error:
         if ".".join(str(part) for part in error.errors()[0]["loc"]).startswith(key):
-            raise ConfigError(_explain(error, Config)) from None
+            raise ConfigError(explain(error, Config)) from None
 
 
 def _with(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,20 +440,10 @@ def _with(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
         for part in sections:
             section = section[part]
         section[name] = value
-        for clock, other in _CLOCKS:
-            if key == f"gossip.{clock}" and value is not None:
+        for *pair, other in _ONE_OF_TWO:
+            if key == ".".join(pair) and value is not None:
                 section.pop(other, None)
     return tree
-
-
-def check_key(key: str) -> None:
-    """Raise ConfigError unless this dotted key is in the schema."""
-    known = _keys(Config)
-    example = next((each for each in known if each.startswith(f"{key}.")), None)
-    if example:
-        raise ConfigError(f"{key} is a section; name a key in it, such as {example}")
-    if key not in known:
-        raise ConfigError(_unknown(key.split("."), Config))
 
 
 _SHIPPED_LACKS = [
@@ -393,6 +466,8 @@ def skipped(config: Config) -> list[str]:
         sentences.append(
             f"model.norm={config.model.norm} is skipped: model.name={config.model.name} normalises nothing"
         )
+    if config.model.factory is not None and config.model.norm != "batch":
+        sentences.append(f"model.norm={config.model.norm} is skipped: model.factory takes model.args")
     if config.engine == "hivemind":
         sentences += [
             f"gossip.{key}={getattr(config.gossip, key)} is skipped: engine=hivemind has no such setting"
@@ -403,11 +478,12 @@ def skipped(config: Config) -> list[str]:
 
 
 def _skipped_in_data(data: DataConfig) -> list[str]:
-    on_disk, augments = data.name != "digits", data.augments
+    augments = data.augments
+    origin = f"name={data.name} is shipped with a package" if data.name else "data.factory takes data.args"
     used = {
-        "root": (on_disk, f"name={data.name} is shipped with a package"),
-        "download": (on_disk, f"name={data.name} is shipped with a package"),
-        "cache": (data.name == "tiny_imagenet", f"name={data.name} is not decoded"),
+        "root": (data.is_published or data.factory is not None, origin),
+        "download": (data.is_published, origin),
+        "cache": (data.name == "tiny_imagenet", f"name={data.name} is not decoded" if data.name else origin),
         "crop_padding": (augments, "images are not augmented"),
         "cutout": (augments, "images are not augmented"),
         "dirichlet_alpha": (data.shards == "dirichlet", f"shards={data.shards}"),
@@ -429,72 +505,3 @@ def dump(config: Config) -> str:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[:2]) if lines else type(error).__name__
-
-
-def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first mistake, as one line: key, value, what is wrong, and what was meant or what the field is."""
-    mistake = error.errors()[0]
-    location = [str(part) for part in mistake["loc"]]
-    key = ".".join(location) or "config"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if mistake["type"] == "extra_forbidden":
-        return f"{_unknown(location, schema)}{more}"
-    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if mistake["type"] == "model_type":
-        example = next((known for known in _keys(schema) if known.startswith(f"{key}.")), "gossip.group_size")
-        return f"{key}={mistake['input']!r}: {key} is a section; set a key in it, such as {example}{more}"
-    if mistake["type"] == "value_error":
-        return f"{key}: {message}{more}"
-    return f"{key}={mistake['input']!r} {message}{_help(location, schema)}{more}"
-
-
-def _unknown(location: Sequence[str], schema: type[BaseModel]) -> str:
-    meant = " or ".join(_meant(location, schema))
-    hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(_siblings(location, schema))}"
-    return f"unknown key {'.'.join(location)}; {hint}"
-
-
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    return {
-        name: field.annotation
-        for name, field in model.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    sections = _sections(model)
-    keys: list[str] = []
-    for name in model.model_fields:
-        keys += _keys(sections[name], f"{prefix}{name}.") if name in sections else [f"{prefix}{name}"]
-    return keys
-
-
-def _section_of(location: Sequence[str], schema: type[BaseModel]) -> type[BaseModel]:
-    model = schema
-    for part in location[:-1]:
-        model = _sections(model).get(part, model)
-    return model
-
-
-def _siblings(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
-    return list(_section_of(location, schema).model_fields)
-
-
-def _meant(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
-    """Known keys that look like this unknown one: in its section, else in any."""
-    *section, name = location
-    here = difflib.get_close_matches(name, _siblings(location, schema), n=1)
-    if here:
-        return [".".join([*section, *here])]
-    last_names = {key: key.rpartition(".")[2] for key in _keys(schema)}
-    anywhere = difflib.get_close_matches(name, set(last_names.values()), n=1)
-    return [key for key, last in last_names.items() if last in anywhere]
-
-
-def _help(location: Sequence[str], schema: type[BaseModel]) -> str:
-    field = _section_of(location, schema).model_fields.get(location[-1]) if location else None
-    if field is None or not field.description:
-        return ""
-    text = " ".join(field.description.split()).split(". ")[0].rstrip(".")
-    return f" ({text[0].lower()}{text[1:]})" if typing.get_origin(field.annotation) is not Literal else ""

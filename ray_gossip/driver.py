@@ -11,6 +11,8 @@ from typing import Any, TextIO
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.errors import ConfigError
+from ray_gossip.factory import NAMED, Factories
+from ray_gossip.factory import check as check_factories
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import is_uri
 from ray_gossip.telemetry import Summary
@@ -26,24 +28,32 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def train(config: Config, *, address: str | None, run_dir: Path | None, stream: TextIO) -> Summary:
+def train(
+    config: Config,
+    *,
+    address: str | None,
+    run_dir: Path | None,
+    stream: TextIO,
+    factories: Factories = NAMED,
+) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
     Args:
         address: the Ray cluster to use; None starts a local one.
         run_dir: new folder for this run; None: `runs/<run_id>`.
+        factories: the user's own model and data, where they are handed over instead of named in the config.
 
     Returns:
         What `summary.json` holds.
 
     Raises:
-        UserError: before anything of the swarm has been started.
+        UserError: mostly before anything of the swarm has been started; at the latest, before it trains.
         SwarmError: the run could not go on.
         KeyboardInterrupt: after an orderly stop; everything written so far is readable.
     """
     run_id = new_run_id()
     run_dir = run_dir or Path("runs") / run_id
-    check(config, address=address, run_dir=run_dir)
+    check(config, address=address, run_dir=run_dir, factories=factories)
     from ray_gossip.run import Run  # loads Ray: after what can be checked without
     from ray_gossip.swarm import cluster
 
@@ -53,7 +63,7 @@ def train(config: Config, *, address: str | None, run_dir: Path | None, stream: 
         with (
             open_view(stream) as view,
             cluster([config.swarm], address=address),
-            Run(config, run_id=run_id, run_dir=run_dir, started_at=started) as run,
+            Run(config, run_id=run_id, run_dir=run_dir, started_at=started, factories=factories) as run,
         ):
             try:
                 for _ in run.records():
@@ -99,12 +109,12 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
     return run_sweep(sweep, points, notices, address=address, place=place, resume=resume, stream=stream)
 
 
-def check(config: Config, *, address: str | None, run_dir: Path) -> None:
+def check(config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
     check_writable(run_dir)
-    check_config(config, address=address)
+    check_config(config, address=address, factories=factories)
 
 
 def check_writable(run_dir: Path) -> None:
@@ -116,15 +126,16 @@ def check_writable(run_dir: Path) -> None:
         )
 
 
-def check_config(config: Config, *, address: str | None) -> None:
+def check_config(config: Config, *, address: str | None, factories: Factories = NAMED) -> None:
     """Raise UserError for what is wrong with a config whatever folder it writes to."""
     if address is None:
         check_fits(config.swarm, [this_machine()])
+    check_factories(config, factories)
     if config.optimizer.name not in _KNOWN_OPTIMIZERS:
-        from ray_gossip.trainer import check_optimizer
+        from ray_gossip.optimizer import check_optimizer
 
         check_optimizer(config.optimizer)
     if config.swarm.num_peers > _FEWEST_SAMPLES:
         from ray_gossip import data
 
-        data.deal(data.load(config.data).train_labels, config.swarm.num_peers, seed=config.seed)
+        data.deal(data.load(config.data, factory=factories.data).train_labels, config.swarm.num_peers, seed=config.seed)

@@ -1,7 +1,7 @@
 """The error tree.
 
     RayGossipError
-    ├── UserError          the user can mend it: one line, exit code 2, nothing was started
+    ├── UserError          the user can mend it: one line, exit code 2, nothing was trained
     │   ├── ConfigError        a key of the config
     │   ├── DataError          a data set is missing or damaged
     │   └── ResourceError      the cluster cannot hold what was asked for

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ray_gossip import data, models
 from ray_gossip.config import Config
+from ray_gossip.errors import ConfigError
+from ray_gossip.factory import NAMED, Factories
 from ray_gossip.hive import (
     Charter,
     Listen,
@@ -29,7 +31,8 @@ from ray_gossip.hive import (
     stop_dht,
 )
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
-from ray_gossip.trainer import Trainer, state_size
+from ray_gossip.state import state_size
+from ray_gossip.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class Peer:
         initial_peers: asked for the multiaddrs to dial only when everything else is ready; empty founds a swarm.
         founder: its place in a swarm that begins; None: it joins one that runs.
         node: peers with the same node share a machine.
+        factories: the user's own model and data, where they were handed over instead of named in the config.
 
     Raises:
         ConfigError: it does not fit into the swarm that it joins.
@@ -65,13 +69,22 @@ class Peer:
         initial_peers: Callable[[], Sequence[str]],
         founder: Founder | None,
         node: str = "",
+        factories: Factories = NAMED,
     ) -> None:
         guard_forks()
         quiet_hivemind()
         self.config = config
         self._stopping = threading.Event()
-        self._dataset = dataset = data.load(config.data)
-        model = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=config.seed)
+        self._dataset = dataset = data.load(config.data, factory=factories.data)
+        model = models.build(
+            config.model,
+            in_shape=dataset.in_shape,
+            num_classes=dataset.num_classes,
+            seed=config.seed,
+            factory=factories.model,
+        )
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise ConfigError("data.factory or model.factory has used CUDA: leave all on the CPU, the peer moves it")
         self.dht = start_dht(initial_peers=initial_peers(), listen=listen, start_s=config.swarm.start_s)
         try:
             self.peer_index, self.charter = self._place(founder)

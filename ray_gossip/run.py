@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup
 from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config, skipped
 from ray_gossip.errors import SwarmError
+from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, Record
 from ray_gossip.swarm import Swarm
 from ray_gossip.telemetry import RunLog, Summary, SwarmState
@@ -26,15 +27,23 @@ class Run:
     Args:
         started_at: in seconds since 1970; the summary's durations count from there.
         group: bundles that somebody else reserved for the peers; None: the run reserves its own.
+        factories: the user's own model and data, where they are handed over instead of named in the config.
     """
 
     def __init__(
-        self, config: Config, *, run_id: str, run_dir: Path, started_at: float, group: PlacementGroup | None = None
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        run_dir: Path,
+        started_at: float,
+        group: PlacementGroup | None = None,
+        factories: Factories = NAMED,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.summary: Summary | None = None  # once it has finished or was stopped
         self._log = RunLog(run_dir, config, run_id=run_id, started_at=started_at)
-        self._swarm = Swarm(config, run_id=run_id, group=group)
+        self._swarm = Swarm(config, run_id=run_id, group=group, factories=factories)
         self._open = ExitStack()
 
     @property

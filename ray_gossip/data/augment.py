@@ -30,14 +30,22 @@ class Augmentation:
         return self.padding > 0 or self.flip or self.cutout > 0
 
 
-def augmentation(config: DataConfig, *, in_shape: tuple[int, int, int]) -> Augmentation:
+def augmentation(config: DataConfig, *, in_shape: tuple[int, ...]) -> Augmentation:
     """What the config asks for.
 
+    Args:
+        in_shape: of one sample.
+
     Raises:
-        ConfigError: nothing would be left of an image.
+        ConfigError: the samples are no images, or nothing would be left of one.
     """
     if not config.augments:
         return Augmentation()
+    if len(in_shape) != 3:
+        raise ConfigError(
+            f"data.augment={config.augment} is for images [channels, height, width], but samples are {list(in_shape)}: "
+            "set data.augment=none"
+        )
     edge = min(in_shape[1:])
     cutout = edge // 4 if config.cutout is None else config.cutout
     if cutout >= edge:
@@ -46,7 +54,7 @@ def augmentation(config: DataConfig, *, in_shape: tuple[int, int, int]) -> Augme
 
 
 class Normaliser:
-    """Turns images in uint8 into what a network takes: float32, mean 0 and variance 1. Leaves others as they are.
+    """Turns images in uint8 into what a network takes: float32, mean 0 and variance 1. Leaves the rest as it is.
 
     Its constants lie on the device: made anew for a batch, they would be a transfer that the GPU waits for.
     """
@@ -61,7 +69,7 @@ class Normaliser:
             self._factor = 1 / (255 * torch.tensor(scale.std, device=device).view(-1, 1, 1))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[batch_size, channels, height, width]"""
+        """Images [batch_size, channels, height, width], or what needs no scale."""
         if self._scale is None:
             return images
         as_floats = images.to(torch.float32, memory_format=self._layout, copy=True)
@@ -69,20 +77,18 @@ class Normaliser:
 
 
 class Lookup:
-    """A shard's images on their device, as they are."""
+    """A shard's samples on their device, as they are."""
 
-    num_columns = 0  # random numbers for an image
+    def __init__(self, inputs: Tensor, normalise: Normaliser, *, device: torch.device) -> None:
+        self._inputs, self._normalise = inputs.to(device), normalise
 
-    def __init__(self, images: Tensor, normalise: Normaliser, *, device: torch.device) -> None:
-        self._images, self._normalise = images.to(device), normalise
-
-    def draw(self, num_images: int, generator: torch.Generator) -> list[Tensor]:
+    def draw(self, num_samples: int, generator: torch.Generator) -> list[Tensor]:
         """No random numbers."""
         return []
 
     def __call__(self, chosen: Tensor, drawn: Tensor) -> Tensor:
-        """The images `chosen` [batch_size] int64."""
-        return self._normalise(self._images[chosen])
+        """The samples `chosen` [batch_size] int64."""
+        return self._normalise(self._inputs[chosen])
 
 
 class Augmenter:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ray_gossip.data.augment import Augmentation, Augmenter, Lookup, Normaliser
 from ray_gossip.data.dataset import Scale
 
-Batch = tuple[Tensor, Tensor]  # images [batch_size, channels, height, width], labels [batch_size]
+Batch = tuple[Tensor, Tensor]  # inputs [batch_size, *in_shape], labels [batch_size, *label_shape]
 
 
 class Batches(Iterator[Batch]):
@@ -20,14 +20,15 @@ class Batches(Iterator[Batch]):
     of the next: nothing is dropped, so every sample is seen equally often; a shard smaller than a batch works.
 
     Args:
-        images: [num_samples, channels, height, width]; in uint8 where there is a scale.
-        augmentation: what is done to them; default: nothing.
-        scale: how to normalise them; None: they are normalised.
+        inputs: [num_samples, *in_shape]; images in uint8 where there is a scale.
+        labels: [num_samples, *label_shape].
+        augmentation: what is done to images; default: nothing.
+        scale: how to normalise images; None: nothing is normalised.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        inputs: Tensor,
         labels: Tensor,
         *,
         batch_size: int,
@@ -42,11 +43,11 @@ class Batches(Iterator[Batch]):
         self.batch_size = batch_size
         self._labels = labels.to(device)
         normalise = Normaliser(scale, device=device)
-        self._images: Augmenter | Lookup
+        self._inputs: Augmenter | Lookup
         if augmentation is not None and augmentation.is_active:
-            self._images = Augmenter(images, augmentation, normalise, device=device)
+            self._inputs = Augmenter(inputs, augmentation, normalise, device=device)
         else:
-            self._images = Lookup(images, normalise, device=device)
+            self._inputs = Lookup(inputs, normalise, device=device)
         # On the CPU whatever the device is, so that CPU and CUDA give the same batches for a seed.
         self._generator = torch.Generator().manual_seed(seed)
         self._upcoming = self._drawn()  # for samples yet to be handed out, in order
@@ -67,12 +68,12 @@ class Batches(Iterator[Batch]):
         upcoming, self._upcoming = self._upcoming[:, : self.batch_size], self._upcoming[:, self.batch_size :]
         self.samples += self.batch_size
         chosen = upcoming[0]
-        return self._images(chosen, upcoming[1:]), self._labels[chosen]
+        return self._inputs(chosen, upcoming[1:]), self._labels[chosen]
 
     def _drawn(self) -> Tensor:
-        """Order and augmentation of one data_epoch, [1 + random numbers of an image, num_samples] int64 on device."""
+        """Order and augmentation of one data_epoch, [1 + random numbers of a sample, num_samples] int64 on device."""
         order = torch.randperm(self.num_samples, generator=self._generator)
-        drawn = torch.stack([order, *self._images.draw(self.num_samples, self._generator)])
+        drawn = torch.stack([order, *self._inputs.draw(self.num_samples, self._generator)])
         device = self._labels.device
         # from pinned memory, so that the transfer does not wait for what the GPU has yet to do
         return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn

@@ -31,9 +31,9 @@ def load(config: DataConfig, *, on_progress: OnProgress | None = None) -> Datase
     except Exception as error:  # a missing or damaged file is a RuntimeError; what a pickle raises is anything
         raise DataError(f"data.name=cifar10: {_what_is_wrong(root, error)}") from error
     return Dataset(
-        train_images=_planar(train.data),
+        train_inputs=_planar(train.data),
         train_labels=torch.tensor(train.targets),
-        test_images=_planar(test.data),
+        test_inputs=_planar(test.data),
         test_labels=torch.tensor(test.targets),
         num_classes=len(train.classes),
         scale=_SCALE,

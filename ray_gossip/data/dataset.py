@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ray_gossip.errors import DataError
+
 OnProgress = Callable[[int, int], None]  # (images decoded so far, images to decode)
+
+IGNORED = -100  # a label that counts neither in the loss nor in the accuracy, as in torch's cross_entropy: padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +25,55 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Labelled images on the CPU, split for training and testing.
+    """Labelled samples on the CPU, split for training and testing: images, tokens, or anything else in tensors.
 
-    The images may be mapped from a file: index them, and only what was asked for is read.
+    A sample has one label, its class, or many, such as the token that follows each of its own. The inputs may be
+    mapped from a file: index them, and only what was asked for is read.
+
+    Raises:
+        DataError: types or shapes do not fit together; one line that says which.
     """
 
-    train_images: Tensor  # [num_train, channels, height, width] uint8; or float32, mean 0 and variance 1 already
-    train_labels: Tensor  # [num_train] int64, 0..num_classes-1
-    test_images: Tensor  # [num_test, channels, height, width], of the same type and scale
-    test_labels: Tensor  # [num_test] int64
-    num_classes: int
-    scale: Scale | None = None  # of images in uint8; None: the images are scaled already
+    # [num_train, *in_shape]. Images: [num_train, channels, height, width] uint8, or float32 with mean 0 and variance 1.
+    # Tokens: [num_train, length] int64.
+    train_inputs: Tensor
+    train_labels: Tensor  # [num_train, *label_shape] int64, 0..num_classes-1; where a sample has many, also IGNORED
+    test_inputs: Tensor  # [num_test, *in_shape], of the same type and scale
+    test_labels: Tensor  # [num_test, *label_shape] int64
+    num_classes: int  # of next-token labels: size of the vocabulary
+    scale: Scale | None = None  # of images in uint8; None: the inputs go into the network as they are
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            inputs, labels = getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels")
+            for name, tensor in ((f"{split}_inputs", inputs), (f"{split}_labels", labels)):
+                if not isinstance(tensor, Tensor):
+                    raise DataError(f"{name} must be a tensor, not {type(tensor).__name__}")
+                if tensor.dim() == 0 or len(tensor) == 0:
+                    raise DataError(f"{name} holds no samples: its shape is {list(tensor.shape)}")
+            if len(inputs) != len(labels):
+                raise DataError(f"{split}_inputs has {len(inputs):,} samples, but {split}_labels {len(labels):,}")
+            self._check_labels(f"{split}_labels", labels)
+        for kind in ("inputs", "labels"):
+            train, test = getattr(self, f"train_{kind}"), getattr(self, f"test_{kind}")
+            if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+                raise DataError(
+                    f"train_{kind} and test_{kind} must hold alike samples, not {list(train.shape[1:])} {train.dtype} "
+                    f"and {list(test.shape[1:])} {test.dtype}"
+                )
+        if self.scale is not None and not self.has_images:
+            raise DataError(f"scale is for images [channels, height, width], but samples are {list(self.in_shape)}")
+
+    def _check_labels(self, name: str, labels: Tensor) -> None:
+        if labels.dtype != torch.int64:
+            raise DataError(f"{name} must be int64 classes, not {labels.dtype}")
+        if labels.dim() > 1:
+            labels = labels[labels != IGNORED]
+            if not len(labels):
+                raise DataError(f"{name} is {IGNORED} everywhere: nothing is left to learn")
+        lowest, highest = int(labels.min()), int(labels.max())
+        if not 0 <= lowest <= highest < self.num_classes:
+            raise DataError(f"{name} must lie in 0..{self.num_classes - 1} (num_classes - 1), not {lowest}..{highest}")
 
     @property
     def num_train(self) -> int:
@@ -38,7 +81,16 @@ class Dataset:
         return len(self.train_labels)
 
     @property
-    def in_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of one image."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
+    def in_shape(self) -> tuple[int, ...]:
+        """Of one sample: an image's is channels, height, width."""
+        return tuple(self.train_inputs.shape[1:])
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of one sample's labels; () where a sample has one, its class."""
+        return tuple(self.train_labels.shape[1:])
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a sample looks like an image, [channels, height, width]."""
+        return len(self.in_shape) == 3

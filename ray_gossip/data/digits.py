@@ -23,9 +23,9 @@ def load(config: DataConfig, *, on_progress: OnProgress | None = None) -> Datase
     mean, std = images[~held_out].mean(), images[~held_out].std()
     images = (images - mean) / std
     return Dataset(
-        train_images=images[~held_out],
+        train_inputs=images[~held_out],
         train_labels=labels[~held_out],
-        test_images=images[held_out],
+        test_inputs=images[held_out],
         test_labels=labels[held_out],
         num_classes=10,
     )

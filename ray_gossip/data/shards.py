@@ -20,19 +20,24 @@ def deal(labels: Tensor, num_shards: int, *, config: DataConfig | None = None, s
     """Deal samples to peers as `data.shards` says.
 
     Args:
-        labels: class of every sample, [num_samples] int64.
+        labels: [num_samples, ...] int64; dealt by class, a sample must have one, [num_samples].
 
     Returns:
         Disjoint index tensors, int64, none of them empty, that together hold 0..num_samples-1.
 
     Raises:
-        ConfigError: there are fewer samples than shards.
+        ConfigError: there are fewer samples than shards, or samples have several labels and are to be dealt by class.
     """
     config, num_samples = config or DataConfig(), len(labels)
     if num_shards > num_samples:
         raise ConfigError(
             f"swarm.num_peers={num_shards} is above the {num_samples} training samples, "
             "so that some peers would get none; lower it"
+        )
+    if config.shards in ("dirichlet", "label_sorted") and labels.dim() > 1:
+        raise ConfigError(
+            f"data.shards={config.shards} deals by class, but every sample has labels {list(labels.shape[1:])}: set "
+            "data.shards=iid or by_size"
         )
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
     if config.shards == "dirichlet":
@@ -46,7 +51,13 @@ def deal(labels: Tensor, num_shards: int, *, config: DataConfig | None = None, s
 
 
 def class_counts(labels: Tensor, *, num_classes: int) -> tuple[int, ...]:
-    """How many samples of each class there are: of a shard's labels, [num_samples] int64."""
+    """How many samples of each class there are in a shard; nothing where samples have several labels.
+
+    Args:
+        labels: [num_samples, ...] int64.
+    """
+    if labels.dim() > 1:
+        return ()
     return tuple(np.bincount(labels.numpy(), minlength=num_classes).tolist())
 
 

@@ -51,9 +51,9 @@ def load(config: DataConfig, *, on_progress: OnProgress | None = None) -> Datase
     labels = torch.tensor(numbers)
     num_test = NUM_CLASSES * NUM_VAL_PER_CLASS
     return Dataset(
-        train_images=torch.from_numpy(images[:-num_test]),
+        train_inputs=torch.from_numpy(images[:-num_test]),
         train_labels=labels[:-num_test],
-        test_images=torch.from_numpy(images[-num_test:]),
+        test_inputs=torch.from_numpy(images[-num_test:]),
         test_labels=labels[-num_test:],
         num_classes=NUM_CLASSES,
         scale=_SCALE,

@@ -88,7 +88,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             start=False,
             target_group_size=gossip.group_size,
             min_group_size=gossip.min_group_size,
-            allow_state_sharing=True,
+            allow_state_sharing=False,  # until it has a state that others may start from: see GossipEngine
             request_timeout=min(3.0, gossip.matchmaking_s / 2),
             min_matchmaking_time=gossip.matchmaking_s,
             shutdown_timeout=_SHUTDOWN_S,

@@ -29,6 +29,8 @@ _SHARED_KEYS = (
     "seed",
     "train.local_steps",
     "data.name",
+    "data.factory",
+    "data.args",
     "data.shards",
     "data.dirichlet_alpha",
     "data.shard_sizes",
@@ -50,10 +52,15 @@ class Charter:
         """The charter of a swarm that begins with this config."""
         return cls(run_id=run_id, num_peers=config.swarm.num_peers, has_driver=has_driver, shared=_shared(config))
 
-    def check(self, config: Config) -> None:
-        """Raise ConfigError when a peer with this config does not fit into the swarm: it names all keys at once."""
+    def check(self, config: Config, *, only: tuple[str, ...] = ("",)) -> None:
+        """Raise ConfigError when a peer with this config does not fit into the swarm: it names all keys at once.
+
+        Args:
+            only: keys that begin otherwise do not count.
+        """
         own = _shared(config)
-        differing = [key for key in sorted(self.shared.keys() | own.keys()) if self.shared.get(key) != own.get(key)]
+        keys = sorted(key for key in self.shared.keys() | own.keys() if key.startswith(only))
+        differing = [key for key in keys if self.shared.get(key) != own.get(key)]
         if differing:
             given = ", ".join(f"{key}={_word(own.get(key))}" for key in differing)
             wanted = " ".join(f"{key}={_word(self.shared.get(key))}" for key in differing)

@@ -33,6 +33,8 @@ _FINAL_ATTEMPTS = 3
 _LAG = 3  # a peer this many rounds behind the swarm skips ahead; less is caught up by groupmates that wait
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
+_GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
+_READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
 _GRACE_S = 10.0  # beyond all deadlines of a round: then the averager process is hung
 
 
@@ -93,6 +95,7 @@ class GossipEngine:
     def join(self, *, founders: int) -> View:
         """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`."""
         deadline = time.monotonic() + self.swarm.start_s
+        self.averager.allow_state_sharing = True
         view: View = self._ask(self.averager.declare(from_round=0, is_founder=True))
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -122,6 +125,7 @@ class GossipEngine:
             view = self._ask(self.averager.read_members())
         started, first = time.monotonic(), view.latest_round
         self._load_state(deadline)
+        self.averager.allow_state_sharing = True
         time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
         view = self._ask(self.averager.read_members())
         rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)
@@ -136,6 +140,22 @@ class GossipEngine:
         self._is_guest = True
         self.members = self._latest_members = _indices(self._ask(self.averager.declare(from_round, is_founder=False)))
         return view.local_step
+
+    def enter(self, *, founders: int) -> int:
+        """Enter a swarm that runs, or is about to begin; start from its state either way.
+
+        Returns:
+            The local step at which the swarm is.
+
+        Raises:
+            SwarmError: as `join_running`.
+        """
+        view: View = self._ask(self.averager.read_members())
+        if view.latest_round >= 0:
+            return self.join_running()
+        self._load_state(time.monotonic() + self.swarm.start_s)
+        self.join(founders=founders)
+        return 0
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
@@ -157,6 +177,8 @@ class GossipEngine:
         assert self._state is not None
         for attempt in range(_FINAL_ATTEMPTS):
             self._state.read_state(self.snapshot)
+            with contextlib.suppress(FutureTimeoutError, TimeoutError):  # then the last view counts, as in any round
+                self.averager.read_members().result(timeout=_READ_S)
             result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step))
             if result.outcome == "averaged":
                 self._state.add_to_state(self.averager.delta)
@@ -169,6 +191,18 @@ class GossipEngine:
             bytes_sent=result.bytes_sent,
             sketch=result.sketch_after,
         )
+
+    def say_goodbye(self) -> None:
+        """Announce the departure, then wait until the others have done so too, at most _GOODBYE_S: after a final round
+        that all took part in, what is still on its way to them must not be cut off."""
+        deadline = time.monotonic() + _GOODBYE_S
+        with contextlib.suppress(FutureTimeoutError, TimeoutError):
+            self.averager.leave().result(timeout=_GOODBYE_S)
+            while time.monotonic() < deadline:
+                view: View = self.averager.read_members().result(timeout=_GOODBYE_S)
+                if not view.present:
+                    return
+                time.sleep(_POLL_S)
 
     def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
         """Pass on this peer's records, when it is a guest; wait at most so long until they have arrived."""

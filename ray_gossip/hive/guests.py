@@ -37,8 +37,8 @@ def unpack(wire: bytes) -> Record:
             if key.startswith("sketch"):
                 fields[key] = np.frombuffer(fields[key], dtype="<f4").tolist()
         return from_json(fields)
-    except (TypeError, AttributeError, msgpack.UnpackException) as error:
-        raise ValueError("this is no record") from error
+    except (TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
+        raise ValueError(f"this is no record: {error}") from error
 
 
 class GuestBook:

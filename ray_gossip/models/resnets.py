@@ -14,7 +14,7 @@ from ray_gossip.config import ModelConfig
 _POOLED_FROM = 64
 
 
-def build(config: ModelConfig, *, in_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build(config: ModelConfig, *, in_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """resnet18, resnet20 or resnet50, for images of `in_shape`: channels, height, width."""
     norm: Callable[[int], nn.Module] = _group_norm if config.norm == "group" else nn.BatchNorm2d
     if config.name == "resnet20":

@@ -1,7 +1,7 @@
 """The home of Ray's core: the cluster, the actor that hosts a peer, placement, supervision, an orderly stop."""
 
-from ray_gossip.swarm.cluster import cluster
+from ray_gossip.swarm.cluster import cluster, connected_address
 from ray_gossip.swarm.storage import check_storage
 from ray_gossip.swarm.supervision import Swarm
 
-__all__ = ["Swarm", "check_storage", "cluster"]
+__all__ = ["Swarm", "check_storage", "cluster", "connected_address"]

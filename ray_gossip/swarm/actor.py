@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util import get_node_ip_address
 
 from ray_gossip.config import Config
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import SwarmError, UserError
+from ray_gossip.factory import Factories
 from ray_gossip.records import PeerStarted, Record
 
 
@@ -20,10 +25,14 @@ class PeerActor:
     Args:
         first_peer: for all but the first peer, a reference to its multiaddrs; nested in a list, so that Ray does not
             wait for it before this peer has done its imports.
+        luggage: the user's own functions, as `pack` makes it.
         loopback: listen on 127.0.0.1 only: all peers are on one machine.
     """
 
-    def __init__(self, config: Config, *, run_id: str, peer_index: int, first_peer: list[Any], loopback: bool) -> None:
+    def __init__(
+        self, config: Config, *, run_id: str, peer_index: int, first_peer: list[Any], loopback: bool, luggage: bytes
+    ) -> None:
+        factories = _unpack(luggage)
         from ray_gossip.hive import Listen
         from ray_gossip.peer import Founder, Peer
 
@@ -34,6 +43,7 @@ class PeerActor:
             founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
             initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
             node=ray.get_runtime_context().get_node_id(),
+            factories=factories,
         )
 
     def __repr__(self) -> str:
@@ -62,6 +72,28 @@ class PeerActor:
     @ray.method(concurrency_group="control")
     def shutdown(self) -> None:
         self._peer.shutdown()
+
+
+def pack(factories: Factories) -> bytes:
+    """The user's own functions for the way to the peers, and where modules are found here.
+
+    Raises:
+        UserError: they hold something that cannot be sent to another process.
+    """
+    here = [str(Path(folder).absolute()) for folder in sys.path]  # "" is the folder of the command
+    try:
+        return cloudpickle.dumps((here, cloudpickle.dumps(factories)))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise UserError(f"cannot send the model or data function to the peers: {error}") from error
+
+
+def _unpack(luggage: bytes) -> Factories:
+    """Also makes importable what is so for the driver, last of all: for peers on its machine, and where folders are
+    shared. Elsewhere Ray's `working_dir` brings the user's modules along."""
+    folders, packed = cloudpickle.loads(luggage)
+    sys.path += [folder for folder in folders if folder not in sys.path]
+    factories: Factories = cloudpickle.loads(packed)
+    return factories
 
 
 def _founder(multiaddrs: Any) -> tuple[str, ...]:

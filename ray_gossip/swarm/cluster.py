@@ -47,6 +47,11 @@ def _check_all_fit(swarms: Sequence[SwarmConfig]) -> None:
         check_fits(swarm, nodes())
 
 
+def connected_address() -> str | None:
+    """The Ray cluster that this process is connected to already."""
+    return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+
+
 def _start_local() -> None:
     try:
         with _own_signal_handlers(hold_ctrl_c=True):

@@ -16,15 +16,18 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ray_gossip import errors
 from ray_gossip.config import Config
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import SwarmError, UserError
+from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, PeerFinished, PeerLost, Record
 from ray_gossip.resources import bundle
-from ray_gossip.swarm.actor import PeerActor
+from ray_gossip.swarm.actor import PeerActor, pack
 from ray_gossip.swarm.cluster import nodes
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
 _ROOM_POLL_S = 1  # the same while Ray looks for room; there it counts whole seconds
+_NOT_STARTED = "it could not start: "
 _PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is told what is awaited
 
 
@@ -37,8 +40,11 @@ class Swarm:
         group: a bundle for each peer, reserved by somebody else and left to them; None: the swarm reserves its own.
     """
 
-    def __init__(self, config: Config, *, run_id: str, group: PlacementGroup | None = None) -> None:
+    def __init__(
+        self, config: Config, *, run_id: str, group: PlacementGroup | None = None, factories: Factories = NAMED
+    ) -> None:
         self.config, self.run_id = config, run_id
+        self._luggage = pack(factories)
         self._group, self._owns_group = group, group is None
         self._actors: dict[int, Any] = {}  # live peers by index
         self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
@@ -57,6 +63,7 @@ class Swarm:
 
         Raises:
             SwarmError: no peer came up within `swarm.start_s`.
+            UserError: no peer came up, for a reason that the user can mend.
         """
         deadline = time.monotonic() + self.config.swarm.start_s
         if self._group is None:
@@ -80,6 +87,9 @@ class Swarm:
             yield _lost(index, causes[index])
         if not self._actors:
             first = min(causes)  # the others join through it: its cause is behind theirs
+            mistake = _mistake(causes[first])
+            if mistake is not None:
+                raise mistake
             raise SwarmError(f"no peer came up; peer {first}: {causes[first].splitlines()[0]}")
 
     def run(self) -> Iterator[Record | None]:
@@ -148,6 +158,7 @@ class Swarm:
         swarm = self.config.swarm
         loopback = len(nodes()) == 1
         first_peer: list[Any] = []
+        luggage = ray.put(self._luggage)  # once, however many peers and however large
         for index in range(swarm.num_peers):
             actor = PeerActor.options(  # type: ignore[attr-defined]
                 name=f"{self.run_id}/peer-{index:02d}",
@@ -155,7 +166,14 @@ class Swarm:
                 num_gpus=swarm.gpus_per_peer,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
                 runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
-            ).remote(self.config, run_id=self.run_id, peer_index=index, first_peer=first_peer, loopback=loopback)
+            ).remote(
+                self.config,
+                run_id=self.run_id,
+                peer_index=index,
+                first_peer=first_peer,
+                loopback=loopback,
+                luggage=luggage,
+            )
             self._actors[index] = actor
             self._starting[actor.started.remote()] = index
             if index == 0:
@@ -204,8 +222,15 @@ def _cause(error: ray.exceptions.RayError) -> str:
     if isinstance(error, ray.exceptions.RayTaskError):
         return f"it raised {_raised(text)}\n{text}"
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
-        return f"it could not start: {_raised(text)}\n{text}"
+        return f"{_NOT_STARTED}{_raised(text)}\n{text}"
     return f"its {'node' if 'node has died' in text else 'process'} died\n{text}"
+
+
+def _mistake(cause: str) -> UserError | None:
+    """What the user can mend, if it is that by which a peer could not start."""
+    kind, _, text = cause.splitlines()[0].removeprefix(_NOT_STARTED).partition(": ")
+    error = getattr(errors, kind, None)
+    return error(text) if isinstance(error, type) and issubclass(error, UserError) else None
 
 
 def _raised(traceback: str) -> str:

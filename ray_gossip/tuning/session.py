@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -110,8 +111,9 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
 
 
 def _trainable(sweep: Sweep, place: str) -> Any:
+    modules = [str(Path(folder).absolute()) for folder in sys.path]  # "" is the folder of the command
     return tune.with_resources(
-        tune.with_parameters(SwarmTrial, sweep=sweep, place=place),
+        tune.with_parameters(SwarmTrial, sweep=sweep, place=place, modules=modules),
         lambda point: resources(sweep.config(point)),
     )
 

@@ -34,6 +34,7 @@ _BASELINES: Mapping[Baseline, Point] = {
     "hivemind": {"engine": "hivemind"},
     "one_peer": {"swarm.num_peers": 1},
 }
+_NOTHING = object()
 _TRIES = 200  # in a row that give nothing new; then the space has no more points
 
 
@@ -57,7 +58,7 @@ class Sweep:
     def baselines(self) -> list[Point]:
         """The points of the baselines: the base config's values of all swept keys, but for what makes them so."""
         tree = self.base.model_dump(mode="json")
-        point = {key: _value(tree, key) for key in self.space}
+        point = {key: value for key in self.space if (value := _value(tree, key)) is not _NOTHING}
         return [point | _BASELINES[name] | {BASELINE: name} for name in self.settings.tune.baselines]
 
     def points(self) -> tuple[list[Point], list[str]]:
@@ -195,6 +196,9 @@ def _told(found: Mapping[str, Point], left_out: Mapping[str, str]) -> list[str]:
 
 
 def _value(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
     for part in key.split("."):
-        tree = tree[part]
-    return tree
+        value = value.get(part, _NOTHING)
+        if value is _NOTHING:
+            break  # an argument of the user's own model or data, which has its own default
+    return value

@@ -6,6 +6,7 @@ A class and not a function, because Tune waits for the `cleanup` of a class; a f
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ _OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "model.pt", "swarm",
 class SwarmTrial(tune.Trainable):
     """A swarm from its start to its summary, a result for each evaluation of its peers and every two seconds."""
 
-    def setup(self, config: dict[str, Any], *, sweep: Sweep, place: str) -> None:
+    def setup(self, config: dict[str, Any], *, sweep: Sweep, place: str, modules: list[str]) -> None:
         """Args:
         config: the point of the sweep's space.
         place: the sweep's folder, or a URI. What goes to a URI is written to Tune's folder of the trial on this
             node first; Tune copies it now and then, and `cleanup` at the end.
+        modules: folders in which the driver of the sweep finds modules, such as that of `model.factory`.
         """
         self._run: Run | None = None
+        sys.path += [folder for folder in modules if folder not in sys.path]
         own_folder = Path(self.logdir)
         self._destination = f"{place}/{own_folder.name}" if storage.is_uri(place) else None
         run_dir = own_folder if self._destination else Path(place) / own_folder.name

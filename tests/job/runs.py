@@ -33,10 +33,17 @@ _ON_TERMINAL = (
 
 def finish(*words: str, within_s: float = RUN_S, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `ray-gossip` to its end."""
+    return finish_in(ROOT, [*COMMAND, *words], within_s=within_s, environment=environment)
+
+
+def finish_in(
+    folder: Path, command: Sequence[str], *, within_s: float = RUN_S, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run any command to its end."""
     return subprocess.run(
-        [*COMMAND, *words],
-        cwd=ROOT,
-        env={**os.environ, **environment},
+        command,
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=within_s,

@@ -26,6 +26,10 @@ NUM_CPUS = len(os.sched_getaffinity(0))
         (["swarm.placement=STRICT_SPREAD"], "swarm.num_peers=4 but the cluster has 1 with room for a peer"),
         (["optimizer.name=sdg"], "optimizer.name=sdg is not in torch.optim; did you mean SGD"),
         (["swarm.num_peers=1500", "swarm.cpus_per_peer=0.001"], "swarm.num_peers=1500 is above the 14"),
+        (
+            ["model.factory=nowhere:build"],
+            "model.factory=nowhere:build: there is no module nowhere; looked in the folder",
+        ),
         (["--run-dri=x"], "unrecognized arguments: --run-dri=x"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_merged_model_loads_with_plain_torch_and_is_as_good_as_reported(quic
     model = models.build(resolved.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=1)
     model.load_state_dict(torch.load(quickstart.run_dir / "model.pt", weights_only=True))
     model.eval()
-    accuracy = (model(dataset.test_images).argmax(dim=1) == dataset.test_labels).float().mean().item()
+    accuracy = (model(dataset.test_inputs).argmax(dim=1) == dataset.test_labels).float().mean().item()
     assert accuracy == pytest.approx(quickstart.summary["merged_accuracy"], abs=1e-6)
 
 

@@ -30,7 +30,7 @@ def drawn(batches: data.Batches, num_batches: int) -> Tensor:
 
 
 def test_the_images_are_those_that_scikit_learn_describes(digits: data.Dataset) -> None:
-    images = torch.cat((digits.train_images, digits.test_images))
+    images = torch.cat((digits.train_inputs, digits.test_inputs))
     labels = torch.cat((digits.train_labels, digits.test_labels))
     pixels = (images - images.min()) / (images.max() - images.min()) * 16
     # Figures of sklearn.datasets.load_digits, whose import takes longer than all tests of this file.
@@ -41,17 +41,17 @@ def test_the_images_are_those_that_scikit_learn_describes(digits: data.Dataset) 
 
 def test_training_images_have_mean_0_and_variance_1(digits: data.Dataset) -> None:
     assert digits.in_shape == (1, 8, 8)
-    assert digits.train_images.dtype == torch.float32
+    assert digits.train_inputs.dtype == torch.float32
     assert digits.train_labels.dtype == torch.int64
-    assert digits.train_images.mean().item() == pytest.approx(0, abs=1e-5)
-    assert digits.train_images.var().item() == pytest.approx(1, abs=1e-5)
+    assert digits.train_inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert digits.train_inputs.var().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_fifth_of_every_class_is_held_out(digits: data.Dataset) -> None:
     train, test = digits.train_labels.bincount(), digits.test_labels.bincount()
     assert len(test) == digits.num_classes == 10
     assert ((test / (train + test) - 0.2).abs() < 0.01).all()
-    assert digits.num_train == len(digits.train_images) == 1797 - len(digits.test_images)
+    assert digits.num_train == len(digits.train_inputs) == 1797 - len(digits.test_inputs)
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), [(12, 4), (10, 4), (3, 8), (1, 5)])

@@ -92,7 +92,7 @@ def test_the_numbers_drawn_reach_every_place_and_no_further() -> None:
     torch.testing.assert_close(augmenter(both, extreme), one_by_one(pictures(2), extreme, EVERYTHING, SCALE))
 
 
-def test_images_without_augmentation_are_normalised_and_else_as_they_are() -> None:
+def test_inputs_without_augmentation_are_normalised_and_else_as_they_are() -> None:
     images, labels = next(batches(augmentation=data.Augmentation()))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (SCALE.mean, SCALE.std))
     torch.testing.assert_close(images, (pictures(100)[labels] / 255 - mean) / std)

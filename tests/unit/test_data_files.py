@@ -88,14 +88,14 @@ def complaint(config: DataConfig) -> str:
 
 def test_cifar10_has_the_labels_and_the_layout_of_its_files(cifar10: DataConfig) -> None:
     dataset = data.load(cifar10)
-    assert dataset.train_images.shape == (100, 3, 32, 32)
-    assert dataset.test_images.shape == (20, 3, 32, 32)
-    assert dataset.train_images.dtype == torch.uint8
+    assert dataset.train_inputs.shape == (100, 3, 32, 32)
+    assert dataset.test_inputs.shape == (20, 3, 32, 32)
+    assert dataset.train_inputs.dtype == torch.uint8
     assert (dataset.num_classes, dataset.in_shape) == (10, (3, 32, 32))
     assert dataset.train_labels[:3].tolist() == [0, 1, 2]  # of data_batch_1
     assert dataset.train_labels[20:23].tolist() == [1, 2, 3]  # of data_batch_2
     assert dataset.test_labels[:3].tolist() == [5, 6, 7]  # of test_batch
-    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)):
+    for images, labels in ((dataset.train_inputs, dataset.train_labels), (dataset.test_inputs, dataset.test_labels)):
         assert (images[:, 1:] == labels.view(-1, 1, 1, 1)).all()
         assert (images[:, 0, 2:] == 100 + labels.view(-1, 1, 1)).all()
         assert (images[:, 0, 1] == 250).all()
@@ -155,20 +155,20 @@ def test_a_download_that_fails_is_one_line(
 
 def test_tiny_imagenet_has_the_labels_of_its_tree(tiny: DataConfig) -> None:
     dataset = data.load(tiny)
-    assert dataset.train_images.shape == (200 * NUM_TRAIN_PER_CLASS, 3, 64, 64)
-    assert dataset.test_images.shape == (10_000, 3, 64, 64)
-    assert dataset.train_images.dtype == dataset.test_images.dtype == torch.uint8
+    assert dataset.train_inputs.shape == (200 * NUM_TRAIN_PER_CLASS, 3, 64, 64)
+    assert dataset.test_inputs.shape == (10_000, 3, 64, 64)
+    assert dataset.train_inputs.dtype == dataset.test_inputs.dtype == torch.uint8
     assert dataset.num_classes == len(WNIDS) == 200
     assert (dataset.train_labels.bincount() == NUM_TRAIN_PER_CLASS).all()
     assert (dataset.test_labels.bincount() == 50).all()
     assert sorted(WNIDS) != WNIDS
-    pixels = dataset.test_images[:, :, 5, 60].numpy()
+    pixels = dataset.test_inputs[:, :, 5, 60].numpy()
     assert [class_of(pixel) for pixel in pixels] == dataset.test_labels.tolist()
-    assert [class_of(pixel) for pixel in dataset.train_images[::2, :, 5, 60].numpy()] == list(range(200))
+    assert [class_of(pixel) for pixel in dataset.train_inputs[::2, :, 5, 60].numpy()] == list(range(200))
 
 
 def test_grey_jpegs_become_rgb(tiny: DataConfig) -> None:
-    grey = data.load(tiny).train_images[1::2].int()
+    grey = data.load(tiny).train_inputs[1::2].int()
     assert (grey == grey[:, :1]).all()
     assert ((grey[:, 0, 0, 0] - torch.arange(200)).abs() <= 2).all()
 
@@ -182,8 +182,8 @@ def test_decoded_images_are_read_again_without_the_tree(tiny: DataConfig, tmp_pa
 
 
 def test_what_is_done_to_loaded_images_does_not_reach_the_disk(tiny: DataConfig) -> None:
-    data.load(tiny).train_images.zero_()
-    assert data.load(tiny).train_images.any()
+    data.load(tiny).train_inputs.zero_()
+    assert data.load(tiny).train_inputs.any()
 
 
 def flip_a_bit(array: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_damaged_cache_is_made_again_by_one_of_those_who_start_together(
     with ThreadPoolExecutor(3) as pool:
         datasets = list(pool.map(data.load, [tiny] * 3))
     assert len(decoded) == 1
-    assert all(each.train_images.equal(datasets[0].train_images) for each in datasets)
+    assert all(each.train_inputs.equal(datasets[0].train_inputs) for each in datasets)
     assert (tiny.cache / "tiny-imagenet-200.npy").read_bytes() == (cache / "tiny-imagenet-200.npy").read_bytes()
     assert not list(tiny.cache.glob("*.unfinished"))
 

@@ -39,7 +39,7 @@ def test_a_report_fits_into_a_message_between_processes() -> None:
 
 @pytest.mark.parametrize("wire", [b"", b"nonsense", b"\x93\x01\x02\x03", pack(progress(4)).replace(b"loss", b"lost")])
 def test_what_is_no_record_is_refused(wire: bytes) -> None:
-    with pytest.raises(ValueError, match=r"record|validation error"):
+    with pytest.raises(ValueError, match="this is no record"):
         unpack(wire)
 
 

@@ -134,6 +134,13 @@ def test_a_point_is_the_base_config_with_its_values() -> None:
     assert configs.replace(config, {"gossip.seconds": None, "gossip.steps": 10}) == varied.base
 
 
+def test_arguments_of_a_model_of_ones_own_can_be_swept() -> None:
+    varied = sweep("model.factory=mine:net", "space.model.args.width.choice=[8, 16]", "tune.baselines=all")
+    baseline, *others = varied.points()[0]
+    assert varied.config(baseline).model.args == {}
+    assert {varied.config(point).model.args["width"] for point in others} == {8, 16}
+
+
 def test_baselines_come_first_with_the_base_values_of_what_is_swept() -> None:
     first, second, *others = points(
         "space.gossip.group_size.choice=[2, 4]", "tune.baselines=[no_averaging, hivemind]", "gossip.alpha=0.9"

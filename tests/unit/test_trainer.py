@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from ray_gossip import data, models
 from ray_gossip.config import Config, DataConfig, OptimizerConfig, parse
 from ray_gossip.errors import ConfigError
-from ray_gossip.trainer import Trainer, averaged_tensors, check_optimizer, lr_factor, state_size
+from ray_gossip.optimizer import check_optimizer, lr_factor
+from ray_gossip.state import averaged_tensors, state_size
+from ray_gossip.trainer import Trainer
 
 CPU = torch.device("cpu")
 DIGITS = data.load(DataConfig())
@@ -76,7 +78,7 @@ def test_one_peer_with_no_averaging_equals_plain_pytorch_sgd_bit_for_bit(
     model = build_model(config)
     sgd = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     batches = data.Batches(
-        DIGITS.train_images[shard], DIGITS.train_labels[shard], batch_size=32, seed=config.seed, device=CPU
+        DIGITS.train_inputs[shard], DIGITS.train_labels[shard], batch_size=32, seed=config.seed, device=CPU
     )
     for step, (images, labels) in enumerate(itertools.islice(batches, num_steps)):
         if schedule == "cosine":
@@ -144,7 +146,7 @@ def test_evaluation_leaves_batch_norm_statistics_alone() -> None:
 
 def test_evaluation_gives_the_accuracy_and_mean_loss_of_the_test_split() -> None:
     trainer = make_trainer()
-    logits = trainer.model(DIGITS.test_images)
+    logits = trainer.model(DIGITS.test_inputs)
     accuracy, loss = trainer.evaluate()
     assert accuracy == pytest.approx((logits.argmax(1) == DIGITS.test_labels).float().mean().item())
     assert loss == pytest.approx(F.cross_entropy(logits, DIGITS.test_labels).item(), rel=1e-5)
@@ -153,7 +155,7 @@ def test_evaluation_gives_the_accuracy_and_mean_loss_of_the_test_split() -> None
 def test_an_evaluation_on_fewer_samples_takes_them_from_the_whole_test_split() -> None:
     trainer = make_trainer(train={"eval_samples": 100})
     chosen = [index * len(DIGITS.test_labels) // 100 for index in range(100)]
-    logits = trainer.model(DIGITS.test_images[chosen])
+    logits = trainer.model(DIGITS.test_inputs[chosen])
     assert trainer.evaluate()[1] == pytest.approx(F.cross_entropy(logits, DIGITS.test_labels[chosen]).item(), rel=1e-5)
     assert make_trainer(train={"eval_samples": 10**6}).evaluate() == make_trainer().evaluate()
 
@@ -332,18 +334,18 @@ def in_colour(num_train: int = 120, num_test: int = 40) -> data.Dataset:
         noise = torch.randint(0, 20, (number, 3, 32, 32), generator=generator)
         return (noise + 20 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
 
-    (train_images, train_labels), (test_images, test_labels) = split(num_train), split(num_test)
+    (train_inputs, train_labels), (test_inputs, test_labels) = split(num_train), split(num_test)
     return data.Dataset(
-        train_images=train_images,
+        train_inputs=train_inputs,
         train_labels=train_labels,
-        test_images=test_images,
+        test_inputs=test_inputs,
         test_labels=test_labels,
         num_classes=10,
         scale=data.Scale(mean=(0.4, 0.4, 0.4), std=(0.25, 0.25, 0.25)),
     )
 
 
-def test_images_in_bytes_are_normalised_for_training_and_for_evaluation() -> None:
+def test_inputs_in_bytes_are_normalised_for_training_and_for_evaluation() -> None:
     dataset = in_colour()
     config = parse(
         {"data": {"augment": "standard", "cutout": 4}, "train": {"local_steps": 60}, "optimizer": {"lr": 0.1}}
@@ -409,7 +411,7 @@ def test_statistics_are_the_mean_of_the_peers_unless_they_are_measured_afresh() 
     assert fresh.settle_statistics() == "recalibrated"
     chosen = torch.randperm(DIGITS.num_train, generator=torch.Generator().manual_seed(5))[:300]
     linear, norm = fresh.model[1], fresh.model[2]  # type: ignore[index]
-    features = linear(DIGITS.train_images[chosen].flatten(1)).detach()
+    features = linear(DIGITS.train_inputs[chosen].flatten(1)).detach()
     torch.testing.assert_close(norm.running_mean, features.mean(0))
     torch.testing.assert_close(norm.running_var, features.var(0))
     assert fresh.model.training

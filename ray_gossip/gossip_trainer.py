@@ -1,0 +1,110 @@
+"""A whole run from Python, as Ray's own trainers are used: build it, `fit()`, look at the result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_gossip.config import Config, parse, read
+from ray_gossip.factory import Factories, Factory, name_of
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The merged model of a run, as a folder that holds `model.pt`."""
+
+    path: Path
+
+    @contextlib.contextmanager
+    def as_directory(self) -> Iterator[Path]:
+        """The folder, for as long as the context lasts; here for ever."""
+        yield self.path
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` of the same model takes: its tensors, by name, on the CPU."""
+        import torch
+
+        state: dict[str, Any] = torch.load(self.path / "model.pt", map_location="cpu", weights_only=True)
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run came to."""
+
+    metrics: dict[str, Any]  # what summary.json holds: merged_accuracy, peer_accuracy, rounds, samples_per_s, ...
+    path: Path  # the run's folder: TensorBoard, events.jsonl, config.yaml, ...
+    checkpoint: Checkpoint
+    error: None = None  # as in Ray's results; `fit` raises instead
+
+
+class GossipTrainer:
+    """Trains one model by gossip on a Ray cluster: the one that is connected, or that RAY_ADDRESS names, else a local
+    one for this run.
+
+    Args:
+        model: the user's own, instead of `model.name` in the config: a function, or its name package.module:function,
+            see `ray_gossip.config.ModelConfig.factory`. Any function will do that cloudpickle can send to the peers.
+        data: the same for the data set, see `ray_gossip.config.DataConfig.factory`.
+        config: everything else: a Config, a mapping such as {"gossip": {"group_size": 4}}, or a YAML file.
+        num_peers, cpus_per_peer, gpus_per_peer: go before the config's `swarm` section.
+        run_dir: new folder for the results; default: runs/<run id>.
+        verbose: show the run on standard output.
+
+    Raises:
+        ConfigError: one line that names the key and the fix.
+    """
+
+    def __init__(
+        self,
+        model: Factory | str | None = None,
+        data: Factory | str | None = None,
+        *,
+        config: Config | Mapping[str, Any] | Path | str | None = None,
+        num_peers: int | None = None,
+        cpus_per_peer: float | None = None,
+        gpus_per_peer: float | None = None,
+        run_dir: Path | str | None = None,
+        verbose: bool = True,
+    ) -> None:
+        values = read(config).model_dump()
+        swarm = {"num_peers": num_peers, "cpus_per_peer": cpus_per_peer, "gpus_per_peer": gpus_per_peer}
+        values["swarm"] |= {key: value for key, value in swarm.items() if value is not None}
+        for section, own in (("model", model), ("data", data)):
+            if own is not None:
+                values[section] |= {"name": None, "factory": own if isinstance(own, str) else name_of(own)}
+        self.config = parse(values)
+        self._factories = Factories(
+            model=None if isinstance(model, str) else model, data=None if isinstance(data, str) else data
+        )
+        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._verbose = verbose
+
+    def fit(self) -> Result:
+        """Train to the end.
+
+        Raises:
+            UserError: there is something to mend, in one line.
+            SwarmError: the run could not go on; what it wrote until then is readable in its folder.
+            KeyboardInterrupt: after an orderly stop.
+        """
+        from ray_gossip import driver
+        from ray_gossip.swarm import connected_address
+
+        address = connected_address() or os.environ.get("RAY_ADDRESS")
+        with contextlib.ExitStack() as stack:
+            stream = sys.stdout if self._verbose else stack.enter_context(Path(os.devnull).open("w"))
+            summary = driver.train(
+                self.config,
+                address=None if address in (None, "", "local") else address,
+                run_dir=self._run_dir,
+                stream=stream,
+                factories=self._factories,
+            )
+        path = Path(summary["run_dir"]).absolute()
+        return Result(metrics=summary, path=path, checkpoint=Checkpoint(path))

@@ -1,0 +1,211 @@
+"""A peer in a training loop that is not ours: join, `step()` after every optimizer step, leave. With or without Ray.
+
+The loop keeps its model, data, optimizer and device. What it adds is an engine, the same as under `ray-gossip train`:
+rounds run in another process while local steps go on, and each changes the model's parameters in place.
+"""
+
+from __future__ import annotations
+
+import atexit
+import secrets
+import sys
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_gossip import models
+from ray_gossip.addresses import check_multiaddr
+from ray_gossip.config import Config, read
+from ray_gossip.errors import UserError
+from ray_gossip.hive import (
+    Charter,
+    Listen,
+    free_index,
+    guard_forks,
+    quiet_hivemind,
+    read_charter,
+    start_dht,
+    stop_dht,
+)
+from ray_gossip.hive.gossip import GossipEngine
+from ray_gossip.records import Outcome, RoundReport
+from ray_gossip.state import ModelState, state_size
+
+
+def join(
+    model: nn.Module,
+    *,
+    initial_peers: Sequence[str] = (),
+    founders: int = 1,
+    config: Config | Mapping[str, Any] | Path | str | None = None,
+    host_maddrs: Sequence[str] = Listen.host_maddrs,
+    announce_maddrs: Sequence[str] = (),
+    identity_path: Path | None = None,
+) -> LoopPeer:
+    """Found a swarm or join one, and say on standard error how others join this peer.
+
+    Call it on the main thread, while the model is on the CPU and nothing has used CUDA: it forks. Then move the model
+    wherever it is to train, and build the optimizer.
+
+    Args:
+        model: float32. Its parameters and floating-point buffers are averaged. Whoever joins starts from the swarm's.
+        initial_peers: multiaddrs of peers that are there already, under Ray or not, one is enough; none: found a swarm.
+        founders: peers that begin together, this one included: waits for them, at most `swarm.start_s`. A peer that
+            comes when the swarm runs waits for nobody. 1: begin at once.
+        config: its sections `gossip`, `swarm` (only start_s and final_s) and `seed` count, and peers must have the
+            same. A Config, a mapping such as {"gossip": {"steps": 10}}, or a YAML file.
+        host_maddrs: where to listen, such as /ip4/0.0.0.0/tcp/4011 for peers on other machines. Default: a free port
+            of 127.0.0.1.
+        announce_maddrs: what others are told instead, behind a NAT or in a container.
+        identity_path: file with the key of its peer id, made if missing: its address stays the same.
+
+    Raises:
+        UserError: called too late or in another thread, or the model, the config or an address is none that will do.
+        SwarmError: it cannot listen, or finds no swarm, or one that trains another model.
+    """
+    settings = read(config)
+    _check(model, settings)
+    for option, addresses in (
+        ("host_maddrs", host_maddrs),
+        ("announce_maddrs", announce_maddrs),
+        ("initial_peers", initial_peers),
+    ):
+        for address in addresses:
+            check_multiaddr(option, address, names_peer=option == "initial_peers")
+    guard_forks()
+    quiet_hivemind()
+    listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
+    dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=settings.swarm.start_s)
+    try:
+        charter, peer_index = _place(dht, settings, founds=not initial_peers)
+        engine = GossipEngine(settings, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size(model))
+        peer = LoopPeer(model, engine, dht)
+    except BaseException:
+        stop_dht(dht)
+        raise
+    try:
+        print(f"ray_gossip: others join with initial_peers={list(peer.multiaddrs)}", file=sys.stderr, flush=True)
+        if initial_peers:
+            peer.local_step = engine.enter(founders=founders)
+        else:
+            engine.join(founders=founders)
+    except BaseException:
+        peer.leave(agree=False)
+        raise
+    return peer
+
+
+class LoopPeer:
+    """This process as a member of a swarm. Made by `join`; as a context manager, it leaves in the end."""
+
+    def __init__(self, model: nn.Module, engine: GossipEngine, dht: Any) -> None:
+        self._engine, self._dht = engine, dht
+        self.peer_index = engine.peer_index
+        self._has_left = False
+        self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
+        self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
+        engine.attach(_State(model))
+        atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
+
+    @property
+    def multiaddrs(self) -> tuple[str, ...]:
+        """Where others can dial this peer: their `initial_peers`."""
+        return tuple(str(address) for address in self._dht.get_visible_maddrs())
+
+    def step(self) -> list[RoundReport]:
+        """Tell the swarm that an optimizer step is done; call it after each.
+
+        Mostly it returns at once. When a round is due, it copies the parameters out; when one has ended, it adds what
+        came of it; when one is due while the one before is still in flight, it waits for that.
+
+        Returns:
+            The rounds that have ended. Parameters have changed where `outcome` is "averaged".
+
+        Raises:
+            SwarmError: this peer's own averaging process died.
+        """
+        self.local_step += 1
+        return self._told(self._engine.after_step(self.local_step))
+
+    def leave(self, *, agree: bool = True) -> Outcome | None:
+        """End this peer's part; the model stays as it is then. Once it has left, it does nothing.
+
+        Args:
+            agree: first average with all peers that come to the same end, so that all hold the same model; waits for
+                them at most `swarm.final_s`. False: leave at once, while others go on.
+
+        Returns:
+            "averaged" when they agree, "alone" when nobody else came; None where that was not asked.
+        """
+        if self._has_left:
+            return None
+        self._has_left = True
+        atexit.unregister(self.leave)
+        outcome: Outcome | None = None
+        try:
+            if agree:
+                final = self._engine.finish(self.local_step)
+                self._told(final.reports)
+                outcome = final.outcome
+                if outcome == "averaged":
+                    self._engine.say_goodbye()
+        finally:
+            self._engine.shutdown()
+            stop_dht(self._dht)
+        return outcome
+
+    def __enter__(self) -> LoopPeer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave(agree=error is None)
+
+    def _told(self, reports: Sequence[RoundReport]) -> list[RoundReport]:
+        """Without the sketches, which are for a driver: whoever collects reports would keep 16 KB of each."""
+        self.rounds.update(report.outcome for report in reports)
+        return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
+
+
+class _State:
+    """What the engine averages."""
+
+    optimizer: Any = None  # of the loop's own; the engine has no need of it
+
+    def __init__(self, model: nn.Module) -> None:
+        self._state = ModelState(model)
+
+    def read_state(self, out: Tensor) -> None:
+        self._state.read(out)
+
+    def add_to_state(self, delta: Tensor) -> None:
+        self._state.add(delta)
+
+
+def _place(dht: Any, config: Config, *, founds: bool) -> tuple[Charter, int]:
+    """What the swarm has agreed on, and this peer's index in it."""
+    if founds:
+        charter = Charter.of(config, run_id=f"loop-{secrets.token_hex(4)}", has_driver=False)
+        return replace(charter, num_peers=1), 0
+    charter = read_charter(dht, within_s=config.swarm.start_s)
+    charter.check(config, only=("engine", "seed", "gossip."))  # data, model and steps are each loop's own
+    return charter, free_index(dht, charter) + secrets.randbelow(1000)  # others may look for one at the same moment
+
+
+def _check(model: nn.Module, config: Config) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("join on the main thread: it forks, and its children end with the thread that forked them")
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise UserError("join before anything uses CUDA, because it forks: first join, then model.cuda()")
+    if config.engine != "gossip" or config.gossip.average_momentum:
+        key = "gossip.average_momentum" if config.engine == "gossip" else "engine=hivemind"
+        raise UserError(f"{key} needs the optimizer, which a loop of your own keeps to itself: leave it out")
+    models.check(model, called="the model")

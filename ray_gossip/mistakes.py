@@ -1,0 +1,87 @@
+"""A mistake in the config as one line: key, value, what is wrong, and what was meant or what the field is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first mistake, as one line: key, value, what is wrong, and what was meant or what the field is."""
+    mistake = error.errors()[0]
+    location = [str(part) for part in mistake["loc"]]
+    key = ".".join(location) or "config"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if mistake["type"] == "extra_forbidden":
+        return f"{_unknown(location, schema)}{more}"
+    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if mistake["type"] == "model_type":
+        example = next((known for known in keys(schema) if known.startswith(f"{key}.")), "gossip.group_size")
+        return f"{key}={mistake['input']!r}: {key} is a section; set a key in it, such as {example}{more}"
+    if mistake["type"] == "value_error":
+        return f"{key}: {message}{more}"
+    return f"{key}={mistake['input']!r} {message}{_help(location, schema)}{more}"
+
+
+def mistake_in(key: str, schema: type[BaseModel]) -> str | None:
+    """What is wrong with a dotted key itself, if anything is."""
+    known = keys(schema)
+    example = next((each for each in known if each.startswith(f"{key}.")), None)
+    if example:
+        return f"{key} is a section; name a key in it, such as {example}"
+    return None if key in known else _unknown(key.split("."), schema)
+
+
+def _unknown(location: Sequence[str], schema: type[BaseModel]) -> str:
+    meant = " or ".join(_meant(location, schema))
+    hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(_siblings(location, schema))}"
+    return f"unknown key {'.'.join(location)}; {hint}"
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a schema."""
+    sections = _sections(model)
+    found: list[str] = []
+    for name in model.model_fields:
+        found += keys(sections[name], f"{prefix}{name}.") if name in sections else [f"{prefix}{name}"]
+    return found
+
+
+def _section_of(location: Sequence[str], schema: type[BaseModel]) -> type[BaseModel]:
+    model = schema
+    for part in location[:-1]:
+        model = _sections(model).get(part, model)
+    return model
+
+
+def _siblings(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    return list(_section_of(location, schema).model_fields)
+
+
+def _meant(location: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    """Known keys that look like this unknown one: in its section, else in any."""
+    *section, name = location
+    here = difflib.get_close_matches(name, _siblings(location, schema), n=1)
+    if here:
+        return [".".join([*section, *here])]
+    last_names = {key: key.rpartition(".")[2] for key in keys(schema)}
+    anywhere = difflib.get_close_matches(name, set(last_names.values()), n=1)
+    return [key for key, last in last_names.items() if last in anywhere]
+
+
+def _help(location: Sequence[str], schema: type[BaseModel]) -> str:
+    field = _section_of(location, schema).model_fields.get(location[-1]) if location else None
+    if field is None or not field.description:
+        return ""
+    text = " ".join(field.description.split()).split(". ")[0].rstrip(".")
+    return f" ({text[0].lower()}{text[1:]})" if "Literal" not in str(field.annotation) else ""

@@ -1,0 +1,57 @@
+"""A model, a data set and a loop of the user's own, outside this repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.job.runs import ROOT, finish_in
+
+SCRIPT = str(Path(sys.executable).with_name("ray-gossip"))
+BY_BIGRAMS = 0.272  # share of the characters that are right when each is guessed from the one before it alone
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the user's package is."""
+    shutil.copytree(ROOT / "tests" / "yours" / "charlm", tmp_path / "charlm")
+    return tmp_path
+
+
+def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(folder: Path) -> None:
+    done = finish_in(folder, [SCRIPT, "train", "charlm/config.yaml", "--run-dir", "run", "--json"])
+    assert done.returncode == 0, done
+    summary = json.loads(done.stdout)
+    assert summary["merged_accuracy"] > BY_BIGRAMS + 0.05
+    assert summary["rounds"]["averaged"] == 20
+    assert summary["consensus_distance"] < 1e-3
+
+
+def test_a_mistake_that_only_peers_can_find_is_one_line_too(folder: Path) -> None:
+    words = [str(folder / "charlm" / "config.yaml"), "data.args.num_characters=10", "--run-dir", str(folder / "run")]
+    done = finish_in(ROOT, [SCRIPT, "train", *words], environment={"PYTHONPATH": str(folder)})
+    assert done.returncode == 2, done
+    assert done.stderr.splitlines()[-1] == (
+        "ray-gossip: data.factory=charlm.text:next_characters: train_inputs holds no samples: its shape is [0, 32]"
+    )
+
+
+def test_a_script_trains_from_python_on_the_ray_it_has_started_and_its_own_loops_are_peers_in_actors(
+    folder: Path,
+) -> None:
+    shutil.copy(ROOT / "tests" / "yours" / "script.py", folder)
+    done = finish_in(folder, [sys.executable, "script.py", str(folder / "run")])
+    assert done.returncode == 0, done
+    answer = json.loads(done.stdout)  # and nothing else: it is not verbose
+    assert answer["metrics"]["merged_accuracy"] > BY_BIGRAMS
+    assert answer["path"] == str(folder / "run")
+    assert answer["saved"] == ["model.pt"]
+    assert answer["still_connected"]
+    (rounds, ended, weights), (_, other_ended, other_weights) = answer["loops"]
+    assert rounds["averaged"] > 0
+    assert ended == other_ended == "averaged"
+    assert weights == pytest.approx(other_weights, abs=1e-5)

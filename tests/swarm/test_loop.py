@@ -1,0 +1,156 @@
+"""`join`, `step`, `leave`: real peers whose loop is the test's."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+import pytest
+from torch import nn
+
+import ray_gossip
+from ray_gossip.testing import RemotePeer
+from tests.swarm.swarms import descendants
+
+GOSSIP = {"steps": 1, "overlap": False, "matchmaking_s": 2}
+SWARM = {"final_s": 20, "start_s": 30}
+
+
+class Loop:
+    """A process with a loop of its own; its model is one row of weights."""
+
+    def __init__(self, value: float, initial_peers: Sequence[str], founders: int, size: int, steps: int) -> None:
+        config = {"gossip": {**GOSSIP, "steps": steps}, "swarm": SWARM}
+        self.model = nn.Linear(size, 1, bias=False)
+        nn.init.constant_(self.model.weight, value)
+        self.peer = ray_gossip.join(self.model, initial_peers=initial_peers, founders=founders, config=config)
+
+    def weights(self) -> list[float]:
+        return self.model.weight.flatten().tolist()
+
+    def set(self, value: float) -> None:
+        nn.init.constant_(self.model.weight, value)
+
+    def steps(self, number: int) -> list[tuple[str, int]]:
+        """Local steps that change nothing; returns outcome and group size of the rounds that they brought about."""
+        reports = [report for _ in range(number) for report in self.peer.step()]
+        assert all(report.sketch_before == report.sketch_after == () for report in reports)
+        return [(report.outcome, len(report.group)) for report in reports]
+
+    def steps_in_background(self) -> None:
+        self._going = True
+
+        def run() -> None:
+            while self._going:
+                self.peer.step()
+                time.sleep(0.02)
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._going = False
+        self._thread.join()
+
+    def leave(self, agree: bool) -> str | None:
+        return self.peer.leave(agree=agree)
+
+
+Start = Callable[..., RemotePeer]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a process with a loop; all of them are ended."""
+    with ExitStack() as stack:
+
+        def start(
+            value: float, initial_peers: Sequence[str] = (), founders: int = 1, size: int = 4, steps: int = 1
+        ) -> RemotePeer:
+            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps)
+            stack.callback(peer.close)
+            return peer
+
+        yield start
+
+
+def multiaddrs(loop: Loop) -> list[str]:
+    return list(loop.peer.multiaddrs)
+
+
+def left(loop: RemotePeer) -> list[str]:
+    """Processes below this one; torch's own for shared memory stays until it ends."""
+    assert loop.process.pid is not None
+    return [process.name for process in descendants(loop.process.pid) if not process.name.startswith("torch_shm")]
+
+
+def test_a_newcomer_starts_from_the_swarms_parameters_and_leaves_without_holding_up_anybody(start: Start) -> None:
+    first = start(1.0)
+    first.receive()
+    assert first.call(Loop.steps, 2) == [("alone", 1)] * 2
+    first.call(Loop.steps_in_background)
+    newcomer = start(5.0, first.call(multiaddrs))
+    newcomer.receive()
+    assert newcomer.call(Loop.weights) == [1.0] * 4
+    newcomer.call(Loop.set, 3.0)
+    assert ("averaged", 2) in newcomer.call(Loop.steps, 5)
+    first.call(Loop.stop)
+    assert 1.0 < first.call(Loop.weights)[0] < 3.0
+    assert newcomer.call(Loop.leave, False) is None
+    assert left(newcomer) == []
+    started = time.monotonic()
+    assert first.call(Loop.steps, 2)[-1] == ("alone", 1)
+    assert time.monotonic() - started < 5.0
+
+
+def test_who_joins_before_the_first_round_starts_from_the_founders_parameters_and_they_agree_in_the_end(
+    start: Start,
+) -> None:
+    first = start(1.0)
+    first.receive()
+    second = start(5.0, first.call(multiaddrs), founders=2)
+    second.receive()
+    assert second.call(Loop.weights) == [1.0] * 4
+    second.call(Loop.set, 2.0)
+    for loop in (first, second):
+        loop.send(Loop.leave, True)
+    assert [loop.receive() for loop in (first, second)] == ["averaged"] * 2
+    assert first.call(Loop.weights) == second.call(Loop.weights) == [1.5] * 4
+    assert left(first) == left(second) == []
+
+
+def test_a_peer_that_is_alone_leaves_at_once_and_only_once(start: Start) -> None:
+    loop = start(1.0)
+    loop.receive()
+    assert loop.call(Loop.leave, True) == "alone"
+    assert loop.call(Loop.leave, True) is None
+    assert left(loop) == []
+
+
+def test_another_model_is_refused(start: Start) -> None:
+    first = start(1.0)
+    first.receive()
+    with pytest.raises(AssertionError, match=r"SwarmError: the swarm averages 4 elements, this peer has 6"):
+        start(1.0, first.call(multiaddrs), size=6).receive()
+
+
+def test_another_schedule_is_refused(start: Start) -> None:
+    first = start(1.0)
+    first.receive()
+    with pytest.raises(
+        AssertionError, match=r"ConfigError: this peer has gossip\.steps=7, but the swarm .* give gossip\.s"
+    ):
+        start(1.0, first.call(multiaddrs), steps=7).receive()
+
+
+def test_ctrl_c_still_ends_the_loop(start: Start) -> None:
+    loop = start(1.0)
+    loop.receive()
+    assert loop.call(raises_keyboard_interrupt)
+
+
+def raises_keyboard_interrupt(_: Loop) -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
