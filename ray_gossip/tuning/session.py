@@ -149,6 +149,7 @@ class _Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # until Tune listens
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._interrupt)
@@ -160,16 +161,16 @@ class _Interrupt:
     def pass_on(self) -> None:
         """Now that all is written, do what the signal asked for."""
         if self._number is not None:
-            self._before[self._number](self._number, None)
+            signal.raise_signal(self._number)
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        if self._number is not None:
-            self.__exit__()
-            self._before[number](number, frame)
-        else:
+        if self._number is None and callable(signal.getsignal(signal.SIGUSR1)):
             self._number = number
             LOG.info("interrupted: stopping the trials; once more to stop at once")
             signal.raise_signal(signal.SIGUSR1)
+        else:
+            self.__exit__()
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
