@@ -40,7 +40,8 @@ class Points(Searcher):
             try:
                 self._sweep.config(point)
             except ConfigError:
-                self._learning.on_trial_complete(name, error=True)
+                # a failure would teach it nothing: it would suggest the same again
+                self._learning.on_trial_complete(name, self._told({}))
             else:
                 self._suggested[trial_id] = name
                 return {**point, **({BASELINE: NO_BASELINE} if self._sweep.settings.tune.baselines else {})}
@@ -48,12 +49,14 @@ class Points(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if self._learning is not None and trial_id in self._suggested:
-            objectives = self._sweep.settings.tune.objectives
-            told = {objective: comparable(objective, result) for objective in objectives} if result else None
+            told = self._told(result) if result else None
             self._learning.on_trial_complete(self._suggested[trial_id], told, error)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The searcher learns from ends only; who is stopped early is the scheduler's business."""
+
+    def _told(self, result: dict[str, Any]) -> dict[str, float]:
+        return {objective: comparable(objective, result) for objective in self._sweep.settings.tune.objectives}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
@@ -74,7 +77,7 @@ def searcher(sweep: Sweep, points: list[Point]) -> Searcher:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {key: _domain(distribution) for key, distribution in sweep.space.items()}
+    space = OptunaSearch.convert_search_space({key: _domain(each) for key, each in sweep.space.items()})
     modes = ["max" if objective in LARGER_IS_BETTER else "min" for objective in settings.objectives]
     return Points(
         sweep,

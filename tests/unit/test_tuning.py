@@ -1,0 +1,203 @@
+"""What a trial reports, who is stopped for it, and what the report makes of it: no trial is run."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ray_gossip.resources import num_that_fit
+from ray_gossip.tuning import plots
+from ray_gossip.tuning import sweep as sweeps
+from ray_gossip.tuning.importance import importance
+from ray_gossip.tuning.metrics import Metrics, Scores, comparable
+from ray_gossip.tuning.outcome import End, Outcome, pareto, rank
+from ray_gossip.tuning.search import scheduler, searcher
+from ray_gossip.tuning.sweep import Sweep
+from tests.unit.test_telemetry import a_config, a_swarm, evaluation, fold, lost, progress, report, started
+
+
+def a_sweep(*words: str) -> Sweep:
+    return sweeps.load(None, ["train.eval_every=50", "train.local_steps=400", *words])
+
+
+def an_outcome(name: str, end: End, accuracy: float, megabytes: float = 1.0, *, lr: float = 0.1) -> Outcome:
+    steps = [50, 100] if end == "stopped_early" else [50, 100, 400]
+    history: list[Metrics] = [
+        {
+            "local_step": step,
+            "peer_accuracy": accuracy * step / steps[-1],
+            "bytes_sent": megabytes * 1e6 * step / steps[-1],
+            "train_s": step / 10,
+            "merged_accuracy": accuracy if step == 400 else math.nan,
+        }
+        for step in steps
+    ]
+    return Outcome(name, {"optimizer.lr": lr}, end, history[-1], history, cause="", num_failures=0)
+
+
+class TestTheMetricsOfATrial:
+    def test_are_the_same_from_the_first_result_to_the_last(self) -> None:
+        state = a_swarm(2)
+        scores = Scores(state, target_accuracy=None)
+        first = scores.metrics(local_step=0)
+        summary = {"merged_accuracy": 0.9, "merged_loss": 0.1, "consensus_distance": 0.0}
+        last = scores.metrics(local_step=400, summary=summary)
+        assert first.keys() == last.keys()
+        assert math.isnan(first["merged_accuracy"])
+        assert (last["merged_accuracy"], last["finished"]) == (0.9, 1)
+
+    def test_an_evaluation_counts_once_all_live_peers_have_done_it(self) -> None:
+        state = a_swarm(3)
+        scores = Scores(state, target_accuracy=None)
+        fold(state, [started(0), started(1), started(2), evaluation(0, 50, 0.5), evaluation(1, 100, 0.7)])
+        assert scores.evaluated_step() == 0
+        fold(state, [lost(2)])
+        assert scores.evaluated_step() == 50
+        assert scores.metrics(local_step=50)["peer_accuracy"] == pytest.approx(0.6)
+
+    def test_the_target_is_reached_when_the_peers_are_as_good_on_average(self) -> None:
+        state = a_swarm(1)
+        scores = Scores(state, target_accuracy=0.8)
+        fold(state, [started(0), progress(0, 10, wall_time=1000.0), report(0, 1), evaluation(0, 50, 0.7)])
+        assert math.isnan(scores.metrics(local_step=50)["bytes_to_target"])
+        fold(state, [progress(0, 90, wall_time=1030.0), report(0, 2), evaluation(0, 100, 0.8)])
+        reached = scores.metrics(local_step=100)
+        assert (reached["seconds_to_target"], reached["bytes_to_target"]) == (30.0, 2_000_000)
+        fold(state, [report(0, 3)])
+        assert scores.metrics(local_step=150)["bytes_to_target"] == 2_000_000
+
+
+class TestWhatIsBest:
+    def test_a_trial_without_a_merged_model_counts_by_its_peers_and_an_unreached_target_is_infinitely_far(self) -> None:
+        stopped = {"merged_accuracy": math.nan, "peer_accuracy": 0.4, "bytes_to_target": math.nan}
+        assert comparable("merged_accuracy", stopped) == 0.4
+        assert comparable("bytes_to_target", stopped) == math.inf
+        assert comparable("peer_accuracy", {}) == -math.inf
+
+    def test_who_finished_comes_before_who_was_stopped(self) -> None:
+        outcomes = [
+            an_outcome("stopped", "stopped_early", 0.99),
+            an_outcome("worse", "finished", 0.8),
+            an_outcome("better", "finished", 0.9),
+            an_outcome("failed", "failed", 0.95),
+        ]
+        assert [each.name for each in rank(outcomes, "merged_accuracy")] == ["better", "worse", "stopped", "failed"]
+
+    def test_the_pareto_front_holds_who_is_beaten_in_nothing_without_winning_something(self) -> None:
+        outcomes = [
+            an_outcome("accurate", "finished", 0.95, 10),
+            an_outcome("thrifty", "finished", 0.90, 1),
+            an_outcome("beaten", "finished", 0.90, 5),
+            an_outcome("as good as thrifty", "finished", 0.90, 1),
+            an_outcome("stopped", "stopped_early", 0.99, 0.5),
+        ]
+        front = pareto(outcomes, ["merged_accuracy", "bytes_sent"])
+        assert [each.name for each in front] == ["accurate", "thrifty", "as good as thrifty"]
+
+    def test_the_key_that_matters_is_told_from_the_one_that_does_not(self) -> None:
+        sweep = a_sweep("space.optimizer.lr.uniform=[0.01, 0.2]", "space.seed.choice=[0, 1]")
+        outcomes = [
+            Outcome(
+                **{
+                    **vars(an_outcome(f"{i}", "finished", 0.5 + i / 40)),
+                    "point": {"optimizer.lr": i / 100, "seed": i % 2},
+                }
+            )
+            for i in range(1, 17)
+        ]
+        shares = importance(sweep, outcomes)
+        assert next(iter(shares)) == "optimizer.lr"
+        assert shares["optimizer.lr"] > 0.8
+        assert importance(sweep, outcomes[:3]) == {}
+
+    def test_pictures_are_drawn_of_whatever_there_is(self) -> None:
+        sweep = a_sweep("space.optimizer.lr.loguniform=[0.01, 0.2]")
+        some = [an_outcome("best", "finished", 0.9), an_outcome("stopped", "stopped_early", 0.4, lr=0.02)]
+        assert set(plots.draw(sweep, some, best=some[0], front=[])) == set(plots.NAMES)
+        assert plots.draw(sweep, [], best=None, front=[]) == {}
+
+
+class TestWhoIsStoppedEarly:
+    def test_asha_stops_the_hopeless_but_no_baseline_and_nobody_before_the_first_evaluation(self) -> None:
+        asha: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.baselines=all"), max_steps=400)
+        good, bad, baseline = (ATrial(name) for name in ("good", "bad", "all"))
+        for trial in (good, bad, baseline):
+            asha.on_trial_add(None, trial)
+        assert asha.on_trial_result(None, good, result(50, 0.9)) == "CONTINUE"
+        assert asha.on_trial_result(None, bad, result(0, math.nan)) == "CONTINUE"
+        assert asha.on_trial_result(None, baseline, result(50, 0.1)) == "CONTINUE"
+        assert asha.on_trial_result(None, bad, result(50, 0.2)) == "STOP"
+        asha.on_trial_complete(None, baseline, result(400, 0.99, merged=0.99))
+
+    def test_the_median_rule_never_pauses_and_is_not_misled_by_what_is_unknown(self) -> None:
+        median: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.scheduler=median"), max_steps=400)
+        controller = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
+        trials = [ATrial(name) for name in "abcd"]
+        for trial in trials:
+            median.on_trial_add(controller, trial)
+            assert median.on_trial_result(controller, trial, result(0, math.nan)) == "CONTINUE"
+        for trial, accuracy in zip(trials[:3], (0.9, 0.8, 0.7), strict=True):
+            assert median.on_trial_result(controller, trial, result(50, accuracy)) == "CONTINUE"
+        assert median.on_trial_result(controller, trials[3], result(50, 0.1)) == "STOP"
+
+
+class TestWhichTrialComesNext:
+    def test_known_points_in_their_order_then_nothing(self) -> None:
+        sweep = a_sweep("space.seed.grid=[3, 1, 2]")
+        points: Any = searcher(sweep, sweep.points()[0])
+        assert [points.suggest(name) for name in "abc"] == [{"seed": 3}, {"seed": 1}, {"seed": 2}]
+        assert points.suggest("d") == "FINISHED"
+
+    def test_optuna_follows_the_baselines_and_what_it_suggests_is_a_config(self, tmp_path: Any) -> None:
+        sweep = a_sweep(
+            "space.gossip.group_size.choice=[2, 4]",
+            "space.gossip.min_group_size.choice=[2, 3, 4]",
+            "tune.searcher=optuna",
+            "tune.baselines=hivemind",
+        )
+        points: Any = searcher(sweep, sweep.points()[0])
+        assert points.suggest("first")["baseline"] == "hivemind"
+        points.on_trial_complete("first", result(400, 0.9, merged=0.9))
+        for number in range(12):
+            point = points.suggest(f"trial {number}")
+            assert point["baseline"] == "none"
+            sweep.config(point)
+            points.on_trial_complete(f"trial {number}", result(50, 0.5))
+        points.save(str(tmp_path / "state"))
+        again: Any = searcher(sweep, sweep.points()[0])
+        again.restore(str(tmp_path / "state"))
+        assert again.suggest("another")["baseline"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("peers", "placement", "nodes", "fit"),
+    [
+        (2, "PACK", [8, 8], 8),
+        (3, "PACK", [8, 8], 5),
+        (2, "STRICT_SPREAD", [8, 1], 1),
+        (2, "STRICT_SPREAD", [8, 3, 3], 6),
+        (4, "STRICT_SPREAD", [8, 8], 0),
+    ],
+)
+def test_as_many_trials_run_at_once_as_their_bundles_fit(
+    peers: int, placement: str, nodes: list[int], fit: int
+) -> None:
+    swarm = a_config().swarm.model_copy(
+        update={"num_peers": peers, "placement": placement, "cpus_per_peer": 1, "gpus_per_peer": 1}
+    )
+    assert num_that_fit(swarm, [{"CPU": 64.0, "GPU": float(gpus)} for gpus in nodes]) == fit
+
+
+class ATrial:
+    """What a scheduler sees of one; `all` is a baseline."""
+
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+        self.config = {"baseline": "all" if name == "all" else "none"}
+
+
+def result(step: int, accuracy: float, *, merged: float = math.nan) -> dict[str, float]:
+    return {"local_step": step, "peer_accuracy": accuracy, "merged_accuracy": merged}
