@@ -88,6 +88,6 @@ def _outcome(trial: Trial, results: Any) -> Outcome:
 def _end(trial: Trial) -> End:
     if trial.status == Trial.ERROR:
         return "failed"
-    if trial.status != Trial.TERMINATED:
+    if trial.status != Trial.TERMINATED or not trial.last_result:  # when the time is over, who waits is "terminated"
         return "unfinished"
-    return "finished" if (trial.last_result or {}).get("finished") else "stopped_early"
+    return "finished" if trial.last_result.get("finished") else "stopped_early"
