@@ -93,12 +93,10 @@ class GossipTrainer:
             SwarmError: the run could not go on; what it wrote until then is readable in its folder.
             KeyboardInterrupt: after an orderly stop.
         """
-        import ray
-
         from ray_gossip import driver
+        from ray_gossip.swarm import connected_address
 
-        connected = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
-        address = connected or os.environ.get("RAY_ADDRESS")
+        address = connected_address() or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
             stream = sys.stdout if self._verbose else stack.enter_context(Path(os.devnull).open("w"))
             summary = driver.train(

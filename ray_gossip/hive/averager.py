@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.guests import GuestBook, pack
+from ray_gossip.hive.guests import GuestBook, pack, unpack
 from ray_gossip.hive.meeting import Gathering
 from ray_gossip.hive.membership import Member, Membership, View
 from ray_gossip.hive.mixer import Mixer
@@ -75,7 +75,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._membership = Membership(dht, charter=charter, own=own)
         self._guests = GuestBook(charter.num_peers)
         self._charter = charter
-        self._telling = asyncio.Lock()  # records reach the driver in order
+        self._untold: list[bytes] = []
+        self._telling = asyncio.Lock()
         self._mixer = Mixer(gossip)
         self._sketch = Sketch(state.numel())
         self._traffic = Traffic()
@@ -116,9 +117,9 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add."""
         return self._call("_gossip_round", round=round, local_step=local_step, weight=weight)
 
-    def tell_driver(self, records: Sequence[Record]) -> MPFuture[bool]:
-        """A guest's records, by way of one of the driver's own peers; False when none of them can be reached."""
-        return self._call("_tell_driver", records=records)
+    def tell_driver(self, record: Record) -> MPFuture[None]:
+        """A guest's record, by way of one of the driver's own peers; it is lost when none of them can be reached."""
+        return self._call("_tell_driver", wire=pack(record))
 
     def take_guest_records(self) -> MPFuture[list[Record]]:
         """What guests have told this peer for the driver."""
@@ -176,15 +177,16 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     async def _take_guest_records(self) -> list[Record]:
         return self._guests.take(self._membership.view)
 
-    async def _tell_driver(self, records: Sequence[Record]) -> bool:
-        request = averaging_pb2.JoinRequest(gather=pack(records))
-        async with self._telling:
+    async def _tell_driver(self, wire: bytes) -> None:
+        self._untold.append(wire)
+        async with self._telling:  # in order; whoever waited here may find that its record has gone with another
+            told, self._untold = self._untold, []
+            request = averaging_pb2.JoinRequest(gather=msgpack.packb(told))
             for host in self._membership.view.present:
-                if host.peer_index < self._charter.num_peers:
+                if told and host.peer_index < self._charter.num_peers:
                     with contextlib.suppress(*GONE, asyncio.TimeoutError):
                         await self._stub(host.peer_id).rpc_tell(request, timeout=ANSWER_S)
-                        return True
-        return False
+                        return
 
     def _stub(self, peer_id: str) -> Any:
         return self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix)
@@ -365,7 +367,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
         """A guest has something for the driver."""
-        self._guests.write(context.remote_id.to_base58(), request.gather)
+        records = [unpack(wire) for wire in msgpack.unpackb(request.gather)]
+        self._guests.write(context.remote_id.to_base58(), records)
         return averaging_pb2.MessageFromLeader(code=averaging_pb2.NO_CODE)
 
     # ---- the all-reduce -------------------------------------------------------------------------------------------

@@ -207,10 +207,10 @@ class GossipEngine:
     def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
         """Pass on this peer's records, when it is a guest; wait at most so long until they have arrived."""
         if self._is_guest and self._charter.has_driver and records:
-            told = self.averager.tell_driver(records)
-            if wait_s:
+            *_, last = [self.averager.tell_driver(record) for record in records]
+            if wait_s and self.averager.is_alive():
                 with contextlib.suppress(FutureTimeoutError, TimeoutError):
-                    told.result(timeout=wait_s)
+                    last.result(timeout=wait_s)
 
     def guest_records(self) -> list[Record]:
         """What guests have told this peer up to the last time that this was asked; waits for nothing."""

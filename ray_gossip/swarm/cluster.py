@@ -42,6 +42,11 @@ def cluster(config: SwarmConfig, *, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def connected_address() -> str | None:
+    """The Ray cluster that this process is connected to already."""
+    return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+
+
 def _start_local() -> None:
     try:
         with _own_signal_handlers(hold_ctrl_c=True):

@@ -63,10 +63,11 @@ def _consensus_distance(state: SwarmState, peers: Sequence[PeerState]) -> float 
     # the last word of a guest may not have come before the driver's own peers were done
     ends = [peer.finished for peer in peers if peer.is_live and (peer.finished or peer.peer_index in state.founders)]
     sketches = [end.sketch for end in ends if end and end.sketch]
-    if len(sketches) == 1 and peers[0].finished and peers[0].finished.final_outcome != "alone":
-        return None  # the others have not reported here
-    if sketches and len(sketches) == len(ends):
+    is_lone = len(state.peers) == 1
+    if sketches and len(sketches) == len(ends) and (len(sketches) > 1 or not is_lone):
         return distance_of_sketches(sketches)
+    if is_lone and any(end.final_outcome == "averaged" for end in ends if end):
+        return None  # the others report elsewhere
     return state.last_round.consensus_distance if state.last_round else None
 
 

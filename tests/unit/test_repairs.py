@@ -38,7 +38,7 @@ async def answer(pipe: Any, call_id: Any) -> None:
 
 async def late_answer_then_another(pending: dict[Any, Any] | None) -> Any:
     """What becomes of a call that waits when the answer to a call that was given up arrives first."""
-    client: Any = ControlClient(daemon_connector=None, listen_maddr="/unix/nowhere")
+    client: Any = ControlClient(None, _initialized_with_create=True)
     client._read_task = client._write_task = None  # it is never started
     if pending is not None:
         client._pending_calls = pending
