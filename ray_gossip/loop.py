@@ -85,7 +85,14 @@ def join(
     dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=settings.swarm.start_s)
     try:
         charter, peer_index = _place(dht, settings, founds=not initial_peers)
-        engine = GossipEngine(settings, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size(model))
+        engine = GossipEngine(
+            settings,
+            dht=dht,
+            charter=charter,
+            peer_index=peer_index,
+            state_size=state_size(model),
+            has_own_data=True,
+        )
         peer = LoopPeer(model, engine, dht)
     except BaseException:
         stop_dht(dht)

@@ -32,7 +32,7 @@ from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.guests import GuestBook, pack, unpack
 from ray_gossip.hive.meeting import Gathering
-from ray_gossip.hive.membership import Member, Membership, View
+from ray_gossip.hive.membership import Member, Membership, View, takers
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage
@@ -223,7 +223,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             sketch_after=tuple(after.tolist()),
             swarm_round=self._membership.view.latest_round,
             stretch=self._own.stretch,
-            members=tuple(sorted({member.peer_index for member in view.at(round)})),
+            members=takers(view.at(round)),
         )
 
     async def _change(

@@ -40,7 +40,7 @@ class Engine(Protocol):
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
 
-    members: tuple[int, ...] | None  # peer indices of the swarm as of late; None: not known
+    members: tuple[int, ...] | None  # peer indices to whom samples are dealt as of late; None: not known
 
     def join(self, *, founders: int) -> object:
         """Enter a swarm that begins; wait for the other founders, with a deadline."""

@@ -24,7 +24,7 @@ from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.clock import RoundClock
 from ray_gossip.hive.engine import FinalResult, TrainingState
-from ray_gossip.hive.membership import REFRESH_S, Member, View
+from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.round import FINAL_ROUND, RoundResult
 from ray_gossip.records import Record, RoundReport
@@ -56,15 +56,30 @@ class GossipEngine:
     Args:
         state_size: elements of the state that is averaged.
         node: peers with the same node share a machine.
+        has_own_data: the swarm's samples are dealt to the others.
     """
 
     def __init__(
-        self, config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, state_size: int, node: str = ""
+        self,
+        config: Config,
+        *,
+        dht: hivemind.DHT,
+        charter: Charter,
+        peer_index: int,
+        state_size: int,
+        node: str = "",
+        has_own_data: bool = False,
     ) -> None:
         check_codec(config.gossip.compression)
         self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
         self.snapshot = torch.zeros(state_size)
-        own = Member(peer_id=dht.peer_id.to_base58(), peer_index=peer_index, node=node, epoch=time.time())
+        own = Member(
+            peer_id=dht.peer_id.to_base58(),
+            peer_index=peer_index,
+            node=node,
+            epoch=time.time(),
+            has_own_data=has_own_data,
+        )
         self.averager = GossipAverager(
             self.snapshot,
             dht,
@@ -103,7 +118,7 @@ class GossipEngine:
         if self.gossip.seconds is not None:
             self._origin = view.epoch
             self._next_round = self._clock.latest_due(self._position(0), at_least=0)
-        self.members = self._latest_members = _indices(view)
+        self.members = self._latest_members = takers(view.present)
         return view
 
     def join_running(self) -> int:
@@ -138,7 +153,8 @@ class GossipEngine:
         self._next_round = from_round
         self._snapshot_step = view.local_step
         self._is_guest = True
-        self.members = self._latest_members = _indices(self._ask(self.averager.declare(from_round, is_founder=False)))
+        declared: View = self._ask(self.averager.declare(from_round, is_founder=False))
+        self.members = self._latest_members = takers(declared.present)
         return view.local_step
 
     def enter(self, *, founders: int) -> int:
@@ -323,7 +339,3 @@ class GossipEngine:
                     raise SwarmError("the averager process of this peer died") from None
                 if time.monotonic() > deadline:
                     raise SwarmError("the averager process of this peer is hung") from None
-
-
-def _indices(view: View) -> tuple[int, ...]:
-    return tuple(sorted({member.peer_index for member in view.present}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Member:
     distance: float = 0.0  # its estimate of the consensus distance, as a fraction of the parameter norm; 0: none yet
     stretch: int = 1  # consensus control: it takes part in every so manieth round
     left: bool = False
+    has_own_data: bool = False  # samples are dealt to the others only
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ class Member:
             self.distance,
             self.stretch,
             self.left,
+            self.has_own_data,
         ]
 
     @classmethod
@@ -72,6 +74,7 @@ class Member:
                 float(distance),
                 int(stretch),
                 bool(left),
+                bool(has_own_data),
             ]:
                 return cls(
                     peer_id=peer_id,
@@ -84,6 +87,7 @@ class Member:
                     distance=distance,
                     stretch=stretch,
                     left=left,
+                    has_own_data=has_own_data,
                 )
         return None
 
@@ -128,6 +132,11 @@ class View:
         """The median of what the members do: those that differ for a moment find back to the others."""
         values = sorted(member.stretch for member in self.present)
         return values[len(values) // 2] if values else 1
+
+
+def takers(members: Iterable[Member]) -> tuple[int, ...]:
+    """Peer indices of those to whom the swarm's samples are dealt, in order."""
+    return tuple(sorted({member.peer_index for member in members if not member.has_own_data}))
 
 
 def members_key(run_id: str) -> str:

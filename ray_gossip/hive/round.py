@@ -24,7 +24,7 @@ class RoundResult:
     sketch_after: tuple[float, ...]
     swarm_round: int  # the latest round that any member has begun
     stretch: int  # consensus control: the next round is the next multiple of this
-    members: tuple[int, ...]  # peer indices of all who counted in this round
+    members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
 
 
 class NoRound(Exception):

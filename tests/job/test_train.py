@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,33 @@ def test_six_peers_train_in_groups_of_up_to_four(tmp_path: Path) -> None:
     assert run.summary["merged_accuracy"] > 0.9
     assert run.summary["rounds"]["failed"] == run.summary["rounds"]["partial"] == 0
     assert run.summary["final_outcome"] == ["averaged"] * 6
+
+
+ONE_IMAGE = 1 / 364  # of the test split
+
+
+def test_a_merged_model_with_batch_norm_is_no_worse_than_the_peers_are(tmp_path: Path) -> None:
+    words = ("model.name=resnet20", "gossip.group_size=2", "gossip.steps=30", "train.local_steps=160")
+    summary = train(tmp_path / "run", *words).summary
+    assert summary["merged_batch_norm"] == "recalibrated"
+    assert summary["merged_accuracy"] >= statistics.mean(summary["peer_accuracy"]) - ONE_IMAGE
+    assert summary["merged_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "shards", [["data.shards=label_sorted"], ["data.shards=dirichlet", "data.dirichlet_alpha=0.1"]]
+)
+def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(shards: list[str], tmp_path: Path) -> None:
+    """Peers that have not met for 70 steps know little but their own classes; the mean of them knows all."""
+    words = ("gossip.group_size=4", "gossip.steps=80", "train.local_steps=390", "train.eval_every=1000")
+    run = train(tmp_path / "run", *words, *shards)
+    assert run.summary["merged_accuracy"] > statistics.mean(run.summary["peer_accuracy"])
+    curves = EventAccumulator(str(run.run_dir / "swarm"))
+    curves.Reload()
+    assert "swarm/classes_of_peers" in curves.Tags()["images"]
+    counts = [peer["class_counts"] for peer in run.events("PeerStarted")]
+    assert sum(map(sum, counts)) == 1433
+    assert min(min(classes) for classes in counts) == 0  # a class that some peer never sees
 
 
 def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(tmp_path: Path) -> None:

@@ -32,7 +32,13 @@ def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(folder: 
 
 
 def test_a_mistake_that_only_peers_can_find_is_one_line_too(folder: Path) -> None:
-    words = [str(folder / "charlm" / "config.yaml"), "data.args.num_characters=10", "--run-dir", str(folder / "run")]
+    words = [
+        str(folder / "charlm" / "config.yaml"),
+        "swarm.num_peers=1",
+        "data.args.num_characters=10",
+        "--run-dir",
+        str(folder / "run"),
+    ]
     done = finish_in(ROOT, [SCRIPT, "train", *words], environment={"PYTHONPATH": str(folder)})
     assert done.returncode == 2, done
     assert done.stderr.splitlines()[-1] == (

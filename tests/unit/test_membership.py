@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ray_gossip.config import Config
 from ray_gossip.hive import Charter, membership
-from ray_gossip.hive.membership import Member, Membership, View, members_key, read_view
+from ray_gossip.hive.membership import Member, Membership, View, members_key, read_view, takers
 from ray_gossip.schedule import groups
 
 pytestmark = pytest.mark.timeout(20)
@@ -88,6 +88,7 @@ FIELDS = st.fixed_dictionaries(
         "distance": st.floats(0, 1e6),
         "stretch": st.sampled_from([1, 2, 4, 8]),
         "left": st.booleans(),
+        "has_own_data": st.booleans(),
     }
 )
 
@@ -96,6 +97,11 @@ FIELDS = st.fixed_dictionaries(
 def test_a_declaration_arrives_as_it_was_sent(fields: dict[str, Any]) -> None:
     sent = Member(peer_id=peer_id("A"), **fields)
     assert Member.from_wire(sent.peer_id, sent.to_wire()) == sent
+
+
+def test_samples_are_dealt_to_those_who_bring_none() -> None:
+    present = [member("A", peer_index=2), member("B", peer_index=1, has_own_data=True), member("C", peer_index=0)]
+    assert takers(present) == (0, 2)
 
 
 @given(
