@@ -92,6 +92,15 @@ class SweepConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_stop(self) -> SweepConfig:
+        if self.tune.grace_steps is not None and self.tune.grace_steps > self.train.local_steps:
+            raise ValueError(
+                f"tune.grace_steps={self.tune.grace_steps} is above train.local_steps={self.train.local_steps}, so no "
+                "trial could ever be stopped; lower it, or set tune.scheduler=none"
+            )
+        return self
+
     @property
     def grace_steps(self) -> int:
         """Local steps before a trial can be stopped."""

@@ -46,6 +46,8 @@ def points(*words: str) -> list[dict[str, Any]]:
         ("tune.objectives=bytes_to_target", "objectives=bytes_to_target needs tune.target_accuracy"),
         ("tune.baselines=[everything]", "tune.baselines.0='everything' should be 'all', 'no_averaging'"),
         ("tune.num_samples=3", "space: nothing is swept"),
+        ("tune.grace_steps=2000", "tune.grace_steps=2000 is above train.local_steps=1000"),
+        ("train.eval_every=1000", "train.eval_every=1000 is not below train.local_steps=1000"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_one_line_that_names_the_key(word: str, line: str) -> None:
