@@ -74,7 +74,8 @@ def _accuracy_over(
     axes.set_ylim(top=1.01)
     axes.set_xlim(left=0.0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -28,7 +28,7 @@ def write_report(sweep: Sweep, *, place: str, folder: Path) -> Report:
     outcomes = read_outcomes(place)
     objectives = sweep.settings.tune.objectives
     ranked = rank(outcomes, objectives[0])
-    best = next((outcome for outcome in ranked if outcome.metrics), None)
+    best = next((outcome for outcome in ranked if outcome.metrics.get("local_step")), None)
     front = pareto(outcomes, objectives) if len(objectives) > 1 else []
     text = dump_json(
         {

@@ -118,6 +118,8 @@ class TestWhatIsBest:
         some = [an_outcome("best", "finished", 0.9), an_outcome("stopped", "stopped_early", 0.4, lr=0.02)]
         assert set(plots.draw(sweep, some, best=some[0], front=[])) == set(plots.NAMES)
         assert plots.draw(sweep, [], best=None, front=[]) == {}
+        begun = Outcome("begun", {"optimizer.lr": 0.1}, "unfinished", {"local_step": 0}, [], cause="", num_failures=0)
+        plots.draw(sweep, [begun], best=None, front=[])  # without a warning
 
 
 class TestWhoIsStoppedEarly:
