@@ -30,7 +30,7 @@ NUM_CPUS = len(os.sched_getaffinity(0))
             ["model.factory=nowhere:build"],
             "model.factory=nowhere:build: there is no module nowhere; looked in the folder",
         ),
-        (["--run-dri=x"], "unrecognized arguments: --run-dri=x"),
+        (["--run-dri=x"], "unknown option --run-dri=x"),
     ],
 )
 def test_a_mistake_is_one_line_and_starts_nothing(words: list[str], line: str, tmp_path: Path) -> None:
