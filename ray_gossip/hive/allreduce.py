@@ -25,7 +25,7 @@ from hivemind.proto import averaging_pb2
 
 # What hivemind raises when the other side of a stream is gone, or says that it cannot go on.
 _GONE = (AllreduceException, P2PDaemonError, P2PHandlerError, StopAsyncIteration, ConnectionError, EOFError)
-_LOST = "was lost in the all-reduce"
+LOST = "was lost in the all-reduce"
 _LINGER_S = 5.0  # a receiver that has not closed its stream by then is gone
 
 
@@ -68,7 +68,7 @@ class StrictAllReduce(AllReduceRunner):
         return {
             peer_id.to_base58(): "could not average and said so"
             if peer_id in self._gave_up
-            else self._seen.get(peer_id, _LOST)
+            else self._seen.get(peer_id, LOST)
             for peer_id in self._culprits()
         }
 
@@ -121,7 +121,7 @@ class StrictAllReduce(AllReduceRunner):
         self.all_senders_started.set()  # nobody needs to wait for the others any more
         if not self.tensor_part_reducer.finished.is_set():
             if not self._seen:
-                self._seen[peer_id] = _LOST
+                self._seen[peer_id] = LOST
             self._give_up()
 
     async def _communicate_with_peer(self, peer_id: PeerID) -> None:
@@ -140,7 +140,7 @@ class StrictAllReduce(AllReduceRunner):
     def _note(self, peer_id: PeerID, error: BaseException) -> None:
         """Remember what went wrong between this peer and a groupmate."""
         if isinstance(error, _GONE):
-            self._seen.setdefault(peer_id, _LOST)
+            self._seen.setdefault(peer_id, LOST)
         elif isinstance(error, Exception):
             self._seen.pop(peer_id, None)
             self._seen[self.peer_id] = f"could not decode what it received ({type(error).__name__}: {error})"

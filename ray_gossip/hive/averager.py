@@ -28,7 +28,7 @@ from hivemind.utils import MPFuture, get_dht_time
 from numpy.typing import NDArray
 
 from ray_gossip.config import GossipConfig
-from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
+from ray_gossip.hive.allreduce import LOST, StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.guests import GuestBook, pack, unpack
 from ray_gossip.hive.meeting import Gathering
@@ -395,12 +395,22 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             causes = "; ".join(_causes(allreduce.failures, names))
             raise NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s: {causes}") from None
         if allreduce.received_share < 1.0:
-            causes = "; ".join(_causes(allreduce.failures, names)) or "parts are missing"
+            failures = await self._explain(allreduce.failures, gathering.present)
+            causes = "; ".join(_causes(failures, names)) or "parts are missing"
             raise NoRound(
                 "partial" if allreduce.received_share > 0 else "failed",
                 f"{allreduce.received_share:.0%} of the mean arrived: {causes}",
             )
         return difference
+
+    async def _explain(self, failures: Mapping[str, str], present: Sequence[str]) -> Mapping[str, str]:
+        """Who broke the round. To those that lose a stream, one that gave up because of a dead groupmate looks dead
+        too: asking tells them apart."""
+        if LOST not in failures.values():
+            return failures
+        gone = await self._rendezvous.find_gone(present)
+        others = {peer_id: why for peer_id, why in failures.items() if why != LOST}
+        return {**others, **dict.fromkeys(gone, LOST)} if gone else failures
 
     def _prepare(
         self, gathering: Gathering, outgoing: torch.Tensor, codec: CompressionBase, weight: float

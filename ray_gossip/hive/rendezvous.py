@@ -108,6 +108,19 @@ class Rendezvous:
             gathered=[msgpack.packb([gathering.present, gathering.absent, list(gathering.anchors)])],
         )
 
+    async def find_gone(self, peer_ids: Sequence[str]) -> list[str]:
+        """Those of them that refuse to be called; who is merely silent may be busy."""
+
+        async def is_gone(peer_id: str) -> bool:
+            try:
+                answer = await self._ask_whether_coming(peer_id, self._stage, self._key, within_s=_PROBE_ANSWER_S)
+            except asyncio.TimeoutError:
+                return False
+            return answer == _UNREACHABLE
+
+        are_gone = await asyncio.gather(*map(is_gone, peer_ids))
+        return [peer_id for peer_id, gone in zip(peer_ids, are_gone, strict=True) if gone]
+
     def answer_coming(self, request: JoinRequest, *, has_left: bool) -> MessageFromLeader:
         """Whether this peer is still coming to the meeting `group_key`: `group_id` is empty, or says why not."""
         if has_left:
