@@ -102,7 +102,7 @@ def test_one_peer_trains_alone(tmp_path: Path) -> None:
 
 
 def test_six_peers_train_in_groups_of_up_to_four(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "swarm.num_peers=6", "gossip.group_size=4", "train.local_steps=200")
+    run = train(tmp_path / "run", "swarm.num_peers=6", "gossip.group_size=4", "train.local_steps=100")
     assert run.summary["merged_accuracy"] > 0.9
     assert run.summary["rounds"]["failed"] == run.summary["rounds"]["partial"] == 0
     assert run.summary["final_outcome"] == ["averaged"] * 6
@@ -145,7 +145,7 @@ def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(tmp_path: Path) -> 
         "gossip.matchmaking_s=1.5",
         "gossip.allreduce_s=10",  # as long as a peer stands still that finds no group
         "gossip.exact_every=5",
-        "train.local_steps=1000",  # hivemind notices after a second or two that a round is due
+        "train.local_steps=600",  # hivemind notices after a second or two that a round is due
     )
     assert run.summary["engine"] == "hivemind"
     assert run.summary["merged_accuracy"] > 0.9
