@@ -204,7 +204,8 @@ def _place(dht: Any, config: Config, *, founds: bool) -> tuple[Charter, int]:
         return replace(charter, num_peers=1), 0
     charter = read_charter(dht, within_s=config.swarm.start_s)
     charter.check(config, only=("engine", "seed", "gossip."))  # data, model and steps are each loop's own
-    return charter, free_index(dht, charter) + secrets.randbelow(1000)  # others may look for one at the same moment
+    peer_index = free_index(dht, charter, within_s=config.swarm.start_s)
+    return charter, peer_index + secrets.randbelow(1000)  # others may look for one at the same moment
 
 
 def _check(model: nn.Module, config: Config) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
 import hivemind
-from hivemind.utils import get_dht_time
+from hivemind.utils import ValueWithExpiration, get_dht_time
 
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError, SwarmError
@@ -79,10 +80,10 @@ def read_charter(dht: hivemind.DHT, *, within_s: float) -> Charter:
     """The charter of the swarm that this DHT belongs to.
 
     Raises:
-        SwarmError: there is none, or it was not written by this program.
+        SwarmError: there is none, the DHT does not answer, or it was not written by this program.
     """
     deadline = time.monotonic() + within_s
-    while (record := dht.get(_KEY, latest=True)) is None:
+    while (record := look_up(dht, _KEY, within_s=max(_POLL_S, deadline - time.monotonic()))) is None:
         if time.monotonic() > deadline:
             raise SwarmError(f"no swarm of ray_gossip was found behind this address within {within_s:g} s")
         time.sleep(_POLL_S)
@@ -93,6 +94,19 @@ def read_charter(dht: hivemind.DHT, *, within_s: float) -> Charter:
     except (TypeError, ValueError):
         pass
     raise SwarmError("the swarm behind this address speaks another version of ray_gossip")
+
+
+def look_up(dht: hivemind.DHT, key: str, *, within_s: float) -> ValueWithExpiration[Any] | None:
+    """What the DHT holds under a key, from any process but the averager's.
+
+    Raises:
+        SwarmError: the DHT does not answer in time; hivemind itself would wait for ever.
+    """
+    try:
+        found: ValueWithExpiration[Any] | None = dht.get(key, latest=True, return_future=True).result(timeout=within_s)
+    except (FutureTimeoutError, TimeoutError):
+        raise SwarmError(f"the swarm's DHT did not answer within {within_s:g} s") from None
+    return found
 
 
 def _shared(config: Config) -> dict[str, Any]:

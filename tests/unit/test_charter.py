@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -40,13 +41,16 @@ def test_others_are_told_what_to_give(of_swarm: str, own: str, advice: str) -> N
 
 
 class OneRecord:
-    """A DHT that holds one value, or none."""
+    """A DHT that holds one value, or none; or that hangs."""
 
-    def __init__(self, value: str | None) -> None:
-        self.value = value
+    def __init__(self, value: str | None, *, hangs: bool = False) -> None:
+        self.value, self.hangs = value, hangs
 
-    def get(self, key: str, *, latest: bool) -> OneRecord | None:
-        return None if self.value is None else self
+    def get(self, key: str, *, latest: bool, return_future: bool) -> Future[OneRecord | None]:
+        future: Future[OneRecord | None] = Future()
+        if not self.hangs:
+            future.set_result(None if self.value is None else self)
+        return future
 
 
 def test_it_is_read_as_it_was_written() -> None:
@@ -59,6 +63,12 @@ def test_another_version_is_said_to_be_one(wire: str) -> None:
     dht: Any = OneRecord(wire)
     with pytest.raises(SwarmError, match="another version"):
         read_charter(dht, within_s=1.0)
+
+
+def test_a_dht_that_hangs_is_not_waited_for_longer_than_asked() -> None:
+    dht: Any = OneRecord("", hangs=True)
+    with pytest.raises(SwarmError, match="did not answer within"):
+        read_charter(dht, within_s=0.0)
 
 
 def test_no_swarm_is_said_to_be_none_in_time() -> None:
