@@ -30,7 +30,7 @@ swarm
 run
 tuning
 driver
-standalone gossip_trainer
+standalone gossip_trainer arguments
 cli
 """
 
