@@ -410,7 +410,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             return failures
         gone = await self._rendezvous.find_gone(present)
         others = {peer_id: why for peer_id, why in failures.items() if why != LOST}
-        return {**others, **dict.fromkeys(gone, LOST)} if gone else failures
+        return {**others, **dict.fromkeys(gone, LOST)} or failures
 
     def _prepare(
         self, gathering: Gathering, outgoing: torch.Tensor, codec: CompressionBase, weight: float

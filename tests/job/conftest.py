@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ def ray_environment() -> Iterator[None]:
         tempfile.TemporaryDirectory(prefix="rg-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as environment,
     ):
+        if (
+            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ):  # as a shell sets it for what it starts in the background:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the runs would inherit it
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_TMPDIR", folder)
         environment.delenv("RAY_ADDRESS", raising=False)

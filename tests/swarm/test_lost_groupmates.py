@@ -114,7 +114,10 @@ def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(s
     assert late.unchanged
     assert late.report.outcome in ("partial", "failed")
     skipped: Ended = swarm[VICTIM].call(gossip)
-    assert (skipped.report.outcome, skipped.report.cause) == ("alone", "came after its group had begun")
+    assert skipped.report.outcome == "alone"  # the others' round was over, which its host says or each of them
+    assert re.fullmatch(
+        r"came after its group had begun|no group of 2: (peer-0[013] has met already(; )?){3}", skipped.report.cause
+    )
     assert_average(swarm, [4, 5, 6, 7], cause="")
 
 
