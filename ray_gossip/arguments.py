@@ -1,0 +1,140 @@
+"""What may be typed: commands, their options and their help."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ray_gossip import __version__
+from ray_gossip.storage import is_uri
+
+# Those that one gives to a single peer have options of their own; all others are given as key=value.
+_PEER_KEYS = (
+    "gossip.group_size",
+    "gossip.min_group_size",
+    "gossip.alpha",
+    "gossip.steps",
+    "gossip.seconds",
+    "gossip.schedule",
+    "data.root",
+)
+
+
+def _folder(word: str) -> Path:
+    if is_uri(word):
+        raise argparse.ArgumentTypeError(f"{word} is a URI, which only a sweep writes to; name a folder")
+    return Path(word)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line here too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Words of the config may stand before and after options, which argparse alone does not know."""
+    parser = _parser()
+    options, words = parser.parse_known_args(arguments)
+    unknown = [word for word in words if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    options.config += words
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ray-gossip",
+        description="Train one network on many GPUs by gossip: no parameter server, no global barrier.",
+    )
+    parser.add_argument("--version", action="version", version=f"ray-gossip {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train one swarm",
+        description="Train one swarm on the Ray cluster that RAY_ADDRESS names, else on a local one.",
+        epilog="example: ray-gossip train configs/quickstart.yaml gossip.group_size=4 swarm.num_peers=8",
+    )
+    train.add_argument(
+        "config",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value",
+        help="one config file, and overrides of its keys",
+    )
+    train.add_argument("--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>)")
+    train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+    tune = commands.add_parser(
+        "tune",
+        help="sweep over keys of the config",
+        description="Run a swarm for each point of the config's space: section, on the Ray cluster that RAY_ADDRESS "
+        "names, else on a local one.",
+        epilog="example: ray-gossip tune configs/tune_digits.yaml tune.num_samples=20 --run-dir runs/sweep",
+    )
+    tune.add_argument(
+        "config",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value",
+        help="one config file, and overrides of its keys; a key that is overridden is not swept",
+    )
+    tune.add_argument("--run-dir", help="folder for the results, or a URI (default: runs/sweep-<id>)")
+    tune.add_argument("--resume", action="store_true", help="go on with the sweep in --run-dir")
+    tune.add_argument("--json", action="store_true", help="last line of standard output: report.json on one line")
+    _add_peer(commands)
+    data = commands.add_parser("data", help="data sets").add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = data.add_parser(
+        "prepare",
+        help="check a data set and decode it, ahead of time",
+        description="Check the data set of a config, fetch it with data.download=true, and decode it where it needs "
+        "to be, so that no peer has to wait for that. On every node.",
+        epilog="example: ray-gossip data prepare configs/tiny_imagenet.yaml data.root=/data",
+    )
+    prepare.add_argument("config", nargs="*", metavar="CONFIG.yaml | key=value", help="as for train")
+    return parser
+
+
+def _add_peer(commands: Any) -> None:
+    peer = commands.add_parser(
+        "peer",
+        help="run one peer by itself, without Ray",
+        description="Run one peer in this process: the first of a new swarm, or one that joins a running swarm, which "
+        "may run under Ray. Prints its address and the command with which others join it.",
+        epilog="example: ray-gossip peer configs/cifar10.yaml --host_maddr /ip4/0.0.0.0/tcp/4011 --gossip_group_size 8",
+    )
+    peer.add_argument("config", nargs="*", metavar="CONFIG.yaml | key=value", help="as for train")
+    for option, help in (
+        ("--initial_peer", "multiaddr of a peer of the swarm to join; none: found a new swarm"),
+        ("--host_maddr", "multiaddr to listen on (default: a free TCP port of 127.0.0.1)"),
+        ("--announce_maddr", "multiaddr under which others reach this peer, behind a NAT or in a container"),
+    ):
+        peer.add_argument(*_spellings(option), action="append", default=[], metavar="MULTIADDR", help=help)
+    identity = "file with the key of its peer id, made if missing: its address stays the same"
+    peer.add_argument(*_spellings("--identity_path"), type=Path, metavar="FILE", help=identity)
+    for key in _PEER_KEYS:
+        option = f"--{key.replace('.', '_')}"
+        peer.add_argument(*_spellings(option), metavar="VALUE", help=f"the same as {key}=VALUE")
+    peer.add_argument(
+        "--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>-peer-<index>)"
+    )
+    peer.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+
+
+def _spellings(option: str) -> tuple[str, str]:
+    """As hivemind's users write it, and as the rest of this command line does."""
+    return option, option.replace("_", "-")
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """The options that stand for keys of the config, as overrides."""
+    given = {key: getattr(options, key.replace(".", "_")) for key in _PEER_KEYS}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def join_command(options: argparse.Namespace) -> str:
+    """How another peer of the same swarm is started; the address is missing at its end."""
+    words = [*options.config, *overrides_of(options)]
+    return " ".join(["ray-gossip peer", *map(shlex.quote, words), "--initial_peer"])
