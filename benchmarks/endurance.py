@@ -62,12 +62,11 @@ _NAMES = ("training", "DHT", "p2pd", "averager")
 
 
 def _family(pid: int) -> Iterator[int]:
-    """This process, then all below it, the oldest first; without torch's shared-memory manager."""
+    """This process, then all below it, the oldest first."""
     yield pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     for child in sorted(map(int, children)):
-        if "shm_manager" not in Path(f"/proc/{child}/comm").read_text():
-            yield from _family(child)
+        yield from _family(child)
 
 
 def _megabytes(pid: int) -> float:

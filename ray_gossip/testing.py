@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -132,7 +131,6 @@ class Peers(Sequence[RemotePeer]):
 
 def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple[Any, ...], start_method: str) -> None:
     multiprocessing.set_start_method(start_method, force=True)
-    os.set_inheritable(connection.fileno(), False)  # else torch's shared-memory manager keeps it open after a kill
     renew_locks()  # they came from the server process: a killed peer must not leave them locked for the others
     try:
         target = build(*arguments)

@@ -1,7 +1,8 @@
 """Processes: the fork guard, and starting and stopping hivemind's DHT.
 
 hivemind forks its DHT and averager. A fork of a Ray worker inherits the worker's sockets: when the worker is then
-killed, Ray sees no end of file, and the children live on and answer other peers. The guard cures both.
+killed, Ray sees no end of file, and the children live on and answer other peers. Memory that they share has names in
+/dev/shm, which a killed peer leaves behind now and then. The guard cures all three.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import hivemind
+import torch
 from hivemind.p2p import P2PDaemonError
 from hivemind.utils import MPFuture
 
@@ -30,11 +33,13 @@ from ray_gossip.errors import SwarmError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_OPEN_FILES = 65_536
 _guarded = False
 
 
 def guard_forks() -> None:
-    """From now on every forked child dies with this process and gives up the sockets that were open at this moment.
+    """From now on every forked child dies with this process and gives up the sockets that were open at this moment,
+    and memory that they share ends with the last of them.
 
     Call it on the main thread before hivemind starts: the kernel ties the death signal to the forking *thread*.
     """
@@ -42,6 +47,9 @@ def guard_forks() -> None:
     if _guarded:
         return
     _guarded = True
+    # torch's default on Linux, which hivemind changes when it is imported: memory without a name ...
+    torch.multiprocessing.set_sharing_strategy("file_descriptor")
+    _allow_open_files(_OPEN_FILES)  # ... but with an open file for each tensor: engine=hivemind shares all of a model's
     parent = os.getpid()
     inherited = _open_sockets()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -58,6 +66,14 @@ def guard_forks() -> None:
                 os.close(descriptor)
 
     os.register_at_fork(after_in_child=in_child)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise this process's own limit, as far as the system lets it: shells give 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def renew_locks() -> None:

@@ -85,9 +85,9 @@ def multiaddrs(loop: Loop) -> list[str]:
 
 
 def left(loop: RemotePeer) -> list[str]:
-    """Processes below this one; torch's own for shared memory stays until it ends."""
+    """Processes below this one."""
     assert loop.process.pid is not None
-    return [process.name for process in descendants(loop.process.pid) if not process.name.startswith("torch_shm")]
+    return [process.name for process in descendants(loop.process.pid)]
 
 
 def test_a_newcomer_starts_from_the_swarms_parameters_and_leaves_without_holding_up_anybody(start: Start) -> None:
