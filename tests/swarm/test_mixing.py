@@ -30,7 +30,8 @@ NUM_ROUNDS = 5
 @pytest.fixture(scope="module")
 def swarm(request: pytest.FixtureRequest) -> Iterator[Swarm]:
     num_peers, schedule, group_size, alpha = request.param
-    settings = [f"gossip.schedule={schedule}", f"gossip.group_size={group_size}", f"gossip.alpha={alpha}", "seed=3"]
+    settings = [f"gossip.schedule={schedule}", f"gossip.group_size={group_size}", f"gossip.alpha={alpha}"]
+    settings += ["gossip.matchmaking_s=30", "seed=3"]  # a busy machine shall not decide who meets whom
     with start_swarm(blocking(num_peers, *settings), SIZE) as peers:
         yield Swarm(peers, schedule, group_size, alpha)
 
