@@ -124,7 +124,7 @@ class TestWhatIsBest:
 
 class TestWhoIsStoppedEarly:
     def test_asha_stops_the_hopeless_but_no_baseline_and_nobody_before_the_first_evaluation(self) -> None:
-        asha: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.baselines=all"), max_steps=400)
+        asha: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.baselines=all"), max_steps=400, num_at_once=4)
         good, bad, baseline = (ATrial(name) for name in ("good", "bad", "all"))
         for trial in (good, bad, baseline):
             asha.on_trial_add(None, trial)
@@ -135,7 +135,7 @@ class TestWhoIsStoppedEarly:
         asha.on_trial_complete(None, baseline, result(400, 0.99, merged=0.99))
 
     def test_the_median_rule_never_pauses_and_is_not_misled_by_what_is_unknown(self) -> None:
-        median: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.scheduler=median"), max_steps=400)
+        median: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.scheduler=median"), max_steps=400, num_at_once=4)
         controller = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
         trials = [ATrial(name) for name in "abcd"]
         for trial in trials:
