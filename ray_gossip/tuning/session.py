@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,7 +65,9 @@ def run_sweep(
             LOG.info(notice)
         LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), place)
         interrupt = _Interrupt()
-        with interrupt:
+        with interrupt, warnings.catch_warnings():
+            # advice for scheduler=pbt: what takes time is to start a swarm, not the process that drives it
+            warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
             tuner.fit()
         report = write_report(sweep, place=place, folder=folder)
     print_report(report, stream=stream)

@@ -211,8 +211,6 @@ def _check(sweep: Sweep) -> None:
 
 def _check_changeable(sweep: Sweep) -> None:
     """Raise ConfigError unless a trial can go on from the state of any other."""
-    if not sweep.space:
-        raise ConfigError("tune.scheduler=pbt needs keys in space: to change on the way; add some, or use another")
     for key in sweep.space:
         if not key.startswith(_CHANGEABLE) or key in _FIXED:
             raise ConfigError(
