@@ -171,6 +171,10 @@ class _Population(_Sparing, PopulationBasedTraining):
         # It looks for one thing: a searcher, to refuse it, because one that learns would be told of values that have
         # changed since. Ours is a list of points.
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)
+        checkpoint = trial.latest_checkpoint_result
+        if checkpoint is not None:  # it failed, or the sweep was interrupted: its turn begins where it goes on
+            turn = self._trial_state[trial]
+            turn.last_perturbation_time = turn.last_train_time = checkpoint.metrics["local_step"]
 
     def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(controller, trial, result)
