@@ -21,7 +21,7 @@ END_OF_PROCESSES_S = 10.0
 GOOD, HOPELESS = "trial-001", "trial-002"
 
 
-def words(num_peers: int) -> tuple[str, ...]:
+def words(num_peers: int, *, local_steps: int) -> tuple[str, ...]:
     """A good trial and a hopeless one, on a machine that holds one of them at once."""
     return (
         f"swarm.num_peers={num_peers}",
@@ -29,7 +29,7 @@ def words(num_peers: int) -> tuple[str, ...]:
         "gossip.group_size=2",
         "gossip.steps=10",
         "data.batch_size=64",
-        "train.local_steps=400",
+        f"train.local_steps={local_steps}",
         "train.eval_every=50",
         "train.report_s=0.1",
         "space.optimizer.lr.loguniform=[0.0000001, 0.1]",
@@ -42,7 +42,7 @@ def words(num_peers: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def population(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with Run(tmp_path_factory.mktemp("population") / "sweep", *words(2), command="tune") as run:
+    with Run(tmp_path_factory.mktemp("population") / "sweep", *words(2, local_steps=400), command="tune") as run:
         for num_turns in (1, 2, 3):
             run.wait_for("PeerStarted", count=2 * num_turns, trial=HOPELESS)
             run.look()
@@ -112,7 +112,7 @@ def test_few_checkpoints_are_left(population: Run) -> None:
 
 @pytest.mark.timeout(SWEEP_S)
 def test_an_interrupted_population_goes_on_where_its_trials_were_saved(tmp_path: Path) -> None:
-    with Run(tmp_path / "sweep", *words(1), command="tune") as first:
+    with Run(tmp_path / "sweep", *words(1, local_steps=200), command="tune") as first:
         first.wait_for("PeerStarted", count=2, trial=GOOD)  # each has had one turn
         first.look()
         first.press_ctrl_c()
