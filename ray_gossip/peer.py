@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -55,6 +56,7 @@ class Peer:
         founder: its place in a swarm that begins; None: it joins one that runs.
         node: peers with the same node share a machine.
         factories: the user's own model and data, where they were handed over instead of named in the config.
+        start: a snapshot to go on from, the same for all founders; None: begin with a new model.
 
     Raises:
         ConfigError: it does not fit into the swarm that it joins.
@@ -70,11 +72,15 @@ class Peer:
         founder: Founder | None,
         node: str = "",
         factories: Factories = NAMED,
+        start: bytes | None = None,
     ) -> None:
+        if start is not None and config.engine == "hivemind":
+            raise ConfigError("engine=hivemind cannot go on from a snapshot; use engine=gossip")
         guard_forks()
         quiet_hivemind()
         self.config = config
         self._stopping = threading.Event()
+        self._turn, self._waiting_for_turn = threading.Lock(), threading.Lock()
         self._dataset = dataset = data.load(config.data, factory=factories.data)
         model = models.build(
             config.model,
@@ -106,6 +112,8 @@ class Peer:
         )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
+        if start is not None:
+            self.trainer.load(start)
         self.engine.attach(self.trainer)
 
     def started(self) -> PeerStarted:
@@ -123,6 +131,7 @@ class Peer:
             num_parameters=sum(parameter.numel() for parameter in self.trainer.model.parameters()),
             num_samples=self.trainer.num_samples,
             class_counts=self._class_counts,
+            local_step=self.trainer.local_step,
         )
 
     def multiaddrs(self) -> tuple[str, ...]:
@@ -143,14 +152,16 @@ class Peer:
         if self._joins_running:
             trainer.skip_to(self.engine.join_running())
         else:
-            self.engine.join(founders=founders)
+            self.engine.join(founders=founders, local_step=trainer.local_step)
         trainer.take_progress()  # keeps the wait for the others out of the first rate
         records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
         records += self._deal_anew()
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
-            trainer.step()
-            for report in self.engine.after_step(trainer.local_step):
+            with self._state_to_itself():
+                trainer.step()
+                reports = self.engine.after_step(trainer.local_step)
+            for report in reports:
                 bytes_sent += report.bytes_sent
                 records += [report, *self._deal_anew()]
             last = trainer.local_step == config.train.local_steps
@@ -166,7 +177,10 @@ class Peer:
             yield [*records, self._progress()]
             return
         yield [*records, self._evaluate("peer")]
-        final = self.engine.finish(trainer.local_step)
+        with self._state_to_itself():
+            final = self.engine.finish(trainer.local_step)
+            agreed = final.outcome in ("averaged", "alone")
+            batch_norm = trainer.settle_statistics() if agreed else "none"
         bytes_sent += final.bytes_sent + sum(report.bytes_sent for report in final.reports)
         finished = PeerFinished(
             peer_index=self.peer_index,
@@ -179,8 +193,7 @@ class Peer:
             final_cause=final.cause,
             sketch=final.sketch,
         )
-        agreed = final.outcome in ("averaged", "alone")
-        merged = [self._evaluate("merged", batch_norm=trainer.settle_statistics())] if agreed else []
+        merged = [self._evaluate("merged", batch_norm=batch_norm)] if agreed else []
         self._finished = True
         yield [*final.reports, *merged, finished, *self.engine.guest_records()]
 
@@ -199,11 +212,33 @@ class Peer:
         torch.save(self.trainer.model_state(), buffer)
         return buffer.getvalue()
 
+    def snapshot(self) -> bytes:
+        """What other peers can `start` from: this peer's model, its optimizer's memory and its local step, as they are
+        between two local steps. From any thread, before `run`, during it, and after it; waits for the present local
+        step, and in the end for the final rounds.
+
+        It stands for the whole swarm, whose peers differ a little between two rounds: as it does for a newcomer. What
+        the engine remembers beside the model, such as outer momentum, is not in it.
+        """
+        with self._state_to_itself():
+            return self.trainer.snapshot()
+
     def shutdown(self) -> None:
         """Leave the swarm and end every process of this peer."""
         self.stop()
         self.engine.shutdown()
         stop_dht(self.dht)
+
+    @contextlib.contextmanager
+    def _state_to_itself(self) -> Iterator[None]:
+        """No other thread changes or reads the trainer's state meanwhile. Turns alternate: one lock alone would mostly
+        be given back to the loop of local steps, which has just let it go."""
+        with self._waiting_for_turn:
+            self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _place(self, founder: Founder | None) -> tuple[int, Charter]:
         """This peer's index, and what the swarm has agreed on."""

@@ -38,6 +38,7 @@ class PeerStarted(Record):
     num_parameters: int
     num_samples: int  # size of this peer's shard
     class_counts: tuple[int, ...] = ()  # of its shard, by class
+    local_step: int = 0  # at which it begins
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ class Run:
         started_at: in seconds since 1970; the summary's durations count from there.
         group: bundles that somebody else reserved for the peers; None: the run reserves its own.
         factories: the user's own model and data, where they are handed over instead of named in the config.
+        start: a snapshot that all peers go on from, at its local step; None: they begin with a new model.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Run:
         started_at: float,
         group: PlacementGroup | None = None,
         factories: Factories = NAMED,
+        start: bytes | None = None,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.summary: Summary | None = None  # once it has finished or was stopped
         self._log = RunLog(run_dir, config, run_id=run_id, started_at=started_at)
-        self._swarm = Swarm(config, run_id=run_id, group=group, factories=factories)
+        self._swarm = Swarm(config, run_id=run_id, group=group, factories=factories, start=start)
         self._open = ExitStack()
 
     @property
@@ -65,6 +67,18 @@ class Run:
         if self.config.engine == "gossip":
             yield from self._written([_notice(self._how_to_join())])
         yield from self._written(self._swarm.run())
+
+    def snapshot(self) -> bytes:
+        """What another run can `start` from: one peer's model, optimizer and local step, taken between two local steps.
+        The swarm goes on meanwhile.
+
+        Raises:
+            SwarmError: no peer is there to give its state.
+        """
+        snapshot = self._swarm.snapshot()
+        if snapshot is None:
+            raise SwarmError(f"no peer is there to give its state; {self.run_dir / 'events.jsonl'} says why")
+        return snapshot
 
     def finish(self) -> Summary:
         """Save the merged model and write the summary.

@@ -71,12 +71,15 @@ def state_size(model: nn.Module, *, with_momentum: bool = False) -> int:
 
 
 def _momentum(optimizer: Optimizer) -> list[Tensor]:
-    """SGD's momentum buffers, made now: zeros give the same first step as the copy of the gradient that SGD makes."""
+    """SGD's momentum buffers, made now where there is none yet: zeros give the same first step as the copy of the
+    gradient that SGD makes."""
     buffers = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers.append(optimizer.state[parameter]["momentum_buffer"])
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers.append(state["momentum_buffer"])
     return buffers
 
 

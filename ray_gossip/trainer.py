@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class Trainer:
         self.optimizer, self.notices = build_optimizer(config.optimizer, self.model)
         self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if config.train.compile else self.model
         self._in_bf16 = config.train.precision == "bf16"
-        self._state = ModelState(self.model, momentum_of=self.optimizer if config.gossip.average_momentum else None)
+        self._state = self._averaged_state()
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(config))
         self._normalise = Normaliser(dataset.scale, device=device)
@@ -196,9 +197,35 @@ class Trainer:
         """x <- flat, with flat [state_size] float32 on the CPU."""
         self._state.write(flat)
 
+    def snapshot(self) -> bytes:
+        """All that local training goes on from: parameters and buffers, what the optimizer remembers, the local step.
+        Waits for the steps queued so far; call it between two of them."""
+        buffer = io.BytesIO()
+        optimizer = self.optimizer.state_dict()["state"]
+        torch.save({"local_step": self.local_step, "model": self.model_state(), "optimizer": optimizer}, buffer)
+        return buffer.getvalue()
+
+    def load(self, snapshot: bytes) -> None:
+        """Go on from a snapshot, under this config's own hyperparameters; call it before the first local step.
+
+        The batches are those that follow for this shard, so that the same config gives the same steps, bit for bit, as
+        if there had been no break. A GPU's own random numbers, such as for dropout, are not among what is kept.
+        """
+        found = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
+        self.model.load_state_dict(found["model"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": found["optimizer"], "param_groups": groups})
+        self._state = self._averaged_state()  # whose momentum is another tensor now
+        self.skip_to(found["local_step"])
+        self.batches.skip(self.local_step)
+
     def model_state(self) -> dict[str, Tensor]:
         """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def _averaged_state(self) -> ModelState:
+        with_momentum = self._config.gossip.average_momentum
+        return ModelState(self.model, momentum_of=self.optimizer if with_momentum else None)
 
     def _batches_of(self, shard: Tensor) -> Batches:
         config, dataset = self._config, self._dataset

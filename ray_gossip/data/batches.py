@@ -70,6 +70,15 @@ class Batches(Iterator[Batch]):
         chosen = upcoming[0]
         return self._inputs(chosen, upcoming[1:]), self._labels[chosen]
 
+    def skip(self, num_batches: int) -> None:
+        """Go on as if so many had been handed out."""
+        left = num_batches * self.batch_size
+        self.samples += left
+        while left > self._upcoming.shape[1]:
+            left -= self._upcoming.shape[1]
+            self._upcoming = self._drawn()
+        self._upcoming = self._upcoming[:, left:]
+
     def _drawn(self) -> Tensor:
         """Order and augmentation of one data_epoch, [1 + random numbers of a sample, num_samples] int64 on device."""
         order = torch.randperm(self.num_samples, generator=self._generator)

@@ -30,6 +30,11 @@ class RoundClock:
         end_of_warmup = self._warmup[-1] if self._warmup else 0.0
         return end_of_warmup + self._interval * (round - len(self._warmup) + 1)
 
+    def first_after(self, position: float) -> int:
+        """The first round that is not due at this position yet."""
+        round = self.latest_due(position, at_least=0)
+        return round if self.due_at(round) > position else round + 1
+
     def latest_due(self, position: float, *, at_least: int) -> int:
         """The last round that is due at this position, but not one before `at_least`."""
         round = at_least

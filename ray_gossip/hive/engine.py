@@ -42,8 +42,8 @@ class Engine(Protocol):
 
     members: tuple[int, ...] | None  # peer indices to whom samples are dealt as of late; None: not known
 
-    def join(self, *, founders: int) -> object:
-        """Enter a swarm that begins; wait for the other founders, with a deadline."""
+    def join(self, *, founders: int, local_step: int = 0) -> object:
+        """Enter a swarm that begins, at this local step; wait for the other founders, with a deadline."""
 
     def join_running(self) -> int:
         """Enter a swarm that runs, with its state; returns the local step at which the others are."""

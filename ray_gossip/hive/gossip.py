@@ -107,8 +107,13 @@ class GossipEngine:
         self._state = state
         state.read_state(self.snapshot)
 
-    def join(self, *, founders: int) -> View:
-        """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`."""
+    def join(self, *, founders: int, local_step: int = 0) -> View:
+        """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`.
+
+        Args:
+            local_step: at which all founders begin; above 0, they go on from a snapshot of one and the same peer. On a
+                clock in steps, the rounds up to there count as done; one in seconds begins anew.
+        """
         deadline = time.monotonic() + self.swarm.start_s
         self.averager.allow_state_sharing = True
         view: View = self._ask(self.averager.declare(from_round=0, is_founder=True))
@@ -118,6 +123,9 @@ class GossipEngine:
         if self.gossip.seconds is not None:
             self._origin = view.epoch
             self._next_round = self._clock.latest_due(self._position(0), at_least=0)
+        else:
+            self._next_round = self._clock.first_after(float(local_step))
+        self._snapshot_step = local_step
         self.members = self._latest_members = takers(view.present)
         return view
 

@@ -136,9 +136,9 @@ class HivemindEngine:
             )
         self._ends.attach(state)
 
-    def join(self, *, founders: int) -> None:
-        """As GossipEngine.join."""
-        view = self._ends.join(founders=founders)
+    def join(self, *, founders: int, local_step: int = 0) -> None:
+        """As GossipEngine.join; the rounds are hivemind's own, which count from 0."""
+        view = self._ends.join(founders=founders, local_step=local_step)
         self._names = {member.peer_id: member.peer_index for member in view.members}
 
     def join_running(self) -> int:

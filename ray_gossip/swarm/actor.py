@@ -26,11 +26,20 @@ class PeerActor:
         first_peer: for all but the first peer, a reference to its multiaddrs; nested in a list, so that Ray does not
             wait for it before this peer has done its imports.
         luggage: the user's own functions, as `pack` makes it.
+        start: a snapshot to go on from, if any.
         loopback: listen on 127.0.0.1 only: all peers are on one machine.
     """
 
     def __init__(
-        self, config: Config, *, run_id: str, peer_index: int, first_peer: list[Any], loopback: bool, luggage: bytes
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        peer_index: int,
+        first_peer: list[Any],
+        loopback: bool,
+        luggage: bytes,
+        start: bytes | None,
     ) -> None:
         factories = _unpack(luggage)
         from ray_gossip.hive import Listen
@@ -44,6 +53,7 @@ class PeerActor:
             initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
             node=ray.get_runtime_context().get_node_id(),
             factories=factories,
+            start=start,
         )
 
     def __repr__(self) -> str:
@@ -68,6 +78,10 @@ class PeerActor:
     @ray.method(concurrency_group="control")
     def model(self) -> bytes:
         return self._peer.model()
+
+    @ray.method(concurrency_group="control")
+    def snapshot(self) -> bytes:
+        return self._peer.snapshot()
 
     @ray.method(concurrency_group="control")
     def shutdown(self) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -38,12 +38,20 @@ class Swarm:
 
     Args:
         group: a bundle for each peer, reserved by somebody else and left to them; None: the swarm reserves its own.
+        start: a snapshot that all peers go on from; None: they begin with a new model.
     """
 
     def __init__(
-        self, config: Config, *, run_id: str, group: PlacementGroup | None = None, factories: Factories = NAMED
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        group: PlacementGroup | None = None,
+        factories: Factories = NAMED,
+        start: bytes | None = None,
     ) -> None:
         self.config, self.run_id = config, run_id
+        self._start_from = start
         self._luggage = pack(factories)
         self._group, self._owns_group = group, group is None
         self._actors: dict[int, Any] = {}  # live peers by index
@@ -111,11 +119,21 @@ class Swarm:
     def model(self) -> bytes | None:
         """The merged model from the first peer that took part in the final rounds; None when there is none."""
         averaged_first = sorted(self._finished.values(), key=lambda f: (f.final_outcome != "averaged", f.peer_index))
-        for index in (finished.peer_index for finished in averaged_first):
+        return self._from_one("model", [finished.peer_index for finished in averaged_first])
+
+    def snapshot(self) -> bytes | None:
+        """What another swarm can `start` from: the state of the first peer that answers, which stands for all; None
+        when no peer is up. Waits for each that does not answer, at most `swarm.final_s`."""
+        return self._from_one("snapshot", sorted(self._actors.keys() - self._starting.values()))
+
+    def _from_one(self, what: str, indices: Sequence[int]) -> bytes | None:
+        """What the first of these peers that answers has to give."""
+        for index in indices:
             if index in self._actors:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    model: bytes = ray.get(self._actors[index].model.remote(), timeout=self.config.swarm.final_s)
-                    return model
+                with contextlib.suppress(ray.exceptions.RayError):  # it is lost, and its stream will say why
+                    method = getattr(self._actors[index], what)
+                    given: bytes = ray.get(method.remote(), timeout=self.config.swarm.final_s)
+                    return given
         return None
 
     def close(self) -> None:
@@ -158,7 +176,8 @@ class Swarm:
         swarm = self.config.swarm
         loopback = len(nodes()) == 1
         first_peer: list[Any] = []
-        luggage = ray.put(self._luggage)  # once, however many peers and however large
+        luggage, start = ray.put(self._luggage), ray.put(self._start_from)  # once, however many peers, however large
+        self._start_from = None
         for index in range(swarm.num_peers):
             actor = PeerActor.options(  # type: ignore[attr-defined]
                 name=f"{self.run_id}/peer-{index:02d}",
@@ -173,6 +192,7 @@ class Swarm:
                 first_peer=first_peer,
                 loopback=loopback,
                 luggage=luggage,
+                start=start,
             )
             self._actors[index] = actor
             self._starting[actor.started.remote()] = index

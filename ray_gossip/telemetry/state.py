@@ -87,7 +87,8 @@ class PeerState:
 
     @property
     def local_step(self) -> int:
-        return self.progress.local_step if self.progress else 0
+        latest = self.progress or self.started
+        return latest.local_step if latest else 0
 
     @property
     def loss(self) -> float | None:

@@ -19,10 +19,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ray_gossip.tuning.metrics import METRICS
 from ray_gossip.tuning.space import Distribution, Range
 from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
+
+_FILE = "events.out.tfevents.trial"  # the name by which TensorBoard knows its files
 
 
 def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
@@ -41,38 +44,64 @@ def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
 
 
 class HParamsLogger(LoggerCallback):
-    """Writes each trial's values and metrics into the trial's folder."""
+    """Writes each trial's values and metrics into the trial's folder.
+
+    TensorBoard believes the first values that it reads of a trial. Since they may have changed when a trial is started
+    again, its file is then written anew.
+    """
 
     def __init__(self) -> None:
-        self._writers: dict[str, EventFileWriter] = {}
+        self._files: dict[str, _EventFile] = {}
 
     def log_trial_start(self, trial: Trial) -> None:
-        if trial.trial_id not in self._writers:
+        values = {_name(key): _value(value) for key, value in trial.config.items()}
+        file = self._files.get(trial.trial_id)
+        if file is None:
             trial.init_local_path()
-            writer = self._writers[trial.trial_id] = EventFileWriter(trial.local_path)
-            values = {_name(key): _value(value) for key, value in trial.config.items()}
-            writer.add_event(_event(hparams.hparams_pb(values, trial_id=str(trial))))
-            writer.flush()
+            file = self._files[trial.trial_id] = _EventFile(Path(trial.local_path) / _FILE)
+        file.begin(_event(hparams.hparams_pb(values, trial_id=str(trial))))
 
     def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
-        self.log_trial_start(trial)
+        if trial.trial_id not in self._files:
+            self.log_trial_start(trial)
         values = [
             Summary.Value(tag=f"trial/{name}", simple_value=result[name])
             for name in METRICS
             if math.isfinite(result.get(name, math.nan))
         ]
-        self._writers[trial.trial_id].add_event(_event(Summary(value=values), step=int(result["local_step"])))
-        self._writers[trial.trial_id].flush()
+        self._files[trial.trial_id].add(_event(Summary(value=values), step=int(result["local_step"])))
 
     def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
-        writer = self._writers.pop(trial.trial_id, None)
-        if writer:
+        file = self._files.pop(trial.trial_id, None)
+        if file:
             status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
-            writer.add_event(_event(_session_end(status)))
-            writer.close()
+            file.add(_event(_session_end(status)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_writers": {}}  # Tune pickles the sweep; open files stay here
+
+class _EventFile:
+    """What TensorBoard reads: a first event, which can be exchanged, and others; on disk when `begin` or `add` returns.
+
+    No file stays open, because Tune pickles the sweep.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._others: list[bytes] = []
+
+    def begin(self, first: Event) -> None:
+        """Write all anew."""
+        version = Event(wall_time=first.wall_time, file_version="brain.Event:2")
+        self._write("wb", version.SerializeToString(), first.SerializeToString(), *self._others)
+
+    def add(self, event: Event) -> None:
+        self._others.append(event.SerializeToString())
+        self._write("ab", self._others[-1])
+
+    def _write(self, mode: str, *records: bytes) -> None:
+        with self._path.open(mode) as file:
+            writer = RecordWriter(file)
+            for record in records:
+                writer.write(record)
 
 
 def _name(key: str) -> str:

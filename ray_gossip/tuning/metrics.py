@@ -13,6 +13,8 @@
 | `rounds_averaged`, `_partial`, `_alone`, `_failed` | peer-rounds so far |
 | `samples_per_s`, `live_peers` | now |
 | `finished` | 1 when the trial did all its local steps, else 0 |
+
+A trial that goes on from a checkpoint counts on from there: what it cost to get to that state, in whatever trial.
 """
 
 from __future__ import annotations
@@ -45,11 +47,16 @@ METRICS = (
 
 
 class Scores:
-    """The metrics of one trial, read off the state of its swarm."""
+    """The metrics of one trial, read off the state of its swarm.
 
-    def __init__(self, state: SwarmState, *, target_accuracy: float | None) -> None:
-        self._state, self._target = state, target_accuracy
-        self._reached: tuple[float, float] = (math.nan, math.nan)  # train_s and bytes_sent at the target
+    Args:
+        before: the metrics of the checkpoint from which it goes on, if any.
+    """
+
+    def __init__(self, state: SwarmState, *, target_accuracy: float | None, before: Metrics | None = None) -> None:
+        self._state, self._target, self._before = state, target_accuracy, before or {}
+        # train_s and bytes_sent at the target
+        self._reached = tuple(self._before.get(key, math.nan) for key in ("seconds_to_target", "bytes_to_target"))
 
     def evaluated_step(self) -> int:
         """The local step up to which every live peer has been evaluated; 0: none."""
@@ -63,27 +70,31 @@ class Scores:
             local_step: what to report as such.
             summary: of the run, once it has finished.
         """
-        state, peers = self._state, self._state.live_peers()
-        accuracy = _mean(peer.accuracy for peer in peers)
+        state, before, peers = self._state, self._before, self._state.live_peers()
+        evaluated = [peer.evaluation for peer in peers if peer.evaluation]
+        accuracy = _mean(each.accuracy for each in evaluated) if evaluated else before.get("peer_accuracy", math.nan)
+        loss = _mean(each.loss for each in evaluated) if evaluated else before.get("peer_loss", math.nan)
         merged = summary["merged_accuracy"] if summary else None
         distance = state.last_round.consensus_distance if state.last_round else math.nan
-        train_s = _train_s(state, peers)
+        train_s = before.get("train_s", 0.0) + _train_s(state, peers)
+        bytes_sent = before.get("bytes_sent", 0) + state.bytes_sent
         best = max((each for each in (accuracy, merged) if each is not None and math.isfinite(each)), default=0.0)
         if self._target is not None and best >= self._target and math.isnan(self._reached[0]):
-            self._reached = (train_s, float(state.bytes_sent))
+            self._reached = (train_s, float(bytes_sent))
+        rounds = {f"rounds_{outcome}": count for outcome, count in state.rounds.items()}
         return {
             "local_step": local_step,
             "peer_accuracy": accuracy,
-            "peer_loss": _mean(peer.evaluation.loss if peer.evaluation else None for peer in peers),
+            "peer_loss": loss,
             "train_loss": _mean(peer.loss for peer in peers),
             "merged_accuracy": _number(merged),
             "merged_loss": _number(summary["merged_loss"] if summary else None),
-            "bytes_sent": state.bytes_sent,
+            "bytes_sent": bytes_sent,
             "train_s": train_s,
             "seconds_to_target": self._reached[0],
             "bytes_to_target": self._reached[1],
             "consensus_distance": _number(summary["consensus_distance"]) if summary else distance,
-            **{f"rounds_{outcome}": count for outcome, count in state.rounds.items()},
+            **{name: before.get(name, 0) + count for name, count in rounds.items()},
             "samples_per_s": sum(peer.samples_per_s for peer in peers),
             "live_peers": len(peers),
             "finished": int(summary is not None),

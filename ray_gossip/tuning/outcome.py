@@ -26,7 +26,7 @@ class Outcome:
     point: Point
     end: End
     metrics: Metrics  # the last; empty when it never reported
-    history: list[Metrics]  # all, in their order, since it was last started
+    history: list[Metrics]  # all that led to them, in their order
     cause: str  # why it failed; else empty
     num_failures: int
 
@@ -71,8 +71,8 @@ def _loss(outcome: Outcome, objective: Objective) -> float:
 def _outcome(trial: Trial, results: Any) -> Outcome:
     history: list[Metrics] = []
     for row in results.to_dict("records") if results is not None else []:
-        if row.get("iterations_since_restore") == 1:  # it was started again, from the beginning
-            history = []
+        if row.get("iterations_since_restore") == 1:  # it was started again, from a checkpoint or from the beginning
+            history = [each for each in history if each["local_step"] < row["local_step"]]
         history.append({name: row[name] for name in METRICS if name in row})
     return Outcome(
         name=str(trial),

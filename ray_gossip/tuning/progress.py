@@ -24,7 +24,14 @@ class Progress(Callback):
         self._told_at = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        LOG.info("%s starts: %s", trial, describe(trial.config))
+        checkpoint = trial.latest_checkpoint_result
+        if checkpoint is None:
+            LOG.info("%s starts: %s", trial, describe(trial.config))
+            return
+        origin = Path(checkpoint.checkpoint.path).parent.name  # the folder of the trial that was saved
+        source = f" from {origin}" if origin != str(trial) else ""
+        step, values = checkpoint.metrics["local_step"], describe(trial.config)
+        LOG.info("%s goes on%s at step %d with %s", trial, source, step, values)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         LOG.info("%s failed and is started again: %s", trial, cause_of(trial))

@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 from ray.tune.search import Searcher
 
 from ray_gossip.errors import ConfigError
 from ray_gossip.tuning.metrics import comparable
 from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
-from ray_gossip.tuning.space import Choice, Range
+from ray_gossip.tuning.space import Choice, Distribution
 from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
 
 _TRIES = 100  # suggestions in a row whose values do not go together; then the search is over
@@ -86,11 +93,12 @@ def searcher(sweep: Sweep, points: list[Point]) -> Searcher:
     )
 
 
-def scheduler(sweep: Sweep, *, max_steps: int) -> TrialScheduler:
+def scheduler(sweep: Sweep, *, max_steps: int, num_at_once: int) -> TrialScheduler:
     """Compares the trials by the evaluations of their peers.
 
     Args:
         max_steps: local steps of the longest trial.
+        num_at_once: trials that the cluster holds at once.
     """
     settings = sweep.settings.tune
     metric: Objective = "merged_loss" if settings.objectives[0] == "merged_loss" else "merged_accuracy"
@@ -98,13 +106,17 @@ def scheduler(sweep: Sweep, *, max_steps: int) -> TrialScheduler:
         "metric": metric,
         "mode": "max" if metric in LARGER_IS_BETTER else "min",
         "time_attr": "local_step",
-        "grace_period": sweep.settings.grace_steps,
     }
+    grace_steps = sweep.settings.grace_steps
     match settings.scheduler:
         case "asha":
-            return _SparingASHA(**seen, max_t=max_steps, reduction_factor=settings.reduction, stop_last_trials=False)
+            rungs: dict[str, Any] = {"max_t": max_steps, "reduction_factor": settings.reduction}
+            return _SparingASHA(**seen, **rungs, grace_period=grace_steps, stop_last_trials=False)
         case "median":
-            return _SparingMedian(**seen, min_time_slice=math.inf)  # which keeps it from pausing trials
+            # which keeps it from pausing trials
+            return _SparingMedian(**seen, grace_period=grace_steps, min_time_slice=math.inf)
+        case "pbt":
+            return _Population(sweep, num_at_once=num_at_once, **seen)
     return FIFOScheduler()
 
 
@@ -139,11 +151,59 @@ class _SparingMedian(_Sparing, MedianStoppingRule):
     pass
 
 
+class _Population(_Sparing, PopulationBasedTraining):
+    """Trials that are behind go on from the state of one that is ahead, with its values a little changed.
+
+    Where the cluster does not hold all trials at once they take turns: whoever has come to the end of its turn is
+    saved and its swarm ended, and who is farthest behind is next.
+    """
+
+    def __init__(self, sweep: Sweep, *, num_at_once: int, **seen: Any) -> None:
+        super().__init__(
+            **seen,
+            perturbation_interval=sweep.settings.perturb_steps,
+            burn_in_period=sweep.settings.grace_steps,
+            hyperparam_mutations={key: _mutations(distribution) for key, distribution in sweep.space.items()},
+        )
+        self._sweep, self._num_at_once = sweep, num_at_once
+
+    def on_trial_add(self, controller: Any, trial: Trial) -> None:
+        # It looks for one thing: a searcher, to refuse it, because one that learns would be told of values that have
+        # changed since. Ours is a list of points.
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)
+        checkpoint = trial.latest_checkpoint_result
+        if checkpoint is not None:  # it failed, or the sweep was interrupted: its turn begins where it goes on
+            turn = self._trial_state[trial]
+            turn.last_perturbation_time = turn.last_train_time = checkpoint.metrics["local_step"]
+
+    def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(controller, trial, result)
+        if decision == TrialScheduler.PAUSE and len(controller.get_live_trials()) <= self._num_at_once:
+            return TrialScheduler.CONTINUE  # who waits is only being started anew
+        return decision
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Point, dict[str, str]]:
+        """Tune multiplies beyond the ends of ranges, and to values that do not go together: not here."""
+        for _ in range(_TRIES):
+            point, operations = super()._get_new_config(trial, trial_to_clone)
+            point |= {key: distribution.nearest(point[key]) for key, distribution in self._sweep.space.items()}
+            try:
+                self._sweep.config(point)
+            except ConfigError:
+                continue
+            return point, operations
+        return dict(trial_to_clone.config), {}
+
+
+def _mutations(distribution: Distribution) -> Any:
+    return list(distribution.values) if isinstance(distribution, Choice) else _domain(distribution)
+
+
 def _is_baseline(trial: Trial) -> bool:
     return bool(trial.config.get(BASELINE, NO_BASELINE) != NO_BASELINE)
 
 
-def _domain(distribution: Choice | Range) -> Any:
+def _domain(distribution: Distribution) -> Any:
     if isinstance(distribution, Choice):
         return tune.choice(distribution.values)
     if distribution.kind == "randint":

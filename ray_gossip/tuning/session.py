@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +27,8 @@ from ray_gossip.tuning.report import Report, print_report, write_report
 from ray_gossip.tuning.search import scheduler, searcher
 from ray_gossip.tuning.sweep import SWEEP_FILE, Point, Sweep
 from ray_gossip.tuning.trial import SwarmTrial, resources
+
+_CHECKPOINTS = 4  # of each trial
 
 
 def run_sweep(
@@ -62,7 +65,9 @@ def run_sweep(
             LOG.info(notice)
         LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), place)
         interrupt = _Interrupt()
-        with interrupt:
+        with interrupt, warnings.catch_warnings():
+            # advice for scheduler=pbt: what takes time is to start a swarm, not the process that drives it
+            warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
             tuner.fit()
         report = write_report(sweep, place=place, folder=folder)
     print_report(report, stream=stream)
@@ -91,7 +96,9 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
         _trainable(sweep, place),
         tune_config=tune.TuneConfig(
             search_alg=searcher(sweep, points),
-            scheduler=scheduler(sweep, max_steps=_max_steps(sweep, points)),
+            scheduler=scheduler(
+                sweep, max_steps=_max_steps(sweep, points), num_at_once=min(_num_at_once(sweep, points))
+            ),
             num_samples=len(points) + num_learned,
             max_concurrent_trials=settings.max_concurrent,
             time_budget_s=settings.time_budget_s,
@@ -102,7 +109,8 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
             name=storage.name_of(place),
             storage_path=place.rstrip("/").rpartition("/")[0],
             sync_config=tune.SyncConfig(sync_artifacts=storage.is_uri(place), sync_period=60),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a swarm's state lies in its peers
+            # scheduler=pbt alone saves trials; the last ones are kept, since another may be about to go on from them
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             callbacks=[Progress(), HParamsLogger(), CSVLoggerCallback(), JsonLoggerCallback()],
             verbose=0,
@@ -119,10 +127,20 @@ def _trainable(sweep: Sweep, place: str) -> Any:
 
 
 def _room(sweep: Sweep, points: list[Point]) -> str:
-    fit = {num_that_fit(swarm, nodes()) for swarm in sweep.swarms(points)}
+    fit = _num_at_once(sweep, points)
     limit = sweep.settings.tune.max_concurrent
     span = f"{min(fit)}" if len(fit) == 1 else f"{min(fit)} to {max(fit)}"
-    return f"the cluster holds {span} trials at once" + (f", tune.max_concurrent={limit}" if limit else "")
+    turns = sweep.settings.tune.scheduler == "pbt" and min(fit) < len(points)
+    return (
+        f"the cluster holds {span} trials at once"
+        + (f", tune.max_concurrent={limit}" if limit else "")
+        + (f"; the {len(points)} trials take turns of {sweep.settings.perturb_steps} steps" if turns else "")
+    )
+
+
+def _num_at_once(sweep: Sweep, points: list[Point]) -> set[int]:
+    """How many trials the cluster holds at once, for each size of their swarms."""
+    return {num_that_fit(swarm, nodes()) for swarm in sweep.swarms(points)}
 
 
 def _name(trial: Trial) -> str:

@@ -26,13 +26,18 @@ class TuneConfig(Section):
     num_samples: int = Field(10, ge=1)
     """Trials of searcher=random and optuna, 1 or more. Keys with `grid` multiply it: each draw is tried with all of
     their combinations."""
-    scheduler: Literal["asha", "median", "none"] = "asha"
-    """Which trials are stopped early, by their peers' accuracy. asha: at `grace_steps`, and each time `reduction` times
-    later, whoever is not in the best 1/`reduction` so far. median: whoever is below the median of the others. none:
-    nobody; for few or short trials."""
+    scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
+    """What becomes of trials that are behind, by their peers' accuracy. asha: at `grace_steps`, and each time
+    `reduction` times later, whoever is not in the best 1/`reduction` so far is stopped. median: whoever is below the
+    median of the others is stopped. pbt: population based training, every `perturb_steps` whoever is in the worst
+    quarter goes on from the state of one in the best quarter, with its values changed a little; for values that should
+    change while a run goes on, such as the learning rate. none: nothing; for few or short trials."""
     grace_steps: int | None = Field(None, ge=1)
-    """Local steps that every trial may do before it can be stopped; unset: an eighth of train.local_steps, but not less
-    than train.eval_every. Raise it when good settings start slowly."""
+    """Local steps that every trial may do before it can be stopped, or take over another's state; unset: an eighth of
+    train.local_steps, but not less than train.eval_every. Raise it when good settings start slowly."""
+    perturb_steps: int | None = Field(None, ge=1)
+    """scheduler=pbt: local steps between two looks at a trial; unset: as `grace_steps`. Each time that a trial takes
+    over another's state, its swarm is started anew, which takes seconds: lower it only while a look is far rarer."""
     reduction: int = Field(3, ge=2)
     """scheduler=asha: one in so many trials goes on at each stage, 2 or more."""
     objectives: tuple[Objective, ...] = Field(("merged_accuracy",), min_length=1)
@@ -54,16 +59,6 @@ class TuneConfig(Section):
     """How often a trial is started again when its driver died or raised. The loss of peers is no failure of a trial,
     unless no peer is left."""
 
-    @field_validator("scheduler", mode="before")
-    @classmethod
-    def _no_population(cls, value: Any) -> Any:
-        if value == "pbt":
-            raise ValueError(
-                "tune.scheduler=pbt is not offered: its trials copy each other's checkpoints, and a swarm's state lies "
-                "in its peers, which do not save it; use asha"
-            )
-        return value
-
     @field_validator("objectives", "baselines", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -74,6 +69,13 @@ class TuneConfig(Section):
         wanting = [objective for objective in self.objectives if objective.endswith("_to_target")]
         if wanting and self.target_accuracy is None:
             raise ValueError(f"objectives={wanting[0]} needs tune.target_accuracy; set it, such as 0.9")
+        if self.perturb_steps is not None and self.scheduler != "pbt":
+            raise ValueError(f"perturb_steps is for scheduler=pbt, not {self.scheduler}; leave it out")
+        if self.searcher == "optuna" and self.scheduler == "pbt":
+            raise ValueError(
+                "searcher=optuna learns what values lead to, but scheduler=pbt changes them on the way; use "
+                "searcher=random"
+            )
         return self
 
 
@@ -94,14 +96,21 @@ class SweepConfig(Config):
 
     @model_validator(mode="after")
     def _can_stop(self) -> SweepConfig:
-        if self.tune.grace_steps is not None and self.tune.grace_steps > self.train.local_steps:
-            raise ValueError(
-                f"tune.grace_steps={self.tune.grace_steps} is above train.local_steps={self.train.local_steps}, so no "
-                "trial could ever be stopped; lower it, or set tune.scheduler=none"
-            )
+        for key in ("grace_steps", "perturb_steps"):
+            steps: int | None = getattr(self.tune, key)
+            if steps is not None and steps > self.train.local_steps:
+                raise ValueError(
+                    f"tune.{key}={steps} is above train.local_steps={self.train.local_steps}, so no trial could ever "
+                    "be stopped or changed; lower it, or set tune.scheduler=none"
+                )
         return self
 
     @property
     def grace_steps(self) -> int:
-        """Local steps before a trial can be stopped."""
+        """Local steps before a trial can be stopped, or changed."""
         return self.tune.grace_steps or max(self.train.local_steps // 8, self.train.eval_every)
+
+    @property
+    def perturb_steps(self) -> int:
+        """Local steps between two looks at a trial of a population."""
+        return self.tune.perturb_steps or self.grace_steps

@@ -34,6 +34,9 @@ class Choice:
     def draw(self, chance: random.Random) -> Any:
         return chance.choice(self.values)
 
+    def nearest(self, value: Any) -> Any:
+        return value
+
     def checked(self) -> Sequence[Any]:
         return self.values
 
@@ -59,6 +62,10 @@ class Range:
                 return min(max(math.exp(logarithm), self.low), self.high)
             case "randint":
                 return chance.randint(int(self.low), int(self.high))
+
+    def nearest(self, value: float) -> float:
+        """To a value that may lie outside."""
+        return min(max(value, self.low), self.high)
 
     def checked(self) -> Sequence[float]:
         return (self.low, self.high)

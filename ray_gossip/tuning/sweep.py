@@ -34,6 +34,10 @@ _BASELINES: Mapping[Baseline, Point] = {
     "hivemind": {"engine": "hivemind"},
     "one_peer": {"swarm.num_peers": 1},
 }
+# What a run may go on with from a state that other values led to: the model, the swarm and the data stay as they are.
+_CHANGEABLE = ("gossip.", "optimizer.", "train.", "data.batch_size", "data.augment", "data.crop_padding", "data.cutout")
+_FIXED = ("optimizer.name", "train.local_steps")
+
 _NOTHING = object()
 _TRIES = 200  # in a row that give nothing new; then the space has no more points
 
@@ -85,7 +89,11 @@ class Sweep:
             num_fruitful, num_in_vain = num_fruitful + is_fruitful, 0 if is_fruitful else num_in_vain + 1
             if num_fruitful == self.settings.tune.num_samples or num_in_vain == _TRIES:
                 break
-        return [*self.baselines(), *map(self._labelled, found.values())], _told(found, left_out)
+        notices = _told(found, left_out)
+        points = [*self.baselines(), *map(self._labelled, found.values())]
+        if self.settings.tune.scheduler == "pbt":
+            self._check_population(len(found), num_trials=len(points))
+        return points, notices
 
     def _draws(self) -> Iterator[list[Point]]:
         """Draws without end of what is left to chance, each with all combinations of what is not; once, if all is."""
@@ -103,6 +111,19 @@ class Sweep:
             yield [{key: (draw | combination)[key] for key in self.space} for combination in combinations]
             if not by_chance:
                 return
+
+    def _check_population(self, num: int, *, num_trials: int) -> None:
+        """Raise ConfigError unless its members can all take part from the start."""
+        limit = self.settings.tune.max_concurrent
+        if num < 2:
+            raise ConfigError(
+                f"tune.scheduler=pbt has a population of {num}, and nobody to learn from; raise tune.num_samples"
+            )
+        if limit is not None and limit < num_trials:
+            raise ConfigError(
+                f"tune.max_concurrent={limit} is below the {num_trials} trials of tune.scheduler=pbt, which compares "
+                "all of them on the way: leave it out, they take turns where the cluster does not hold all at once"
+            )
 
     def swarms(self, points: Sequence[Point]) -> list[SwarmConfig]:
         """Every swarm that may have to fit on the cluster."""
@@ -177,6 +198,8 @@ def _check(sweep: Sweep) -> None:
             )
         if tune.searcher == "optuna" and isinstance(distribution, Choice) and distribution.each:
             raise ConfigError(f"space.{key}: tune.searcher=optuna goes through no grid; write choice instead")
+    if tune.scheduler == "pbt":
+        _check_changeable(sweep)
     if tune.searcher == "optuna" and find_spec("optuna") is None:
         raise ConfigError("tune.searcher=optuna needs the package optuna: pip install 'ray_gossip[optuna]'")
     for point in sweep.baselines():
@@ -184,6 +207,21 @@ def _check(sweep: Sweep) -> None:
             sweep.config(point)
         except ConfigError as error:
             raise ConfigError(f"tune.baselines={point[BASELINE]}: {error}") from None
+
+
+def _check_changeable(sweep: Sweep) -> None:
+    """Raise ConfigError unless a trial can go on from the state of any other."""
+    for key in sweep.space:
+        if not key.startswith(_CHANGEABLE) or key in _FIXED:
+            raise ConfigError(
+                f"space.{key} cannot change while a run goes on, as tune.scheduler=pbt has it do; give {key} one "
+                "value, or use scheduler=asha"
+            )
+    if sweep.base.engine == "hivemind":
+        raise ConfigError(
+            "engine=hivemind cannot go on from another trial's state, as tune.scheduler=pbt needs; use engine=gossip, "
+            "or tune.baselines=[hivemind]"
+        )
 
 
 def _told(found: Mapping[str, Point], left_out: Mapping[str, str]) -> list[str]:

@@ -5,9 +5,11 @@ A class and not a function, because Tune waits for the `cleanup` of a class; a f
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from ray.util import get_current_placement_group
 
 from ray_gossip import storage
 from ray_gossip.config import Config
+from ray_gossip.records import Record
 from ray_gossip.resources import bundle
 from ray_gossip.run import Run
-from ray_gossip.tuning.metrics import Scores
+from ray_gossip.tuning.metrics import Metrics, Scores
 from ray_gossip.tuning.sweep import Sweep
 
 _REPORT_S = 2.0  # a result at least as often: Tune's words, "stop" among them, reach a trial between two results
+_SNAPSHOT, _METRICS = "swarm.pt", "metrics.json"  # in a checkpoint
 _OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "model.pt", "swarm", "peer-*")
 
 
@@ -36,35 +40,41 @@ class SwarmTrial(tune.Trainable):
         modules: folders in which the driver of the sweep finds modules, such as that of `model.factory`.
         """
         self._run: Run | None = None
+        self._start: bytes | None = None  # the checkpoint to go on from, and the metrics that it came with
+        self._metrics: Metrics = {}
+        self._scores: Scores
+        self._records: Iterator[Record | None]
+        self._local_step: int  # of the latest evaluation that was reported
         sys.path += [folder for folder in modules if folder not in sys.path]
         own_folder = Path(self.logdir)
         self._destination = f"{place}/{own_folder.name}" if storage.is_uri(place) else None
-        run_dir = own_folder if self._destination else Path(place) / own_folder.name
-        _set_earlier_attempt_aside(run_dir)
-        self._total_steps, self._local_step = sweep.config(config).train.local_steps, 0
-        run = Run(
-            sweep.config(config),
-            run_id=f"{self.trial_id}-{secrets.token_hex(3)}",
-            run_dir=run_dir,
-            started_at=time.time(),
-            group=get_current_placement_group(),
-        )
-        self._scores = Scores(run.state, target_accuracy=sweep.settings.tune.target_accuracy)
-        self._records = run.records()
-        self._run = run.__enter__()
+        self._run_dir = own_folder if self._destination else Path(place) / own_folder.name
+        self._config, self._target_accuracy = sweep.config(config), sweep.settings.tune.target_accuracy
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Have the swarm, which is not there before the first `step`, go on from what `save_checkpoint` wrote."""
+        self._start = Path(checkpoint, _SNAPSHOT).read_bytes()
+        self._metrics = json.loads(Path(checkpoint, _METRICS).read_bytes())
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write what a swarm, of this trial or another, can go on from; this one goes on meanwhile."""
+        assert self._run is not None
+        Path(checkpoint_dir, _SNAPSHOT).write_bytes(self._run.snapshot())
+        Path(checkpoint_dir, _METRICS).write_text(json.dumps(self._metrics))
 
     def step(self) -> dict[str, Any]:
-        assert self._run is not None
+        run = self._run or self._begin()
         report_by = time.monotonic() + _REPORT_S
         for _ in self._records:
             step = self._scores.evaluated_step()
             # the last evaluation belongs to the last result: no scheduler shall stop a trial that is done
-            is_new = self._local_step < step < self._total_steps
+            is_new = self._local_step < step < self._config.train.local_steps
             if is_new:
                 self._local_step = step
             if is_new or time.monotonic() >= report_by:
-                return self._scores.metrics(local_step=self._local_step)
-        summary = self._run.finish()
+                self._metrics = self._scores.metrics(local_step=self._local_step)
+                return dict(self._metrics)  # Tune adds its own
+        summary = run.finish()
         step = max(self._local_step, self._scores.evaluated_step())
         return {**self._scores.metrics(local_step=step, summary=summary), "done": True}
 
@@ -75,7 +85,26 @@ class SwarmTrial(tune.Trainable):
             if self._run.summary is None:
                 self._run.stop("stopped by the sweep")
         if self._destination:
-            storage.upload(self._run.run_dir, self._destination)
+            storage.upload(self._run_dir, self._destination)
+
+    def _begin(self) -> Run:
+        """Start the swarm: from the checkpoint, to whose records its own are added, or else from the beginning."""
+        if self._start is None:
+            _set_earlier_attempt_aside(self._run_dir)
+        run = Run(
+            self._config,
+            run_id=f"{self.trial_id}-{secrets.token_hex(3)}",
+            run_dir=self._run_dir,
+            started_at=time.time(),
+            group=get_current_placement_group(),
+            start=self._start,
+        )
+        self._start = None
+        self._local_step = int(self._metrics.get("local_step", 0))
+        self._scores = Scores(run.state, target_accuracy=self._target_accuracy, before=self._metrics)
+        self._records = run.records()
+        self._run = run.__enter__()
+        return run
 
 
 def resources(config: Config) -> tune.PlacementGroupFactory:

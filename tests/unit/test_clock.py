@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,3 +47,12 @@ def test_control_shortens_above_the_target_and_lengthens_far_below() -> None:
     assert stretch(4, distance=0.001, target=0.01) == 8
     assert stretch(1, distance=0.02, target=0.01) == 1
     assert stretch(MAX_STRETCH, distance=0.001, target=0.01) == MAX_STRETCH
+
+
+@pytest.mark.parametrize(("steps", "warmup_rounds"), [(20, 0), (20, 3), (1, 0)])
+def test_a_swarm_that_goes_on_counts_the_rounds_before_as_done(steps: int, warmup_rounds: int) -> None:
+    clock = RoundClock(GossipConfig(steps=steps, warmup_rounds=warmup_rounds))
+    for position in range(130):
+        first = clock.first_after(position)
+        assert clock.due_at(first) > position
+        assert first == 0 or clock.due_at(first - 1) <= position

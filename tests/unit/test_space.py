@@ -41,7 +41,8 @@ def points(*words: str) -> list[dict[str, Any]]:
         ("space.gossip.steps.uniform=[5, 50]", "uniform draws fractions, but gossip.steps takes whole numbers"),
         ("space.gossip.steps.randint=[5.5, 50]", "space.gossip.steps: randint needs two whole numbers"),
         ("space.gossip.steps=5", "space.gossip.steps=5 says not how to choose; write {choice: [5]}"),
-        ("tune.scheduler=pbt", "tune.scheduler=pbt is not offered"),
+        ("tune.scheduler=pbt", "space: nothing is swept"),
+        ("tune.perturb_steps=50", "tune: perturb_steps is for scheduler=pbt, not asha; leave it out"),
         ("tune.schedular=asha", "unknown key tune.schedular; did you mean tune.scheduler?"),
         ("tune.objectives=bytes_to_target", "objectives=bytes_to_target needs tune.target_accuracy"),
         ("tune.baselines=[everything]", "tune.baselines.0='everything' should be 'all', 'no_averaging'"),
@@ -55,6 +56,44 @@ def test_a_mistake_in_a_sweep_is_one_line_that_names_the_key(word: str, line: st
         sweep(word)
     assert line in str(mistake.value)
     assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["space.model.name.choice=[cnn, mlp]"], "space.model.name cannot change while a run goes on"),
+        (["space.data.shards.choice=[iid, dirichlet]"], "space.data.shards cannot change while a run goes on"),
+        (["space.seed.choice=[0, 1]"], "give seed one value, or use scheduler=asha"),
+        (["space.engine.choice=[gossip, hivemind]"], "space.engine cannot change"),
+        (["space.swarm.num_peers.choice=[2, 4]"], "space.swarm.num_peers cannot change"),
+        (["space.train.local_steps.choice=[200, 400]"], "space.train.local_steps cannot change"),
+        (["space.optimizer.name.choice=[SGD, AdamW]"], "space.optimizer.name cannot change"),
+        (["engine=hivemind"], "engine=hivemind cannot go on from another trial's state"),
+        (["tune.searcher=optuna"], "searcher=optuna learns what values lead to, but scheduler=pbt changes them"),
+        (["tune.perturb_steps=2000"], "tune.perturb_steps=2000 is above train.local_steps=1000"),
+        (["tune.num_samples=1"], "tune.scheduler=pbt has a population of 1"),
+        (["tune.max_concurrent=2"], "tune.max_concurrent=2 is below the 4 trials of tune.scheduler=pbt"),
+    ],
+)
+def test_what_no_population_can_do_is_one_line_that_names_the_key(words: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as mistake:
+        points("tune.scheduler=pbt", "tune.num_samples=4", "space.optimizer.lr.uniform=[0.01, 0.1]", *words)
+    assert line in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_population_may_change_whatever_leaves_the_model_the_swarm_and_the_data_as_they_are() -> None:
+    population = sweep(
+        "tune.scheduler=pbt",
+        "tune.baselines=[hivemind]",
+        "space.gossip.steps.randint=[5, 50]",
+        "space.gossip.schedule.grid=[grid, random]",
+        "space.optimizer.lr.loguniform=[0.001, 0.1]",
+        "space.data.batch_size.choice=[16, 32]",
+        "tune.num_samples=3",
+    )
+    assert len(population.points()[0]) == 7
+    assert population.settings.perturb_steps == population.settings.grace_steps == 125
 
 
 def test_keys_of_the_space_may_be_dotted_or_nested(tmp_path: Path) -> None:

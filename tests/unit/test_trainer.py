@@ -362,6 +362,51 @@ def test_inputs_in_bytes_are_normalised_for_training_and_for_evaluation() -> Non
     assert seen[0].mean().abs() < 0.2
 
 
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("average_momentum", [False, True])
+def test_who_goes_on_from_a_snapshot_takes_the_same_steps_as_if_there_had_been_no_break(
+    optimizer: str, average_momentum: bool
+) -> None:
+    if optimizer == "AdamW" and average_momentum:
+        pytest.skip("only SGD has momentum to average")
+    sections: dict[str, Any] = {
+        "optimizer": {"name": optimizer, "lr": 0.01},
+        "gossip": {"average_momentum": average_momentum},
+        "data": {"batch_size": 64, "augment": "standard"},
+        "train": {"local_steps": 50},
+    }
+    shard = EVERYTHING[:200]  # so that there are several passes over it
+    first = make_trainer(shard=shard, model=with_batch_norm(), **sections)
+    for _ in range(11):
+        first.step()
+    snapshot = first.snapshot()
+
+    second = make_trainer(shard=shard, model=with_batch_norm(), **sections)
+    second.load(snapshot)
+    assert (second.local_step, second.samples, second.lr) == (11, first.samples, first.lr)
+    for _ in range(9):
+        first.step()
+        second.step()
+    for mine, theirs in zip(second.model.state_dict().values(), first.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    sizes = state_size(first.model, with_momentum=average_momentum)
+    flats = [torch.empty(sizes) for _ in range(2)]
+    for trainer, flat in zip((first, second), flats, strict=True):
+        trainer.read_state(flat)
+    assert torch.equal(*flats)
+
+
+def test_who_goes_on_from_a_snapshot_does_so_under_its_own_hyperparameters() -> None:
+    first = make_trainer(optimizer={"lr": 0.1, "momentum": 0.0, "schedule": "linear"}, train={"local_steps": 20})
+    for _ in range(5):
+        first.step()
+    second = make_trainer(optimizer={"lr": 0.02, "schedule": "linear"}, train={"local_steps": 20})
+    second.load(first.snapshot())
+    assert second.lr == pytest.approx(0.02 * 15 / 20)
+    second.step()
+    assert second.optimizer.param_groups[0]["momentum"] == 0.9
+
+
 def test_bf16_trains_in_half_precision_and_keeps_a_state_of_float32() -> None:
     trainer, exact = make_trainer(train={"precision": "bf16"}), make_trainer()
     types: list[torch.dtype] = []

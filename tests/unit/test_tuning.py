@@ -69,6 +69,21 @@ class TestTheMetricsOfATrial:
         fold(state, [report(0, 3)])
         assert scores.metrics(local_step=150)["bytes_to_target"] == 2_000_000
 
+    def test_count_on_from_those_of_the_checkpoint_from_which_the_trial_goes_on(self) -> None:
+        first, second = a_swarm(1), a_swarm(1)
+        fold(first, [started(0), progress(0, 10, wall_time=1000.0), report(0, 1), evaluation(0, 50, 0.7)])
+        fold(first, [progress(0, 60, wall_time=1020.0)])
+        before = Scores(first, target_accuracy=0.6).metrics(local_step=50)
+        scores = Scores(second, target_accuracy=0.6, before=before)
+        assert scores.metrics(local_step=50) | {"live_peers": 1} == pytest.approx(
+            before | {"samples_per_s": 0.0, "train_loss": math.nan, "consensus_distance": math.nan}, nan_ok=True
+        )
+        fold(second, [started(0), progress(0, 70, wall_time=2000.0), report(0, 7), evaluation(0, 100, 0.8)])
+        fold(second, [progress(0, 110, wall_time=2005.0)])
+        after = scores.metrics(local_step=100)
+        assert (after["train_s"], after["bytes_sent"], after["rounds_averaged"]) == (25.0, 2_000_000, 2)
+        assert (after["peer_accuracy"], after["seconds_to_target"]) == (0.8, 20.0)
+
 
 class TestWhatIsBest:
     def test_a_trial_without_a_merged_model_counts_by_its_peers_and_an_unreached_target_is_infinitely_far(self) -> None:
@@ -124,7 +139,7 @@ class TestWhatIsBest:
 
 class TestWhoIsStoppedEarly:
     def test_asha_stops_the_hopeless_but_no_baseline_and_nobody_before_the_first_evaluation(self) -> None:
-        asha: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.baselines=all"), max_steps=400)
+        asha: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.baselines=all"), max_steps=400, num_at_once=4)
         good, bad, baseline = (ATrial(name) for name in ("good", "bad", "all"))
         for trial in (good, bad, baseline):
             asha.on_trial_add(None, trial)
@@ -135,7 +150,7 @@ class TestWhoIsStoppedEarly:
         asha.on_trial_complete(None, baseline, result(400, 0.99, merged=0.99))
 
     def test_the_median_rule_never_pauses_and_is_not_misled_by_what_is_unknown(self) -> None:
-        median: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.scheduler=median"), max_steps=400)
+        median: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.scheduler=median"), max_steps=400, num_at_once=4)
         controller = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
         trials = [ATrial(name) for name in "abcd"]
         for trial in trials:
@@ -144,6 +159,70 @@ class TestWhoIsStoppedEarly:
         for trial, accuracy in zip(trials[:3], (0.9, 0.8, 0.7), strict=True):
             assert median.on_trial_result(controller, trial, result(50, accuracy)) == "CONTINUE"
         assert median.on_trial_result(controller, trials[3], result(50, 0.1)) == "STOP"
+
+
+class TestAPopulation:
+    words = (
+        "tune.scheduler=pbt",
+        "tune.perturb_steps=50",
+        "tune.num_samples=3",
+        "space.optimizer.lr.uniform=[0.09, 0.1]",
+        "space.gossip.group_size.choice=[2, 4]",
+        "space.gossip.min_group_size.choice=[2, 4]",
+        "space.gossip.steps.randint=[1, 3]",
+    )
+
+    def test_changes_values_within_the_space_and_to_those_that_go_together(self) -> None:
+        sweep = a_sweep(*self.words)
+        population: Any = scheduler(sweep, max_steps=400, num_at_once=3)
+        ahead: Any = ATrial("ahead")
+        ahead.config = {
+            "optimizer.lr": 0.1,
+            "gossip.group_size": 4,
+            "gossip.min_group_size": 4,
+            "gossip.steps": 3,
+        }
+        found = [population._get_new_config(ATrial("behind"), ahead)[0] for _ in range(100)]
+        assert len({str(point) for point in found}) > 10
+        for point in found:
+            sweep.config(point)
+            assert 0.09 <= point["optimizer.lr"] <= 0.1
+            assert point["gossip.steps"] in (1, 2, 3)
+
+    @pytest.mark.parametrize(("num_at_once", "decision"), [(1, "PAUSE"), (2, "CONTINUE")])
+    def test_takes_turns_only_where_the_cluster_does_not_hold_all_at_once(
+        self, num_at_once: int, decision: str
+    ) -> None:
+        population: Any = scheduler(a_sweep(*self.words), max_steps=400, num_at_once=num_at_once)
+        trials = [ATrial("running"), ATrial("waiting")]
+        controller = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: trials)
+        for trial in trials:
+            population.on_trial_add(controller, trial)
+        trials[1].status = "PAUSED"
+        assert population.on_trial_result(controller, trials[0], result(0, math.nan)) == "CONTINUE"
+        assert population.on_trial_result(controller, trials[0], result(50, 0.5)) == decision
+
+    def test_counts_the_turn_of_a_trial_that_was_started_again_from_its_checkpoint(self) -> None:
+        population: Any = scheduler(a_sweep(*self.words), max_steps=400, num_at_once=1)
+        trial = ATrial("again")
+        trial.latest_checkpoint_result = SimpleNamespace(metrics=result(100, 0.5))
+        trials = [trial, ATrial("waiting")]
+        controller = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: trials)
+        for each in trials:
+            population.on_trial_add(controller, each)
+        trials[1].status = "PAUSED"
+        assert population.on_trial_result(controller, trial, result(100, 0.5)) == "CONTINUE"
+        assert population.on_trial_result(controller, trial, result(150, 0.5)) == "PAUSE"
+
+    def test_leaves_baselines_alone(self) -> None:
+        sweep = a_sweep(*self.words, "tune.baselines=all")
+        population: Any = scheduler(sweep, max_steps=400, num_at_once=1)
+        baseline = ATrial("all")
+        baseline.config |= sweep.baselines()[0]
+        controller = SimpleNamespace(get_trials=lambda: [baseline], get_live_trials=lambda: [baseline])
+        population.on_trial_add(controller, baseline)
+        assert population.on_trial_result(controller, baseline, result(100, 0.1)) == "CONTINUE"
+        assert population.last_scores([baseline]) == []
 
 
 class TestWhichTrialComesNext:
@@ -197,8 +276,17 @@ class ATrial:
     """What a scheduler sees of one; `all` is a baseline."""
 
     def __init__(self, name: str) -> None:
-        self.trial_id = name
-        self.config = {"baseline": "all" if name == "all" else "none"}
+        self.trial_id = self.experiment_tag = name
+        self.config: dict[str, Any] = {"baseline": "all" if name == "all" else "none"}
+        self.status = "RUNNING"
+        self.evaluated_params: dict[str, Any] = {}
+        self.latest_checkpoint_result: Any = None
+        self.run_metadata = SimpleNamespace(
+            checkpoint_manager=SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
+        )
+
+    def is_finished(self) -> bool:
+        return self.status == "TERMINATED"
 
 
 def result(step: int, accuracy: float, *, merged: float = math.nan) -> dict[str, float]:
