@@ -25,7 +25,7 @@ class TuneConfig(Section):
     from about 20 trials on."""
     num_samples: int = Field(10, ge=1)
     """Trials of searcher=random and optuna, 1 or more. Keys with `grid` multiply it: each draw is tried with all of
-    their combinations."""
+    their combinations. scheduler=pbt: the population; 4 at least, so that there are quarters."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
     """What becomes of trials that are behind, by their peers' accuracy. asha: at `grace_steps`, and each time
     `reduction` times later, whoever is not in the best 1/`reduction` so far is stopped. median: whoever is below the

@@ -362,13 +362,10 @@ def test_inputs_in_bytes_are_normalised_for_training_and_for_evaluation() -> Non
     assert seen[0].mean().abs() < 0.2
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-@pytest.mark.parametrize("average_momentum", [False, True])
+@pytest.mark.parametrize(("optimizer", "average_momentum"), [("SGD", False), ("SGD", True), ("AdamW", False)])
 def test_who_goes_on_from_a_snapshot_takes_the_same_steps_as_if_there_had_been_no_break(
     optimizer: str, average_momentum: bool
 ) -> None:
-    if optimizer == "AdamW" and average_momentum:
-        pytest.skip("only SGD has momentum to average")
     sections: dict[str, Any] = {
         "optimizer": {"name": optimizer, "lr": 0.01},
         "gossip": {"average_momentum": average_momentum},
