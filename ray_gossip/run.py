@@ -46,15 +46,17 @@ class Run:
         self.summary: Summary | None = None  # once it has finished or was stopped
         self._log = RunLog(run_dir, config, run_id=run_id, started_at=started_at)
         self._swarm = Swarm(config, run_id=run_id, group=group, factories=factories, start=start)
-        self._open = ExitStack()
+        self._open: ExitStack
 
     @property
     def state(self) -> SwarmState:
         return self._log.state
 
     def __enter__(self) -> Run:
-        self._open.enter_context(self._log)
-        self._open.enter_context(self._swarm)
+        with ExitStack() as entered:  # closes what is open already if the next cannot be opened
+            entered.enter_context(self._log)
+            entered.enter_context(self._swarm)
+            self._open = entered.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

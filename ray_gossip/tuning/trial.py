@@ -10,6 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class SwarmTrial(tune.Trainable):
         modules: folders in which the driver of the sweep finds modules, such as that of `model.factory`.
         """
         self._run: Run | None = None
+        self._open = ExitStack()
         self._start: bytes | None = None  # the checkpoint to go on from, and the metrics that it came with
         self._metrics: Metrics = {}
         self._scores: Scores
@@ -81,7 +83,7 @@ class SwarmTrial(tune.Trainable):
     def cleanup(self) -> None:
         if self._run is None:
             return
-        with self._run:
+        with self._open:
             if self._run.summary is None:
                 self._run.stop("stopped by the sweep")
         if self._destination:
@@ -91,19 +93,20 @@ class SwarmTrial(tune.Trainable):
         """Start the swarm: from the checkpoint, to whose records its own are added, or else from the beginning."""
         if self._start is None:
             _set_earlier_attempt_aside(self._run_dir)
-        run = Run(
-            self._config,
-            run_id=f"{self.trial_id}-{secrets.token_hex(3)}",
-            run_dir=self._run_dir,
-            started_at=time.time(),
-            group=get_current_placement_group(),
-            start=self._start,
+        self._run = run = self._open.enter_context(
+            Run(
+                self._config,
+                run_id=f"{self.trial_id}-{secrets.token_hex(3)}",
+                run_dir=self._run_dir,
+                started_at=time.time(),
+                group=get_current_placement_group(),
+                start=self._start,
+            )
         )
         self._start = None
         self._local_step = int(self._metrics.get("local_step", 0))
         self._scores = Scores(run.state, target_accuracy=self._target_accuracy, before=self._metrics)
         self._records = run.records()
-        self._run = run.__enter__()
         return run
 
 
