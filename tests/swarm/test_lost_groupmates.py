@@ -25,11 +25,12 @@ def without(peers: Sequence[RemotePeer], index: int) -> Peers:
     return Peers([peer for position, peer in enumerate(peers) if position != index])
 
 
-def assert_average(peers: Peers, seeds: list[int], cause: str) -> None:
-    """The next round works."""
+def assert_average(peers: Peers, seeds: list[int], *causes: str) -> None:
+    """The next round works, for one of these causes; default: none."""
     peers.each(fill, seeds)
     for ended in peers.all(gossip):
-        assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
+        assert ended.report.outcome == "averaged", ended.report
+        assert ended.report.cause in (causes or [""])
     assert max(peers.all(distance_from_mean, seeds)) < TOLERANCE
 
 
@@ -67,7 +68,8 @@ def test_a_groupmate_killed_in_the_all_reduce_voids_the_round_at_once_and_the_ne
             assert any(ended.report.outcome != "averaged" for ended in rounds)
             living = survivors
             dead.append(f"peer-{victim:02d} could not be reached")
-            assert_average(living, seeds[:-1], cause="; ".join(sorted(dead)))
+            # 15 s after its death a peer has expired, and nobody looks for it any more: who died first goes first
+            assert_average(living, seeds[:-1], *("; ".join(sorted(dead[gone:])) for gone in range(len(dead) + 1)))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_a_decoder_that_raises_fails_the_round_and_the_next_works(swarm: Peers, 
         else:
             assert ended.report.cause.endswith("of the mean arrived: peer-02 could not average and said so")
     swarm[VICTIM].call(FaultyPeer.recover)
-    assert_average(swarm, [4, 5, 6, 7], cause="")
+    assert_average(swarm, [4, 5, 6, 7])
 
 
 def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(swarm: Peers) -> None:
@@ -108,7 +110,7 @@ def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(s
         )
         assert ended.unchanged
         assert ended.report.allreduce_s < 3.0 + SLACK_S
-    assert_average(survivors, [4, 5, 6], cause="peer-02 did not come within 3 s")
+    assert_average(survivors, [4, 5, 6], "peer-02 did not come within 3 s")
     os.kill(pid, signal.SIGCONT)
     late: Ended = swarm[VICTIM].receive()
     assert late.unchanged
@@ -118,7 +120,7 @@ def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(s
     assert re.fullmatch(
         r"came after its group had begun|no group of 2: (peer-0[013] has met already(; )?){3}", skipped.report.cause
     )
-    assert_average(swarm, [4, 5, 6, 7], cause="")
+    assert_average(swarm, [4, 5, 6, 7])
 
 
 def test_the_deadline_of_an_all_reduce_is_learned_from_rounds_before() -> None:
