@@ -150,22 +150,29 @@ def free_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
         SwarmError: the DHT does not answer in time.
     """
     record = look_up(dht, members_key(charter.run_id), within_s=within_s)
-    indices = [member.peer_index for member in _members(record)]
+    indices = [member.peer_index for member, _ in _declarations(record)]
     return max([charter.num_peers - 1, *indices]) + 1
 
 
-def read_view(record: ValueWithExpiration[Any] | None, own: Member) -> View:
-    """From what the DHT returned, plus this peer's own declaration, which may not have spread yet."""
-    others = [member for member in _members(record) if member.peer_id != own.peer_id]
-    return View(tuple(sorted([own, *others], key=lambda member: (member.peer_index, member.peer_id))))
+def read_view(record: ValueWithExpiration[Any] | None, own: Member, *, remembered: Iterable[Member] = ()) -> View:
+    """From what the DHT returned, plus this peer's own declaration, which may not have spread yet.
+
+    Args:
+        remembered: who else is there if the DHT's answer says nothing of them.
+    """
+    found = {member.peer_id: member for member in remembered}
+    found |= {member.peer_id: member for member, _ in _declarations(record)}
+    found[own.peer_id] = own
+    return View(tuple(sorted(found.values(), key=lambda member: (member.peer_index, member.peer_id))))
 
 
-def _members(record: ValueWithExpiration[Any] | None) -> Iterator[Member]:
+def _declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Member, float]]:
+    """Each with when it expires."""
     values = record.value if record is not None and isinstance(record.value, dict) else {}
     for key, entry in values.items():
         member = Member.from_wire(PeerID(key).to_base58() if isinstance(key, bytes) else "", entry.value)
         if member is not None:
-            yield member
+            yield member, entry.expiration_time
 
 
 class Membership:
@@ -176,6 +183,7 @@ class Membership:
         self._key = members_key(charter.run_id)
         self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
         self.view = View()
+        self._expires_at: dict[str, float] = {}  # peer id -> DHT time, of the declarations in the view
         self._read_at = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
@@ -198,9 +206,13 @@ class Membership:
         await self._declare()
 
     async def read(self) -> View:
-        """Ask the DHT who is there."""
+        """Ask the DHT who is there. Its answer lacks somebody when a node of it has not answered in time; so whoever
+        has been seen stays until the declaration expires."""
         record = await self._dht.get(self._key, latest=True, return_future=True)
-        self.view, self._read_at = read_view(record, self.own), time.monotonic()
+        now = get_dht_time()
+        remembered = [member for member in self.view.members if self._expires_at.get(member.peer_id, 0.0) > now]
+        self.view, self._read_at = read_view(record, self.own, remembered=remembered), time.monotonic()
+        self._expires_at |= {member.peer_id: expires_at for member, expires_at in _declarations(record)}
         return self.view
 
     async def at_round(self, round: int, *, local_step: int) -> View:
@@ -208,6 +220,8 @@ class Membership:
 
         This peer's own progress is declared in the background.
         """
+        if self._renewing is not None and self._renewing.done():
+            self._renewing.result()  # raises what has ended it: the others would take this peer for dead
         self.own = replace(self.own, round=round, local_step=local_step)
         if time.monotonic() - self._read_at > REFRESH_S:
             self._declaring = asyncio.create_task(self._declare())

@@ -214,6 +214,46 @@ def test_a_declaration_is_renewed_while_the_trainer_lives_and_fades_when_it_hang
     asyncio.run(test())
 
 
+def test_an_answer_that_lacks_somebody_hides_nobody_before_the_declaration_expires(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        first, second = enter(dht, "A", 0), enter(dht, "B", 1)
+        await first.join(0, is_alive=yes)
+        await second.join(0, is_alive=yes)
+        whole = await first.read()
+        dht.records.clear()
+        assert await first.read() == await first.read() == whole
+
+        async def has_expired() -> bool:
+            return [member.name for member in (await first.read()).members] == ["peer-00"]
+
+        await until(has_expired)
+
+    asyncio.run(test())
+
+
+def test_a_peer_that_cannot_renew_its_declaration_says_so_instead_of_fading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "REDECLARE_S", 0.01)
+
+    def store(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("the DHT process is gone")
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peer = enter(dht, "A", 0)
+        await peer.join(0, is_alive=yes)
+        monkeypatch.setattr(dht, "store", store)
+        await asyncio.wait({peer._renewing} if peer._renewing else (), timeout=DEADLINE_S)
+        with pytest.raises(ConnectionError, match="the DHT process is gone"):
+            await peer.at_round(0, local_step=0)
+
+    asyncio.run(test())
+
+
 def test_who_has_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "REDECLARE_S", 0.01)
 
