@@ -42,7 +42,7 @@ from ray_gossip.records import Outcome, Record
 from ray_gossip.schedule import group_of, radices
 
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
-_MIN_DEADLINE_S = 2.0  # learned all-reduce deadlines never fall below this
+_MIN_DEADLINE_S = 5.0  # learned deadlines never fall below: a machine may stand still for a second or two
 _SLACK = 4.0  # a learned deadline is this many times the slowest of the recent all-reduces
 
 

@@ -8,6 +8,7 @@ killed, Ray sees no end of file, and the children live on and answer other peers
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -64,6 +65,7 @@ def guard_forks() -> None:
         for descriptor, identity in inherited.items():
             if _socket_identity(descriptor) == identity:
                 os.close(descriptor)
+        gc.freeze()  # else its first full collection writes into every inherited page: a copy of 60 MB
 
     os.register_at_fork(after_in_child=in_child)
 
