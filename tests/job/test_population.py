@@ -42,7 +42,7 @@ def words(num_peers: int, *, local_steps: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def population(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with Run(tmp_path_factory.mktemp("population") / "sweep", *words(2, local_steps=400), command="tune") as run:
+    with Run(tmp_path_factory.mktemp("population") / "sweep", *words(2, local_steps=300), command="tune") as run:
         for num_turns in (1, 2, 3):
             run.wait_for("PeerStarted", count=2 * num_turns, trial=HOPELESS)
             run.look()
@@ -71,7 +71,7 @@ def test_whoever_goes_on_does_so_at_its_local_step_and_nobody_begins_twice(popul
         assert min(started[2:]) >= 100
         assert not list((population.run_dir / trial).glob("attempt-*"))
         rounds = [each["round"] for each in population.events("SwarmRound", trial=trial)]
-        assert max(rounds) >= 35
+        assert max(rounds) >= 25
 
 
 def test_what_a_trial_reports_leads_from_its_beginning_to_its_end(population: Run) -> None:
@@ -96,7 +96,7 @@ def test_the_best_config_and_tensorboard_show_the_values_that_a_trial_ended_with
     started = metadata.parse_session_start_info_plugin_data(session[metadata.SESSION_START_INFO_TAG])
     assert started.hparams["optimizer.lr"].number_value == ended_with
     steps = [event.step for event in board.Tensors(f"{HOPELESS}/peer-00", "eval/accuracy")]
-    assert {50, 400} <= set(steps)
+    assert {50, 300} <= set(steps)
 
 
 def test_tunes_own_record_of_who_learned_from_whom_is_kept(population: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ray_gossip import config, data, models
+from ray_gossip.resources import this_machine
+from tests.job.clusters import start_cluster
 from tests.job.processes import wait_until_gone
 from tests.job.runs import ROOT, Run, train
 
@@ -95,23 +98,30 @@ def test_its_resolved_config_is_the_config_again(quickstart: Run) -> None:
     assert config.load(quickstart.run_dir / "config.yaml") == config.load(ROOT / "configs" / "quickstart.yaml")
 
 
-def test_one_peer_trains_alone(tmp_path: Path) -> None:
-    summary = train(tmp_path / "run", "swarm.num_peers=1", "train.local_steps=300").summary
+@pytest.fixture(scope="module")
+def ray() -> Iterator[str]:
+    """The address of a cluster for the runs below: to start Ray takes each of them longer than to find it."""
+    with start_cluster({"num_cpus": this_machine()["CPU"]}) as cluster:
+        yield cluster.address
+
+
+def test_one_peer_trains_alone(ray: str, tmp_path: Path) -> None:
+    summary = train(tmp_path / "run", "swarm.num_peers=1", "train.local_steps=300", address=ray).summary
     assert summary["merged_accuracy"] > 0.9
     assert set(summary["rounds"]) - {kind for kind, count in summary["rounds"].items() if count == 0} == {"alone"}
 
 
-def test_six_peers_train_in_groups_of_up_to_four(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "swarm.num_peers=6", "gossip.group_size=4", "train.local_steps=100")
+def test_six_peers_train_in_groups_of_up_to_four(ray: str, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "swarm.num_peers=6", "gossip.group_size=4", "train.local_steps=100", address=ray)
     assert run.summary["merged_accuracy"] > 0.9
     assert run.summary["rounds"]["failed"] == run.summary["rounds"]["partial"] == 0
     assert run.summary["final_outcome"] == ["averaged"] * 6
 
 
-def test_a_merged_model_with_batch_norm_is_no_worse_than_the_peers_are(tmp_path: Path) -> None:
+def test_a_merged_model_with_batch_norm_is_no_worse_than_the_peers_are(ray: str, tmp_path: Path) -> None:
     """At a constant learning rate, whose noise averaging takes away: with 4 seeds, 0.6 to 2.2 points better."""
     words = ("model.name=resnet20", "gossip.group_size=2", "gossip.steps=20", "train.local_steps=160", "seed=2")
-    summary = train(tmp_path / "run", *words, "optimizer.schedule=constant").summary
+    summary = train(tmp_path / "run", *words, "optimizer.schedule=constant", address=ray).summary
     assert summary["merged_batch_norm"] == "recalibrated"
     assert summary["merged_accuracy"] >= statistics.mean(summary["peer_accuracy"])
     assert summary["merged_accuracy"] > 0.9
@@ -120,10 +130,12 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_the_peers_are(tmp_path:
 @pytest.mark.parametrize(
     "shards", [["data.shards=label_sorted"], ["data.shards=dirichlet", "data.dirichlet_alpha=0.1"]]
 )
-def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(shards: list[str], tmp_path: Path) -> None:
+def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
+    shards: list[str], ray: str, tmp_path: Path
+) -> None:
     """Peers that have not met for 70 steps know little but their own classes; the mean of them knows all."""
     words = ("gossip.group_size=4", "gossip.steps=80", "train.local_steps=390", "train.eval_every=1000")
-    run = train(tmp_path / "run", *words, *shards)
+    run = train(tmp_path / "run", *words, *shards, address=ray)
     assert run.summary["merged_accuracy"] > statistics.mean(run.summary["peer_accuracy"])
     curves = EventAccumulator(str(run.run_dir / "swarm"))
     curves.Reload()
@@ -133,7 +145,7 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(shards:
     assert min(min(classes) for classes in counts) == 0  # a class that some peer never sees
 
 
-def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(tmp_path: Path) -> None:
+def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(ray: str, tmp_path: Path) -> None:
     run = train(
         tmp_path / "run",
         "engine=hivemind",
@@ -144,6 +156,7 @@ def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(tmp_path: Path) -> 
         "gossip.allreduce_s=10",  # as long as a peer stands still that finds no group
         "gossip.exact_every=5",
         "train.local_steps=1000",  # hivemind notices after a second or two that a round is due
+        address=ray,
     )
     assert run.summary["engine"] == "hivemind"
     assert run.summary["merged_accuracy"] > 0.9
