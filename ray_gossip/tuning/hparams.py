@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -26,6 +27,7 @@ from ray_gossip.tuning.space import Distribution, Range
 from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
 
 _FILE = "events.out.tfevents.trial"  # the name by which TensorBoard knows its files
+_RESULT = "trial/"  # what the tags of results begin with
 
 
 def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
@@ -37,7 +39,7 @@ def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
         for key, value in point.items():
             values.setdefault(key, []).append(value)
     columns = [hparams.HParam(_name(key), _domain(sweep.space.get(key), seen)) for key, seen in values.items()]
-    metrics = [hparams.Metric(f"trial/{name}", display_name=name) for name in METRICS]
+    metrics = [hparams.Metric(f"{_RESULT}{name}", display_name=name) for name in METRICS]
     writer = EventFileWriter(str(folder))
     writer.add_event(_event(hparams.hparams_config_pb(columns, metrics)))
     writer.close()
@@ -58,14 +60,17 @@ class HParamsLogger(LoggerCallback):
         file = self._files.get(trial.trial_id)
         if file is None:
             trial.init_local_path()
-            file = self._files[trial.trial_id] = _EventFile(Path(trial.local_path) / _FILE)
+            path = Path(trial.local_path, _FILE)
+            if not path.exists():  # the sweep is resumed: a trial that goes on from a checkpoint has results already
+                self._restore_from_remote(_FILE, trial)
+            file = self._files[trial.trial_id] = _EventFile(path)
         file.begin(_event(hparams.hparams_pb(values, trial_id=str(trial))))
 
     def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
         if trial.trial_id not in self._files:
             self.log_trial_start(trial)
         values = [
-            Summary.Value(tag=f"trial/{name}", simple_value=result[name])
+            Summary.Value(tag=f"{_RESULT}{name}", simple_value=result[name])
             for name in METRICS
             if math.isfinite(result.get(name, math.nan))
         ]
@@ -81,12 +86,13 @@ class HParamsLogger(LoggerCallback):
 class _EventFile:
     """What TensorBoard reads: a first event, which can be exchanged, and others; on disk when `begin` or `add` returns.
 
-    No file stays open, because Tune pickles the sweep.
+    The results of a sweep that is resumed come after those that are there. No file stays open, because Tune pickles
+    the sweep.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._others: list[bytes] = []
+        self._others = [event.SerializeToString() for event in _results(path)] if path.exists() else []
 
     def begin(self, first: Event) -> None:
         """Write all anew."""
@@ -102,6 +108,13 @@ class _EventFile:
             writer = RecordWriter(file)
             for record in records:
                 writer.write(record)
+
+
+def _results(path: Path) -> Iterator[Event]:
+    """Without the trial's values and its end, of which TensorBoard believes the first that it reads."""
+    for event in LegacyEventFileLoader(str(path)).Load():
+        if any(value.tag.startswith(_RESULT) for value in event.summary.value):
+            yield event
 
 
 def _name(key: str) -> str:

@@ -55,6 +55,13 @@ def ranking(run: Run) -> dict[str, dict[str, Any]]:
     return {each["trial"]: each for each in json.loads(run.stdout.splitlines()[-1])["ranking"]}
 
 
+def board(run: Run) -> EventMultiplexer:
+    """What TensorBoard reads."""
+    read = EventMultiplexer().AddRunsFromDirectory(str(run.run_dir))
+    read.Reload()
+    return read
+
+
 @pytest.mark.timeout(2 * SWEEP_S)
 def test_a_hopeless_trial_goes_on_from_a_good_one_and_ends_as_one(population: Run) -> None:
     assert f"{HOPELESS} goes on from {GOOD} at step" in population.stderr
@@ -90,12 +97,10 @@ def test_the_best_config_and_tensorboard_show_the_values_that_a_trial_ended_with
     assert results[HOPELESS]["values"]["optimizer.lr"] == ended_with
     best = next(iter(results.values()))
     assert config.load(population.run_dir / "best.yaml").optimizer.lr == best["values"]["optimizer.lr"]
-    board = EventMultiplexer().AddRunsFromDirectory(str(population.run_dir))
-    board.Reload()
-    session = board.PluginRunToTagToContent(metadata.PLUGIN_NAME)[HOPELESS]
+    session = board(population).PluginRunToTagToContent(metadata.PLUGIN_NAME)[HOPELESS]
     started = metadata.parse_session_start_info_plugin_data(session[metadata.SESSION_START_INFO_TAG])
     assert started.hparams["optimizer.lr"].number_value == ended_with
-    steps = [event.step for event in board.Tensors(f"{HOPELESS}/peer-00", "eval/accuracy")]
+    steps = [event.step for event in board(population).Tensors(f"{HOPELESS}/peer-00", "eval/accuracy")]
     assert {50, 300} <= set(steps)
 
 
@@ -126,3 +131,5 @@ def test_an_interrupted_population_goes_on_where_its_trials_were_saved(tmp_path:
         assert first_start == 0
         assert min(others) >= 100
         assert not list((again.run_dir / trial).glob("attempt-*"))
+        # before the interruption, and after it
+        assert {50, 200} <= {event.step for event in board(again).Tensors(trial, "trial/local_step")}
