@@ -150,29 +150,23 @@ def free_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
         SwarmError: the DHT does not answer in time.
     """
     record = look_up(dht, members_key(charter.run_id), within_s=within_s)
-    indices = [member.peer_index for member, _ in _declarations(record)]
+    indices = [member.peer_index for member, _ in declarations(record)]
     return max([charter.num_peers - 1, *indices]) + 1
 
 
-def read_view(record: ValueWithExpiration[Any] | None, own: Member, *, remembered: Iterable[Member] = ()) -> View:
-    """From what the DHT returned, plus this peer's own declaration, which may not have spread yet.
-
-    Args:
-        remembered: who else is there if the DHT's answer says nothing of them.
-    """
-    found = {member.peer_id: member for member in remembered}
-    found |= {member.peer_id: member for member, _ in _declarations(record)}
-    found[own.peer_id] = own
-    return View(tuple(sorted(found.values(), key=lambda member: (member.peer_index, member.peer_id))))
-
-
-def _declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Member, float]]:
-    """Each with when it expires."""
+def declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Member, float]]:
+    """The members that a record of the DHT names, each with the DHT time at which its declaration expires."""
     values = record.value if record is not None and isinstance(record.value, dict) else {}
     for key, entry in values.items():
         member = Member.from_wire(PeerID(key).to_base58() if isinstance(key, bytes) else "", entry.value)
         if member is not None:
             yield member, entry.expiration_time
+
+
+def view_of(declared: Iterable[tuple[Member, float]], own: Member) -> View:
+    """From the members' declarations, plus this peer's own, which may not have spread yet."""
+    others = [member for member, _ in declared if member.peer_id != own.peer_id]
+    return View(tuple(sorted([own, *others], key=lambda member: (member.peer_index, member.peer_id))))
 
 
 class Membership:
@@ -183,7 +177,7 @@ class Membership:
         self._key = members_key(charter.run_id)
         self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
         self.view = View()
-        self._expires_at: dict[str, float] = {}  # peer id -> DHT time, of the declarations in the view
+        self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: of whom the view is made
         self._read_at = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
@@ -210,9 +204,9 @@ class Membership:
         has been seen stays until the declaration expires."""
         record = await self._dht.get(self._key, latest=True, return_future=True)
         now = get_dht_time()
-        remembered = [member for member in self.view.members if self._expires_at.get(member.peer_id, 0.0) > now]
-        self.view, self._read_at = read_view(record, self.own, remembered=remembered), time.monotonic()
-        self._expires_at |= {member.peer_id: expires_at for member, expires_at in _declarations(record)}
+        remembered = {peer_id: each for peer_id, each in self._declared.items() if each[1] > now}
+        self._declared = remembered | {each[0].peer_id: each for each in declarations(record)}
+        self.view, self._read_at = view_of(self._declared.values(), self.own), time.monotonic()
         return self.view
 
     async def at_round(self, round: int, *, local_step: int) -> View:

@@ -97,10 +97,11 @@ def test_the_best_config_and_tensorboard_show_the_values_that_a_trial_ended_with
     assert results[HOPELESS]["values"]["optimizer.lr"] == ended_with
     best = next(iter(results.values()))
     assert config.load(population.run_dir / "best.yaml").optimizer.lr == best["values"]["optimizer.lr"]
-    session = board(population).PluginRunToTagToContent(metadata.PLUGIN_NAME)[HOPELESS]
+    read = board(population)
+    session = read.PluginRunToTagToContent(metadata.PLUGIN_NAME)[HOPELESS]
     started = metadata.parse_session_start_info_plugin_data(session[metadata.SESSION_START_INFO_TAG])
     assert started.hparams["optimizer.lr"].number_value == ended_with
-    steps = [event.step for event in board(population).Tensors(f"{HOPELESS}/peer-00", "eval/accuracy")]
+    steps = [event.step for event in read.Tensors(f"{HOPELESS}/peer-00", "eval/accuracy")]
     assert {50, 300} <= set(steps)
 
 

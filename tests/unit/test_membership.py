@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ray_gossip.config import Config
 from ray_gossip.hive import Charter, membership
-from ray_gossip.hive.membership import Member, Membership, View, members_key, read_view, takers
+from ray_gossip.hive.membership import Member, Membership, View, declarations, members_key, takers, view_of
 from ray_gossip.schedule import groups
 
 pytestmark = pytest.mark.timeout(20)
@@ -113,19 +113,19 @@ def test_what_this_program_has_not_written_is_no_member(wire: Any) -> None:
     assert Member.from_wire(peer_id("A"), wire) is None
     own = member("own")
     record = ValueWithExpiration({b"A": ValueWithExpiration(wire, 1.0)}, 1.0)
-    assert read_view(record, own) == View((own,))
+    assert view_of(declarations(record), own) == View((own,))
 
 
 @pytest.mark.parametrize("record", [None, ValueWithExpiration(7, 1.0), ValueWithExpiration({}, 1.0)])
 def test_without_a_readable_record_a_peer_still_sees_itself(record: ValueWithExpiration[Any] | None) -> None:
     own = member("own")
-    assert read_view(record, own).members == (own,)
+    assert view_of(declarations(record), own).members == (own,)
 
 
 def test_a_peers_own_declaration_is_newer_than_what_the_swarm_has_of_it() -> None:
     now = member("own", round=9)
     stale = ValueWithExpiration(member("own", round=3).to_wire(), 1.0)
-    view = read_view(ValueWithExpiration({b"own": stale}, 1.0), now)
+    view = view_of(declarations(ValueWithExpiration({b"own": stale}, 1.0)), now)
     assert view.members == (now,)
 
 
@@ -135,7 +135,7 @@ def test_all_peers_with_the_same_view_compute_the_same_groups(names: list[str], 
     declared = {name: member(name, peer_index) for peer_index, name in enumerate("ABCDE")}
     declared["E"] = member("E", 1)  # the successor of B, which has not expired yet
     entries = {name.encode(): ValueWithExpiration(declared[name].to_wire(), 1.0) for name in names}
-    views = [read_view(ValueWithExpiration(entries, 1.0), own) for own in declared.values()]
+    views = [view_of(declarations(ValueWithExpiration(entries, 1.0)), own) for own in declared.values()]
     assert len(set(views)) == 1
     members = views[0].at(round)
     met = groups("random", round=round, num_members=len(members), group_size=group_size)
