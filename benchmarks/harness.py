@@ -60,11 +60,13 @@ class FlatModel:
         self.parameter = torch.nn.Parameter(torch.zeros(size))
         self.optimizer: Any = torch.optim.SGD([self.parameter], lr=1e-3)
         self._gradient = torch.ones(size)
+        self.samples = 0
 
     def step(self) -> None:
         """The optimizer's update, which hivemind's wrapper turns into its rounds."""
         self.parameter.grad = self._gradient
         self.optimizer.step()
+        self.samples += 1
 
     @torch.no_grad()
     def read_state(self, out: torch.Tensor) -> None:

@@ -106,9 +106,10 @@ class GossipConfig(Section):
     """Momentum of the outer step. 0.9 is usual with one group of all; in small groups 0.5 mixes better."""
     overlap: bool = True
     """Local steps go on while a round runs; its delta is applied when it ends. false: they wait."""
-    matchmaking_s: float = Field(5.0, gt=0)
-    """How long a group waits for a missing groupmate before the rest go on, in seconds. Dead ones are found sooner.
-    Raise it when peers reach a round at very different times."""
+    matchmaking_s: float | None = Field(None, gt=0)
+    """Longest that a group waits for a missing groupmate before the rest go on, in seconds; unset: as long as the
+    interval between two rounds, which costs nothing, and 5 s with overlap=false. Dead and busy ones are not waited for.
+    There is no need to set it."""
     allreduce_s: float = Field(60.0, gt=0)
     """Longest that an all-reduce may take, in seconds; then the round has failed. The real deadline is learned from
     observed rounds and is mostly far below."""

@@ -118,7 +118,8 @@ class LoopPeer:
         self._has_left = False
         self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
-        engine.attach(_State(model))
+        self._state = _State(model)
+        engine.attach(self._state)
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
 
     @property
@@ -126,11 +127,14 @@ class LoopPeer:
         """Where others can dial this peer: their `initial_peers`."""
         return tuple(str(address) for address in self._dht.get_visible_maddrs())
 
-    def step(self) -> list[RoundReport]:
+    def step(self, *, samples: int = 1) -> list[RoundReport]:
         """Tell the swarm that an optimizer step is done; call it after each.
 
         Mostly it returns at once. When a round is due, it copies the parameters out; when one has ended, it adds what
         came of it; when one is due while the one before is still in flight, it waits for that.
+
+        Args:
+            samples: in this step's batch; only `gossip.weight_by_samples` asks for it.
 
         Returns:
             The rounds that have ended. Parameters have changed where `outcome` is "averaged".
@@ -139,6 +143,7 @@ class LoopPeer:
             SwarmError: this peer's own averaging process died.
         """
         self.local_step += 1
+        self._state.samples += samples
         return self._told(self._engine.after_step(self.local_step))
 
     def leave(self, *, agree: bool = True) -> Outcome | None:
@@ -189,6 +194,7 @@ class _State:
 
     def __init__(self, model: nn.Module) -> None:
         self._state = ModelState(model)
+        self.samples = 0
 
     def read_state(self, out: Tensor) -> None:
         self._state.read(out)

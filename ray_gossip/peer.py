@@ -179,8 +179,7 @@ class Peer:
         yield [*records, self._evaluate("peer")]
         with self._state_to_itself():
             final = self.engine.finish(trainer.local_step)
-            agreed = final.outcome in ("averaged", "alone")
-            batch_norm = trainer.settle_statistics() if agreed else "none"
+            batch_norm = trainer.settle_statistics() if final.agreed else "none"
         bytes_sent += final.bytes_sent + sum(report.bytes_sent for report in final.reports)
         finished = PeerFinished(
             peer_index=self.peer_index,
@@ -193,7 +192,7 @@ class Peer:
             final_cause=final.cause,
             sketch=final.sketch,
         )
-        merged = [self._evaluate("merged", batch_norm=batch_norm)] if agreed else []
+        merged = [self._evaluate("merged", batch_norm=batch_norm)] if final.agreed else []
         self._finished = True
         yield [*final.reports, *merged, finished, *self.engine.guest_records()]
 

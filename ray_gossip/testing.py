@@ -32,6 +32,7 @@ class VectorState:
     def __init__(self, values: torch.Tensor) -> None:
         self.values = values
         self.optimizer: Any = None
+        self.samples = 0
 
     def read_state(self, out: torch.Tensor) -> None:
         out.copy_(self.values)

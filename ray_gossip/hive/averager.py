@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from hivemind import DHT, DecentralizedAverager
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES
-from hivemind.compression import CompressionBase
+from hivemind.compression import CompressionBase, CompressionInfo
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture, get_dht_time
@@ -30,20 +31,24 @@ from numpy.typing import NDArray
 from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import LOST, StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
+from ray_gossip.hive.deadline import Deadline
 from ray_gossip.hive.guests import GuestBook, pack, unpack
-from ray_gossip.hive.meeting import Gathering
+from ray_gossip.hive.meeting import Arrival, Gathering
 from ray_gossip.hive.membership import Member, Membership, View, takers
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage
-from ray_gossip.hive.round import FINAL_ROUND, NoRound, RoundResult, RoundSoFar
+from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, Behind, NoRound, RoundResult, RoundSoFar
+from ray_gossip.hive.signals import Signals
 from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome, Record
 from ray_gossip.schedule import group_of, radices
 
+_TICK_S = 0.5  # the averager gives a sign of life this often
+_MOVES = 3  # a peer that finds its round over moves on to a later one at most so often
+_WINDOW_S = 5.0  # of hivemind's own matchmaking
+_LONGEST_MEETING_S = 600.0  # mostly it is the first member's interval that ends a meeting
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
-_MIN_DEADLINE_S = 5.0  # learned deadlines never fall below: a machine may stand still for a second or two
-_SLACK = 4.0  # a learned deadline is this many times the slowest of the recent all-reduces
 
 
 class GossipAverager(AlwaysForked, DecentralizedAverager):
@@ -71,7 +76,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     ) -> None:
         self.gossip, self.final_s, self.seed = gossip, final_s, seed
         self.delta = torch.zeros_like(state).share_memory_()
-        self.heartbeat = torch.zeros(1, dtype=torch.int64).share_memory_()  # moves with every local step
+        self.signals = Signals()
         self._membership = Membership(dht, charter=charter, own=own)
         self._guests = GuestBook(charter.num_peers)
         self._charter = charter
@@ -80,7 +85,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._mixer = Mixer(gossip)
         self._sketch = Sketch(state.numel())
         self._traffic = Traffic()
-        self._recent_allreduce_s: list[float] = []
+        self._attending: asyncio.Future[Gathering] | None = None
+        self._deadline = Deadline(gossip.allreduce_s)
         super().__init__(
             [state],
             dht,
@@ -89,21 +95,22 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             target_group_size=gossip.group_size,
             min_group_size=gossip.min_group_size,
             allow_state_sharing=False,  # until it has a state that others may start from: see GossipEngine
-            request_timeout=min(3.0, gossip.matchmaking_s / 2),
-            min_matchmaking_time=gossip.matchmaking_s,
+            request_timeout=min(3.0, self._window_s / 2),
+            min_matchmaking_time=self._window_s,
             shutdown_timeout=_SHUTDOWN_S,
         )
         self._rendezvous = Rendezvous(
             peer_id=own.peer_id,
             schema_hash=self.schema_hash,
-            wait_s=self._wait_s,
+            cap_s=self._cap_s,
             stub=self._stub,
+            on_call=self._on_call,
         )
 
     # ---- called from the training process -------------------------------------------------------------------------
 
     def declare(self, from_round: int, *, is_founder: bool) -> MPFuture[View]:
-        """Declare this peer, from now on and every few seconds, for as long as its heartbeat moves.
+        """Declare this peer, from now on and every few seconds, for as long as this process lives.
 
         The snapshot must hold the parameters with which the peer starts.
         """
@@ -113,9 +120,23 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """Who is in the swarm now, as far as this peer can see."""
         return self._call("_read_members")
 
-    def gossip_round(self, round: int, *, local_step: int, weight: float = 1.0) -> MPFuture[RoundResult]:
-        """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add."""
-        return self._call("_gossip_round", round=round, local_step=local_step, weight=weight)
+    def gossip_round(
+        self, round: int, *, local_step: int, weight: float = 1.0, wait_s: float, interval_s: float = 0.0
+    ) -> MPFuture[RoundResult]:
+        """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add.
+
+        Args:
+            wait_s: how long to wait for groupmates that are late.
+            interval_s: until this peer's next round is due. If the round is over already, it waits that long for the
+                next one of the swarm before it calls others to it.
+        """
+        return self._call(
+            "_gossip_round", round=round, local_step=local_step, weight=weight, wait_s=wait_s, interval_s=interval_s
+        )
+
+    def give_up_meeting(self) -> None:
+        """If the round in flight has not found its group yet, it ends now."""
+        self._call("_give_up_meeting")
 
     def tell_driver(self, record: Record) -> MPFuture[None]:
         """A guest's record, by way of one of the driver's own peers; it is lost when none of them can be reached."""
@@ -153,26 +174,23 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     async def _join(self, from_round: int, is_founder: bool) -> View:
         self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
-        return await self._membership.join(from_round, is_alive=self._trainer_is_alive())
+        self._ticking = asyncio.create_task(self._tick())
+        return await self._membership.join(from_round)
 
-    def _trainer_is_alive(self) -> Any:
-        """A hung trainer fades from the swarm like a dead one: its heartbeat must move now and then."""
-        last_beat, moved_at = -1, time.monotonic()
-
-        def is_alive() -> bool:
-            nonlocal last_beat, moved_at
-            beat = int(self.heartbeat[0])
-            if beat != last_beat:
-                last_beat, moved_at = beat, time.monotonic()
-            return time.monotonic() - moved_at < self.final_s
-
-        return is_alive
+    async def _tick(self) -> None:
+        while True:
+            self.signals.tick()
+            await asyncio.sleep(_TICK_S)
 
     async def _read_members(self) -> View:
         return await self._membership.read()
 
     async def _leave(self) -> None:
         await self._membership.leave()
+
+    async def _give_up_meeting(self) -> None:
+        if self._attending is not None:
+            self._attending.cancel()  # no effect on one that has ended
 
     async def _take_guest_records(self) -> list[Record]:
         return self._guests.take(self._membership.view)
@@ -191,27 +209,37 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     def _stub(self, peer_id: str) -> Any:
         return self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix)
 
-    async def _gossip_round(self, round: int, local_step: int, weight: float) -> RoundResult:
+    async def _gossip_round(
+        self, round: int, local_step: int, weight: float, wait_s: float, interval_s: float
+    ) -> RoundResult:
         snapshot = self._averaged_tensors[0]
         before = self._sketch(snapshot.numpy())
-        run = RoundSoFar(self._own.peer_index)
+        run = RoundSoFar(self._own.peer_index, round=round, wait_s=wait_s)
         outcome: Outcome = "averaged"
         change: NDArray[np.float32] | None = None
-        view = self._membership.view
-        if round < FINAL_ROUND:
-            view = await self._membership.at_round(round, local_step=local_step)
+        began = time.monotonic()
         try:
-            change = await self._change(round, view, snapshot, weight, run)
+            for moves in itertools.count():
+                try:
+                    view = await self._view(run, local_step)
+                    change = await self._change(view, snapshot, weight, run)
+                    break
+                except Behind as behind:
+                    if moves == _MOVES:
+                        raise NoRound("alone", str(behind)) from None
+                    run.round, run.due_in_s = behind.round, max(0.0, interval_s - (time.monotonic() - began))
         except NoRound as ended:
             outcome = ended.outcome
             run.notes.insert(0, ended.cause)
         finally:
+            self.signals.reduce(begins=False)
             self._pending_groups_registered.set()
         moved, after = 0.0, before
         if change is not None:
             self.delta.numpy()[:] = change
             moved, after = float(np.linalg.norm(change)), before + self._sketch(change)
         return RoundResult(
+            round=run.round,
             outcome=outcome,
             cause="; ".join(run.notes),
             group=tuple(sorted(run.group)),
@@ -221,54 +249,70 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             moved=moved,
             sketch_before=tuple(before.tolist()),
             sketch_after=tuple(after.tolist()),
-            swarm_round=self._membership.view.latest_round,
             stretch=self._own.stretch,
-            members=takers(view.at(round)),
+            num_members=len(view.at(run.round)),
+            is_hermit=self._membership.is_hermit,
+            members=takers(view.at(run.round)),
         )
 
-    async def _change(
-        self, round: int, view: View, snapshot: torch.Tensor, weight: float, run: RoundSoFar
-    ) -> NDArray[np.float32]:
-        """Run all stages of a round; returns what to add to the parameters. Raises NoRound."""
-        is_final = round >= FINAL_ROUND
-        members = view.at(round)
-        schedules = self._schedules(round, len(members))
+    async def _view(self, run: RoundSoFar, local_step: int) -> View:
+        """Who counts in this round; a peer that the swarm has left behind by rounds catches up first."""
+        if run.is_final:
+            return self._membership.view
+        view = await self._membership.at_round(run.round, local_step=local_step)
+        if view.latest_round > run.round + 1:
+            run.round = view.latest_round
+            view = await self._membership.at_round(run.round, local_step=local_step)
+        return view
+
+    async def _change(self, view: View, snapshot: torch.Tensor, weight: float, run: RoundSoFar) -> NDArray[np.float32]:
+        """Run all stages of a round; returns what to add to the parameters.
+
+        Raises:
+            NoRound: it has ended without averaging.
+            Behind: this peer came too late.
+        """
+        members = view.at(run.round)
+        names = {member.peer_id: member for member in members}
         excuse = "" if np.isfinite(snapshot.numpy()).all() else "its parameters are not finite"
-        is_exact = is_final or len(schedules) > 1
+        is_exact = run.is_final or self._is_exact(run.round)
         state = snapshot
-        for stage, (schedule, turn) in enumerate(schedules):
+        for stage, (schedule, turn) in enumerate(self._schedules(run.round, len(members))):
             started = time.monotonic()
             self._pending_groups_registered.clear()  # parts may come before we know that our group is complete
             try:
-                gathering = await self._meet((round, stage), members, schedule, turn, excuse)
+                gathering = await self._meet((run.round, stage), members, schedule, turn, excuse, run)
             finally:
                 run.matchmaking_s += time.monotonic() - started
-            names = {member.peer_id: member for member in members}
             run.group |= {names[peer_id].peer_index for peer_id in gathering.present if peer_id in names}
             run.notes += _causes(gathering.absent, names)
             started = time.monotonic()
+            self.signals.reduce(begins=True)
             try:
                 difference = await self._allreduce(gathering, state, weight, names, exact=is_exact)
             finally:
                 run.allreduce_s += time.monotonic() - started
-            self._recent_allreduce_s = [*self._recent_allreduce_s[-15:], time.monotonic() - started]
             state = state + difference
         difference = state - snapshot
-        change = self._mixer.change(snapshot, difference, alpha=1.0 if is_exact else self.gossip.alpha, plain=is_final)
+        change = self._mixer.change(
+            snapshot, difference, alpha=1.0 if is_exact else self.gossip.alpha, plain=run.is_final
+        )
         if not np.isfinite(change).all():
             raise NoRound("failed", "the group's mean is not finite")
         if is_exact:
-            self._mixer.set_anchor(state, round + 1)
+            self._mixer.set_anchor(state, run.round + 1)
         else:
             self._control_consensus(view, len(run.group), snapshot, difference)
         return change
+
+    def _is_exact(self, round: int) -> bool:
+        return self.gossip.exact_every > 0 and (round + 1) % self.gossip.exact_every == 0
 
     def _schedules(self, round: int, num_members: int) -> list[tuple[str, int]]:
         """The schedule of each stage, and the round number that it is asked for."""
         if round >= FINAL_ROUND:
             return [("all", round)]
-        exact_every = self.gossip.exact_every
-        if exact_every and (round + 1) % exact_every == 0:
+        if self._is_exact(round):
             sides = radices(num_members, self.gossip.group_size)
             return [("grid", turn) for turn in range(len(sides))] if sides else [("all", round)]
         return [(self.gossip.schedule, round)]
@@ -287,22 +331,41 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     # ---- meeting the group ----------------------------------------------------------------------------------------
 
-    async def _meet(self, stage: Stage, members: Sequence[Member], schedule: str, turn: int, excuse: str) -> Gathering:
+    async def _meet(
+        self,
+        stage: Stage,
+        members: Sequence[Member],
+        schedule: str,
+        turn: int,
+        excuse: str,
+        run: RoundSoFar,
+    ) -> Gathering:
         if schedule == "hivemind":
             return await self._match(stage, excuse)
         group = self._scheduled_group(members, schedule, turn)
         self._rendezvous.go_to(stage, group)
         if len(group) == 1:
             raise NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
+        arrival = Arrival(excuse=excuse, anchor=self._mixer.anchor_id, due_in_s=run.due_in_s, wait_s=run.wait_s)
+        self._attending = asyncio.ensure_future(self._rendezvous.attend(stage, group, arrival))
         try:
-            gathering = await self._rendezvous.attend(stage, group, excuse=excuse, anchor=self._mixer.anchor_id)
+            gathering = await self._attending
         except NoMeeting as error:
             raise NoRound("failed", str(error)) from None
+        except asyncio.CancelledError:
+            if not self._attending.cancelled():
+                raise
+            raise NoRound("alone", GIVEN_UP) from None
         if excuse:
             raise NoRound("failed", f"nothing was sent: {excuse}")
-        if self._own.peer_id not in gathering.present:
+        own_id, is_first = self._own.peer_id, stage[1] == 0 and not run.is_final
+        if is_first and own_id not in gathering.present:
+            raise Behind(max(gathering.ahead, run.round + 1))
+        if is_first and gathering.present == (own_id,) and gathering.ahead >= run.round:
+            raise Behind(max(gathering.ahead, run.round + 1))
+        if own_id not in gathering.present:
             raise NoRound("alone", "came after its group had begun")
-        smallest = 2 if stage[0] >= FINAL_ROUND else self.gossip.min_group_size
+        smallest = 2 if run.is_final else self.gossip.min_group_size
         if gathering.absent and len(gathering.present) < smallest:
             names = {member.peer_id: member for member in members}
             causes = "; ".join(_causes(gathering.absent, names))
@@ -330,9 +393,9 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """hivemind's own matchmaking: whoever looks for a group at the same time, under the same key."""
         if excuse:
             raise NoRound("failed", f"nothing was sent: {excuse}")
-        deadline = get_dht_time() + 2 * self.gossip.matchmaking_s
+        deadline = get_dht_time() + 2 * self._window_s
         step = StepControl(
-            scheduled_time=get_dht_time() + self.gossip.matchmaking_s,
+            scheduled_time=get_dht_time() + self._window_s,
             deadline=deadline,
             allow_retries=False,
             weight=1.0,
@@ -343,13 +406,27 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._rendezvous.go_to(stage, ())
         found = await self._matchmaking.look_for_group(step)
         if found is None:
-            raise NoRound("alone", f"hivemind's matchmaking found nobody within {2 * self.gossip.matchmaking_s:g} s")
+            raise NoRound("alone", f"hivemind's matchmaking found nobody within {2 * self._window_s:g} s")
         present = tuple(peer_id.to_base58() for peer_id in found.peer_ids)
         anchors = frozenset(map(msgpack.unpackb, found.gathered))
         return Gathering(found.group_id, present, {}, anchors)
 
-    def _wait_s(self, stage: Stage) -> float:
-        return self.final_s if stage[0] >= FINAL_ROUND else self.gossip.matchmaking_s
+    @property
+    def _window_s(self) -> float:
+        """How long hivemind's own matchmaking looks for a group."""
+        return self.gossip.matchmaking_s or _WINDOW_S
+
+    def _cap_s(self, stage: Stage) -> float:
+        return self.final_s if stage[0] >= FINAL_ROUND else self.gossip.matchmaking_s or _LONGEST_MEETING_S
+
+    def _on_call(self, stage: Stage) -> str:
+        """A groupmate has begun this round; says why this peer cannot come soon, if it cannot."""
+        round = stage[0]
+        if round >= FINAL_ROUND or round == self._rendezvous.round:
+            return ""
+        self.signals.call(round)
+        busy_s = self.signals.busy_s if self.gossip.overlap else 0.0
+        return f"is busy: no local step for {busy_s:.0f} s" if busy_s else ""
 
     async def rpc_meet(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
@@ -361,7 +438,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
         """A host asks whether this peer is still coming."""
-        return self._rendezvous.answer_coming(request, has_left=self._own.left)
+        return self._rendezvous.answer_coming(request, context.remote_id.to_base58(), has_left=self._own.left)
 
     async def rpc_tell(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
@@ -385,13 +462,15 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """The difference between the group's mean and `state`, within the learned deadline. Raises NoRound."""
         outgoing, codec = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
         allreduce = self._prepare(gathering, outgoing, codec, weight)
-        deadline_s = self._deadline_s()
+        num_bytes = int(4 * self.total_size * codec.estimate_compression_ratio(CompressionInfo.from_tensor(outgoing)))
+        deadline_s, started = self._deadline.of(num_bytes), time.monotonic()
         info = GroupInfo(allreduce.group_id, allreduce.ordered_peer_ids, ())
         try:
             with self._register_allreduce_group(info):
                 self._running_groups[allreduce.group_id].set_result(allreduce)
                 difference = await asyncio.wait_for(allreduce.reduce(), timeout=deadline_s)
         except asyncio.TimeoutError:
+            self._deadline.missed()
             causes = "; ".join(_causes(allreduce.failures, names))
             raise NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s: {causes}") from None
         if allreduce.received_share < 1.0:
@@ -401,6 +480,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
                 "partial" if allreduce.received_share > 0 else "failed",
                 f"{allreduce.received_share:.0%} of the mean arrived: {causes}",
             )
+        self._deadline.met(time.monotonic() - started, num_bytes)
         return difference
 
     async def _explain(self, failures: Mapping[str, str], present: Sequence[str]) -> Mapping[str, str]:
@@ -427,14 +507,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             peer_fractions=(1.0 / len(peer_ids),) * len(peer_ids),
             weight=weight,
             compression=codec,
-            part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, -(-4 * self.total_size // len(peer_ids))),
+            part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, 4 * -(-self.total_size // len(peer_ids))),  # whole elements
         )
-
-    def _deadline_s(self) -> float:
-        """Until enough rounds were seen, the configured cap; then a multiple of the slowest recent one."""
-        if len(self._recent_allreduce_s) < 3:
-            return self.gossip.allreduce_s
-        return min(self.gossip.allreduce_s, max(_MIN_DEADLINE_S, _SLACK * max(self._recent_allreduce_s)))
 
 
 def _causes(absent: Mapping[str, str], names: Mapping[str, Member]) -> list[str]:

@@ -16,6 +16,10 @@ class TrainingState(Protocol):
 
     optimizer: Any
 
+    @property
+    def samples(self) -> int:
+        """Seen so far in training."""
+
     def read_state(self, out: torch.Tensor) -> None:
         """Copy the state into `out`, float32 [size] in host memory."""
 
@@ -30,6 +34,7 @@ class FinalResult:
     reports: list[RoundReport]
     outcome: Outcome
     cause: str
+    agreed: bool  # all that were there hold the same parameters now
     bytes_sent: int
     sketch: tuple[float, ...]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -22,20 +24,21 @@ from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.clock import RoundClock
 from ray_gossip.hive.engine import FinalResult, TrainingState
 from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.round import FINAL_ROUND, RoundResult
+from ray_gossip.hive.pace import Pace, Stopwatch, rounds_before
+from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, RoundResult
 from ray_gossip.records import Record, RoundReport
 
 _FINAL_ATTEMPTS = 3
-_LAG = 3  # a peer this many rounds behind the swarm skips ahead; less is caught up by groupmates that wait
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
 _READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
-_GRACE_S = 10.0  # beyond all deadlines of a round: then the averager process is hung
+_HUNG_S = 30.0  # an averager process that has given no sign of life for so long is hung
+_PATIENCE = 2.0  # local steps wait for an all-reduce at most this many times as long as one usually takes
+_FIRST_PATIENCE_S = 5.0  # before the first one has ended
 
 
 @dataclass
@@ -45,7 +48,7 @@ class _Pending:
     round: int
     local_step: int
     result: MPFuture[RoundResult]
-    blocked_s: float
+    blocked_s: float  # how long local steps have stood still for it
 
 
 class GossipEngine:
@@ -97,10 +100,10 @@ class GossipEngine:
         self._guest_records: MPFuture[list[Record]] | None = None
         self._state: TrainingState | None = None
         self._pending: _Pending | None = None
-        self._clock = RoundClock(config.gossip)
-        self._next_round = 0
-        self._origin = 0.0  # what the clock's position counts from: seconds since 1970, or a local step
-        self._snapshot_step = 0
+        self.pace = Pace(config.gossip, position=0.0)
+        self._between_steps = Stopwatch()
+        self._recent_allreduce_s: deque[float] = deque(maxlen=16)
+        self._snapshot_samples = 0
 
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
@@ -112,7 +115,7 @@ class GossipEngine:
 
         Args:
             local_step: at which all founders begin; above 0, they go on from a snapshot of one and the same peer. On a
-                clock in steps, the rounds up to there count as done; one in seconds begins anew.
+                clock in steps, the rounds up to there count as done.
         """
         deadline = time.monotonic() + self.swarm.start_s
         self.averager.allow_state_sharing = True
@@ -120,12 +123,7 @@ class GossipEngine:
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             view = self._ask(self.averager.read_members())
-        if self.gossip.seconds is not None:
-            self._origin = view.epoch
-            self._next_round = self._clock.latest_due(self._position(0), at_least=0)
-        else:
-            self._next_round = self._clock.first_after(float(local_step))
-        self._snapshot_step = local_step
+        self._start(local_step, round=rounds_before(self.gossip, local_step))
         self.members = self._latest_members = takers(view.present)
         return view
 
@@ -153,15 +151,9 @@ class GossipEngine:
         view = self._ask(self.averager.read_members())
         rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)
         from_round = view.latest_round + 2 + math.ceil(2 * REFRESH_S * rounds_per_s)
-        if self.gossip.seconds is not None:
-            self._origin = view.epoch
-            from_round = max(from_round, self._clock.latest_due(self._position(0), at_least=0) + 2)
-        else:
-            self._origin = view.local_step - self._clock.due_at(from_round - 1)  # the first interval begins now
-        self._next_round = from_round
-        self._snapshot_step = view.local_step
         self._is_guest = True
         declared: View = self._ask(self.averager.declare(from_round, is_founder=False))
+        self._start(view.local_step, round=from_round)
         self.members = self._latest_members = takers(declared.present)
         return view.local_step
 
@@ -183,36 +175,45 @@ class GossipEngine:
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
-        self.averager.heartbeat[0] = local_step
+        self.pace.took(self._between_steps.lap())
+        self.averager.signals.stepped(self.pace.usual_step_s)
+        self._check_averager()
         reports = []
-        if self._pending is not None and self._pending.result.done():
+        if self._pending is not None and self._has_ended(self._pending, local_step):
             reports.append(self._complete(local_step))
-        if self._pending is not None and self._is_due(local_step):
-            reports.append(self._complete(local_step))  # which may plan the next round for later
-        if self._is_due(local_step):
+        if self._pending is None and self._begins(local_step):
             self._begin(local_step)
             if not self.gossip.overlap:
                 reports.append(self._complete(local_step))
+        self._between_steps.lap()
         return reports
 
     def finish(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
-        reports = [self._complete(local_step)] if self._pending is not None else []
+        reports = []
+        if self._pending is not None:
+            self.averager.give_up_meeting()
+            reports = [self._complete(local_step)]
         assert self._state is not None
+        bytes_sent = 0
         for attempt in range(_FINAL_ATTEMPTS):
             self._state.read_state(self.snapshot)
             with contextlib.suppress(FutureTimeoutError, TimeoutError):  # then the last view counts, as in any round
                 self.averager.read_members().result(timeout=_READ_S)
-            result = self._wait(self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step))
+            result = self._wait(
+                self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=self.swarm.final_s)
+            )
+            bytes_sent += result.bytes_sent
             if result.outcome == "averaged":
                 self._state.add_to_state(self.averager.delta)
             if result.outcome in ("averaged", "alone"):
                 break
         return FinalResult(
-            reports=reports,
+            reports=[report for report in reports if report.cause != GIVEN_UP],
             outcome=result.outcome,
             cause=result.cause,
-            bytes_sent=result.bytes_sent,
+            agreed=result.outcome == "averaged" or (result.num_members == 1 and not result.is_hermit),
+            bytes_sent=bytes_sent,
             sketch=result.sketch_after,
         )
 
@@ -255,25 +256,51 @@ class GossipEngine:
         if self.averager.is_alive():
             self.averager.kill()
 
-    def _is_due(self, local_step: int) -> bool:
-        return self.gossip.group_size > 1 and self._position(local_step) >= self._clock.due_at(self._next_round)
+    def _start(self, local_step: int, *, round: int) -> None:
+        """From here on this peer's pace counts."""
+        assert self._state is not None
+        position = float(local_step) if self.gossip.seconds is None else time.monotonic()
+        self.pace = Pace(self.gossip, position=position, round=round)
+        self._snapshot_samples = self._state.samples
+        self._between_steps.lap()
 
     def _position(self, local_step: int) -> float:
-        """Where this peer stands on the clock: local steps, or seconds since the swarm began."""
-        now = time.time() if self.gossip.seconds is not None else float(local_step)
-        return now - self._origin
+        """Where this peer stands: local steps, or seconds."""
+        return float(local_step) if self.pace.is_in_steps else time.monotonic()
+
+    def _begins(self, local_step: int) -> bool:
+        """A round is due for this peer, or for one that has called it."""
+        if self.gossip.group_size == 1:
+            return False
+        return self.pace.is_due(self._position(local_step)) or self.averager.signals.called >= self.pace.round
+
+    def _has_ended(self, pending: _Pending, local_step: int) -> bool:
+        """Whether the round in flight has ended. When the next one is due already, local steps wait for its all-reduce,
+        so that H local steps stay H where the network is slow; but not for groupmates that are late, nor for long."""
+        if not self.pace.is_due(self._position(local_step)):
+            return bool(pending.result.done())
+        patience_s = _FIRST_PATIENCE_S
+        if self._recent_allreduce_s:
+            patience_s = _PATIENCE * statistics.median(self._recent_allreduce_s)
+        while self.averager.signals.is_reducing and pending.blocked_s < patience_s and not pending.result.done():
+            started = time.monotonic()
+            with contextlib.suppress(FutureTimeoutError, TimeoutError):
+                pending.result.result(timeout=patience_s - pending.blocked_s)
+            pending.blocked_s += time.monotonic() - started
+        return bool(pending.result.done())
 
     def _begin(self, local_step: int) -> None:
         started = time.monotonic()
         assert self._state is not None
-        if self.gossip.seconds is not None:  # the slow leave out rounds, nobody waits for them
-            self._next_round = self._clock.latest_due(self._position(local_step), at_least=self._next_round)
         self._state.read_state(self.snapshot)
-        weight = float(max(1, local_step - self._snapshot_step)) if self.gossip.weight_by_samples else 1.0
-        future = self.averager.gossip_round(self._next_round, local_step=local_step, weight=weight)
-        self._pending = _Pending(self._next_round, local_step, future, blocked_s=time.monotonic() - started)
-        self._snapshot_step = local_step
-        self._next_round += 1  # else the round in flight would be due again at the next local step
+        samples = self._state.samples
+        weight = float(max(1, samples - self._snapshot_samples)) if self.gossip.weight_by_samples else 1.0
+        round = self.pace.begin(self._position(local_step), called=self.averager.signals.called)
+        future = self.averager.gossip_round(
+            round, local_step=local_step, weight=weight, wait_s=self.pace.wait_s, interval_s=self.pace.interval_s
+        )
+        self._pending = _Pending(round, local_step, future, blocked_s=time.monotonic() - started)
+        self._snapshot_samples = samples
 
     def _complete(self, local_step: int) -> RoundReport:
         """Wait for the round in flight and apply what it brought."""
@@ -284,14 +311,14 @@ class GossipEngine:
         result = self._wait(pending.result)
         if result.outcome == "averaged":
             self._state.add_to_state(self.averager.delta)
-        self._plan_next(pending.round, result)
-        if result.members == self._latest_members:  # twice in a row: one view may have been incomplete
-            self.members = result.members
-        self._latest_members = result.members
+        if result.allreduce_s:
+            self._recent_allreduce_s.append(result.allreduce_s)
+        self.pace.end(result.round, stretch=result.stretch)
+        self._note_members(result)
         return RoundReport(
             peer_index=self.peer_index,
             wall_time=time.time(),
-            round=pending.round,
+            round=result.round,
             outcome=result.outcome,
             cause=result.cause,
             group=result.group,
@@ -306,13 +333,12 @@ class GossipEngine:
             sketch_after=result.sketch_after,
         )
 
-    def _plan_next(self, round: int, result: RoundResult) -> None:
-        """The next round: the following multiple of the stretch; much later when the swarm has left us behind."""
-        following = round + 1
-        if self.gossip.seconds is None and result.swarm_round - round > _LAG:
-            following = result.swarm_round
-            self._origin -= self._clock.due_at(following) - self._clock.due_at(round + 1)
-        self._next_round = -(-following // result.stretch) * result.stretch
+    def _note_members(self, result: RoundResult) -> None:
+        """Who counts, as soon as two views in a row say so: one may have been incomplete. A peer that sees nobody where
+        several were has lost them, and leaves the samples as they were dealt."""
+        if result.members == self._latest_members and not result.is_hermit:
+            self.members = result.members
+        self._latest_members = result.members
 
     def _load_state(self, deadline: float) -> None:
         """Download the snapshot of a peer and take it over."""
@@ -336,14 +362,16 @@ class GossipEngine:
         return future.result(timeout=self.swarm.start_s)
 
     def _wait(self, future: MPFuture[RoundResult]) -> RoundResult:
-        limit_s = max(self.swarm.final_s, 2 * self.gossip.matchmaking_s) + self.gossip.allreduce_s + _GRACE_S
-        deadline = time.monotonic() + limit_s
         while True:
             try:
                 result: RoundResult = future.result(timeout=1.0)
                 return result
             except (FutureTimeoutError, TimeoutError):
-                if not self.averager.is_alive():
-                    raise SwarmError("the averager process of this peer died") from None
-                if time.monotonic() > deadline:
-                    raise SwarmError("the averager process of this peer is hung") from None
+                self._check_averager()
+
+    def _check_averager(self) -> None:
+        """Raise SwarmError when the averager process cannot go on: it bounds its rounds itself while it lives."""
+        if not self.averager.is_alive():
+            raise SwarmError("the averager process of this peer died")
+        if self.averager.signals.averager_silent_s > _HUNG_S:
+            raise SwarmError(f"the averager process of this peer has been hung for {_HUNG_S:g} s")

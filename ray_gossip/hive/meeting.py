@@ -9,13 +9,37 @@ the next member in the group's order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 PROBE_S = 0.25  # a meeting asks after missing members this often: the price of a dead groupmate
+CALL_S = 0.05  # who comes a moment later by itself need not be called
+SILENT = "does not answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """What a peer brings to a meeting."""
+
+    excuse: str = ""  # not empty: it does not take part, and says why, so that nobody waits for it
+    anchor: int = 0
+    due_in_s: float = 0.0  # until then it calls nobody: it is ahead of the others, and waits for them to begin
+    wait_s: float  # how long it waits for those whom it has called
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a missing member says when it is asked whether it is coming."""
+
+    reason: str = ""  # why not; empty: it is
+    round: int = -1  # where it is instead, if that is why
+
+
+Probe = Callable[[str, bool], Coroutine[None, None, Answer]]
+"""Asks a member whether it is still coming; and calls it, if the second argument says so."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +50,18 @@ class Gathering:
     present: tuple[str, ...]  # peer ids
     absent: dict[str, str]  # peer id -> why
     anchors: frozenset[int] = frozenset()  # ids of the anchors from which those present can take differences
-
-
-Probe = Callable[[str], Awaitable[str | None]]
-"""Asks a member whether it is still coming; None: yes, otherwise why not."""
+    ahead: int = -1  # the latest round in which an absent member is
 
 
 @dataclass
 class Meeting:
     """One group's meeting, in the host's averager process.
 
-    It ends when everybody is there or excused, and after `wait_s` whatever happens.
+    It ends when everybody is there or excused; or when the first of those who have come and called can wait no longer.
+
+    Args:
+        expected: peer ids of the group.
+        wait_s: the longest that it may take.
     """
 
     expected: frozenset[str]
@@ -46,11 +71,19 @@ class Meeting:
     absent: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.opened = time.monotonic()
-        self._ended: asyncio.Future[Gathering] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._now = loop.time
+        self.opened = self._now()
+        self._calls_at, self._ends_at = float("inf"), self.opened + self.wait_s
+        self._ask_at = self.opened + PROBE_S
+        self._has_called = False
+        self._answered: set[str] = set()  # of those who are missing
+        self._ahead = -1
+        self._news = asyncio.Event()
+        self._ended: asyncio.Future[Gathering] = loop.create_future()
         self._watch: asyncio.Task[None] | None = asyncio.create_task(self._watch_for_missing())
 
-    async def attend(self, peer_id: str, absent_because: str = "", anchor: int = 0) -> Gathering:
+    async def attend(self, peer_id: str, arrival: Arrival) -> Gathering:
         """Come (or excuse oneself) and wait until the meeting has ended. Whoever is cancelled meanwhile has gone.
 
         Raises:
@@ -59,7 +92,12 @@ class Meeting:
         if peer_id not in self.expected:
             raise ValueError(f"{peer_id} is not in this group")
         if not self._ended.done():
-            self._set(peer_id, absent_because, anchor)
+            if not arrival.excuse:
+                due_at = self._now() + CALL_S + arrival.due_in_s
+                self._calls_at = min(self._calls_at, due_at)
+                self._ends_at = min(self._ends_at, due_at + arrival.wait_s)
+            self._set(peer_id, arrival.excuse, arrival.anchor)
+            self._news.set()
         try:
             return await asyncio.shield(self._ended)
         except asyncio.CancelledError:
@@ -68,8 +106,12 @@ class Meeting:
             raise
 
     @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
+
+    @property
     def age_s(self) -> float:
-        return time.monotonic() - self.opened
+        return self._now() - self.opened
 
     def _set(self, peer_id: str, absent_because: str, anchor: int = 0) -> None:
         if absent_because:
@@ -87,35 +129,67 @@ class Meeting:
         if not self._missing() and not self._ended.done():
             order = sorted(self.arrived)
             random.shuffle(order)  # who reduces which part changes from round to round
-            anchors = frozenset(self.arrived.values())
-            self._ended.set_result(Gathering(secrets.token_bytes(20), tuple(order), dict(self.absent), anchors))
+            self._ended.set_result(
+                Gathering(
+                    group_id=secrets.token_bytes(20),
+                    present=tuple(order),
+                    absent=dict(self.absent),
+                    anchors=frozenset(self.arrived.values()),
+                    ahead=self._ahead,
+                )
+            )
             if self._watch is not None:
                 self._watch.cancel()
                 self._watch = None  # ended meetings are kept for latecomers, their tasks need not be
 
     async def _watch_for_missing(self) -> None:
-        while self.age_s < self.wait_s:
-            await asyncio.sleep(min(PROBE_S, max(0.0, self.wait_s - self.age_s)))
-            for peer_id, reason in (await self._ask_the_missing()).items():
-                if peer_id not in self.arrived:
-                    self.absent[peer_id] = reason
+        asked: dict[str, asyncio.Task[Answer]] = {}
+        try:
+            while self._now() < self._ends_at:
+                await self._something_happens()
+                self._hear(asked)
+                self._ask_the_missing(asked)
+            for peer_id in self._missing():
+                came_not = f"did not come within {self.age_s:.2g} s"
+                self.absent[peer_id] = came_not if peer_id in self._answered else SILENT
             self._end_if_complete()
-        for peer_id in self._missing():
-            self.absent[peer_id] = f"did not come within {self.wait_s:g} s"
+        finally:
+            for answer in asked.values():
+                answer.cancel()
+
+    async def _something_happens(self) -> None:
+        """Somebody comes, calls for the first time, or answers; or it is time to ask again."""
+        now = self._now()
+        rest_s = min(self._ask_at, self._ends_at, *((self._calls_at,) if self._calls_at > now else ())) - now
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), max(0.0, rest_s))
+        self._news.clear()
+
+    def _hear(self, asked: dict[str, asyncio.Task[Answer]]) -> None:
+        for peer_id in [peer_id for peer_id, answer in asked.items() if answer.done()]:
+            task = asked.pop(peer_id)
+            if task.cancelled() or task.exception() is not None:
+                self._answered.discard(peer_id)
+                continue
+            self._answered.add(peer_id)
+            answer = task.result()
+            if answer.reason and peer_id not in self.arrived:
+                self.absent[peer_id] = answer.reason
+                self._ahead = max(self._ahead, answer.round)
         self._end_if_complete()
 
-    async def _ask_the_missing(self) -> dict[str, str]:
-        """Peer id -> why it is not coming, for those that say so in the time that is left."""
-        asked = {asyncio.ensure_future(self.probe(peer_id)): peer_id for peer_id in self._missing()}
-        if not asked:
-            return {}
-        try:
-            answered, _ = await asyncio.wait(asked, timeout=max(0.0, self.wait_s - self.age_s))
-        finally:
-            for answer in asked:
-                answer.cancel()  # no effect on those that are done
-        return {
-            asked[answer]: reason
-            for answer in answered
-            if not answer.cancelled() and answer.exception() is None and (reason := answer.result()) is not None
-        }
+    def _ask_the_missing(self, asked: dict[str, asyncio.Task[Answer]]) -> None:
+        """Ask those who have not been asked for a while, and call all as soon as the first caller has come."""
+        now = self._now()
+        calls = now >= self._calls_at
+        if calls and not self._has_called:
+            self._has_called = True
+            for answer in asked.values():
+                answer.cancel()  # it was asked, but not called
+            asked.clear()
+        elif now < self._ask_at:
+            return
+        self._ask_at = now + PROBE_S
+        for peer_id in self._missing() - asked.keys():
+            asked[peer_id] = asyncio.create_task(self.probe(peer_id, calls))
+            asked[peer_id].add_done_callback(lambda _: self._news.set())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
 from ray_gossip.hive.charter import Charter, declare_charter, look_up
-from ray_gossip.hive.clock import stretch
+from ray_gossip.hive.consensus import stretch
 
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
-REDECLARE_S = 5.0  # three chances to renew a declaration before it expires
+REDECLARE_S = 5.0
+_LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer is cut off
+_CHANCES = 3  # to renew a declaration before it expires
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
 _READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
 
@@ -179,17 +181,20 @@ class Membership:
         self.view = View()
         self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: of whom the view is made
         self._read_at = float("-inf")
+        self._vanished_at: dict[str, float] = {}  # peer id -> when its declaration expired
+        self._took_s = 0.0  # to declare this peer
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[View] | None = None
 
-    async def join(self, from_round: int, *, is_alive: Callable[[], bool]) -> View:
-        """Declare this peer, and go on doing so every few seconds for as long as `is_alive` says so."""
+    async def join(self, from_round: int) -> View:
+        """Declare this peer, and go on doing so every few seconds for as long as this process lives: it ends with the
+        training process, however long that evaluates or saves between two local steps."""
         self.own = replace(self.own, from_round=from_round, round=from_round - 1)
         await self._declare()
         await declare_charter(self._dht, self._charter)
         if self._renewing is None:
-            self._renewing = asyncio.create_task(self._renew(is_alive))
+            self._renewing = asyncio.create_task(self._renew())
         return await self.read()
 
     async def leave(self) -> None:
@@ -204,10 +209,20 @@ class Membership:
         has been seen stays until the declaration expires."""
         record = await self._dht.get(self._key, latest=True, return_future=True)
         now = get_dht_time()
-        remembered = {peer_id: each for peer_id, each in self._declared.items() if each[1] > now}
-        self._declared = remembered | {each[0].peer_id: each for each in declarations(record)}
+        known = self._declared | {each[0].peer_id: each for each in declarations(record)}
+        self._declared = {peer_id: each for peer_id, each in known.items() if each[1] > now}
+        self._vanished_at |= {
+            peer_id: now for peer_id in known.keys() - self._declared.keys() if not known[peer_id][0].left
+        }
+        self._vanished_at = {peer_id: at for peer_id, at in self._vanished_at.items() if now - at < _LATELY_S}
         self.view, self._read_at = view_of(self._declared.values(), self.own), time.monotonic()
         return self.view
+
+    @property
+    def is_hermit(self) -> bool:
+        """Whether this peer sees nobody, where several were lately that have not said goodbye: then this peer was cut
+        off, not they."""
+        return len(self.view.present) <= 1 and len(self._vanished_at) >= _SEVERAL
 
     async def at_round(self, round: int, *, local_step: int) -> View:
         """The view for a round that begins now; the last one if the DHT is slow.
@@ -231,17 +246,23 @@ class Membership:
         self.own = replace(self.own, stretch=stretch(now.stretch, distance=now.distance, target=target))
 
     async def _declare(self) -> None:
+        started = time.monotonic()
         await self._dht.store(
             self._key,
             subkey=self._subkey,
             value=self.own.to_wire(),
-            expiration_time=get_dht_time() + MEMBER_TTL_S,
+            expiration_time=get_dht_time() + self._ttl_s,
             return_future=True,
         )
+        self._took_s = time.monotonic() - started
 
-    async def _renew(self, is_alive: Callable[[], bool]) -> None:
+    @property
+    def _ttl_s(self) -> float:
+        """Slow is not dead: where it takes long to declare oneself, a declaration holds longer."""
+        return max(MEMBER_TTL_S, _CHANCES * (REDECLARE_S + self._took_s))
+
+    async def _renew(self) -> None:
         while True:
             await asyncio.sleep(REDECLARE_S)
-            if is_alive():
-                await self._declare()
-                await declare_charter(self._dht, self._charter)
+            await self._declare()
+            await declare_charter(self._dht, self._charter)

@@ -14,14 +14,17 @@ import msgpack
 from hivemind.p2p import P2PDaemonError, P2PHandlerError
 from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
-from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
+from ray_gossip.hive.meeting import SILENT, Answer, Arrival, Gathering, Meeting
+from ray_gossip.hive.round import FINAL_ROUND
 
 Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
 
 ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked again: it may be busy
-_KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it waits
-_UNREACHABLE = "could not be reached"
+_SILENT_ANSWER_S = 0.5  # of one that was silent the last time: it need not be waited for again
+_HOST_ANSWER_S = 2.0  # a host that does not answer so soon is replaced
+_KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it takes
+UNREACHABLE = "could not be reached"
 _OTHER_MODEL = "averages tensors of another size: not the same model"
 GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
@@ -44,141 +47,169 @@ class Rendezvous:
     Args:
         peer_id: this peer's, base58.
         schema_hash: of the tensors that are averaged; nobody waits for peers that average others.
-        wait_s: how long a meeting of this stage waits for those who are late.
+        cap_s: the longest that a meeting of this stage may take.
         stub: how to call another peer.
+        on_call: told the stage to which a groupmate calls this peer; says why it cannot come soon, if it cannot.
     """
 
     def __init__(
-        self, *, peer_id: str, schema_hash: bytes, wait_s: Callable[[Stage], float], stub: Callable[[str], Stub]
+        self,
+        *,
+        peer_id: str,
+        schema_hash: bytes,
+        cap_s: Callable[[Stage], float],
+        stub: Callable[[str], Stub],
+        on_call: Callable[[Stage], str],
     ) -> None:
-        self._peer_id, self._schema_hash, self._wait_s, self._stub = peer_id, schema_hash, wait_s, stub
+        self._peer_id, self._schema_hash, self._cap_s, self._stub = peer_id, schema_hash, cap_s, stub
+        self._on_call = on_call
         self._stage: Stage = (-1, 0)
         self._key = ""
         self._has_met = False  # the meeting at this stage is over for this peer
         self._hosted: dict[str, Meeting] = {}
+        self._silent: set[str] = set()  # peers that have let a call go unanswered, and have not been heard of since
+
+    @property
+    def round(self) -> int:
+        """The round at which this peer is."""
+        return self._stage[0]
 
     def go_to(self, stage: Stage, group: Sequence[str]) -> None:
         """From now on others hear that this peer is at this stage, in this group."""
         self._stage, self._key, self._has_met = stage, _key(stage, group), False
 
-    async def attend(self, stage: Stage, group: Sequence[str], *, excuse: str, anchor: int) -> Gathering:
+    async def attend(self, stage: Stage, group: Sequence[str], arrival: Arrival) -> Gathering:
         """Meet at the first host in the group's order that answers; waits as long as the meeting does.
 
         Args:
             group: peer ids, in the order in which they serve as host.
-            excuse: not empty: this peer does not take part, and says why, so that nobody waits for it.
 
         Raises:
             NoMeeting: nobody could be reached, or the host does not answer.
         """
         try:
-            return await self._attend(stage, group, excuse, anchor)
+            gathering = await self._attend(stage, group, arrival)
         finally:
             self._has_met = True
+        self._silent |= {peer_id for peer_id, why in gathering.absent.items() if why == SILENT}
+        return gathering
 
-    async def _attend(self, stage: Stage, group: Sequence[str], excuse: str, anchor: int) -> Gathering:
+    async def _attend(self, stage: Stage, group: Sequence[str], arrival: Arrival) -> Gathering:
         request = JoinRequest(
             schema_hash=self._schema_hash,
             group_key=_key(stage, group),
-            gather=msgpack.packb([stage, group, excuse, anchor]),
+            gather=msgpack.packb(
+                [stage, group, arrival.excuse, arrival.anchor, float(arrival.due_in_s), float(arrival.wait_s)]
+            ),
         )
         for host in group:
             if host == self._peer_id:
-                return await self._meeting(stage, group).attend(host, excuse, anchor)
+                return await self._meeting(stage, group).attend(host, arrival)
+            if host in self._silent or not await self._can_host(host, stage, request.group_key):
+                continue
             try:
-                if not await self._can_host(host, stage, request.group_key):
-                    continue
-                wait_s = self._wait_s(stage) + ANSWER_S + len(group) * PROBE_S
-                answer = await self._stub(host).rpc_meet(request, timeout=wait_s)
+                limit_s = min(self._cap_s(stage), arrival.due_in_s + arrival.wait_s) + ANSWER_S
+                answer = await self._stub(host).rpc_meet(request, timeout=limit_s)
             except asyncio.TimeoutError:
+                self._silent.add(host)
                 raise NoMeeting("the host of the meeting did not answer in time") from None
             except GONE:
                 continue
-            present, absent, anchors = msgpack.unpackb(answer.gathered[0])
-            return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors))
+            present, absent, anchors, ahead = msgpack.unpackb(answer.gathered[0])
+            return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors), ahead)
         raise NoMeeting("no groupmate could be reached")
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
         """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
-        (round, turn), group, excuse, anchor = msgpack.unpackb(request.gather)
-        gathering = await self._meeting((round, turn), group).attend(guest, excuse, anchor)
-        return MessageFromLeader(
-            code=BEGIN_ALLREDUCE,
-            group_id=gathering.group_id,
-            gathered=[msgpack.packb([gathering.present, gathering.absent, list(gathering.anchors)])],
-        )
+        (round, turn), group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
+        self._silent.discard(guest)
+        arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
+        gathering = await self._meeting((round, turn), group).attend(guest, arrival)
+        told = [gathering.present, gathering.absent, list(gathering.anchors), gathering.ahead]
+        return MessageFromLeader(code=BEGIN_ALLREDUCE, group_id=gathering.group_id, gathered=[msgpack.packb(told)])
 
     async def find_gone(self, peer_ids: Sequence[str]) -> list[str]:
         """Those of them that refuse to be called; who is merely silent may be busy."""
 
         async def is_gone(peer_id: str) -> bool:
             try:
-                answer = await self._ask_whether_coming(peer_id, self._stage, self._key, within_s=_PROBE_ANSWER_S)
+                answer = await self._ask(peer_id, self._stage, self._key, within_s=_PROBE_ANSWER_S)
             except asyncio.TimeoutError:
                 return False
-            return answer == _UNREACHABLE
+            return answer.reason == UNREACHABLE
 
         are_gone = await asyncio.gather(*map(is_gone, peer_ids))
         return [peer_id for peer_id, gone in zip(peer_ids, are_gone, strict=True) if gone]
 
-    def answer_coming(self, request: JoinRequest, *, has_left: bool) -> MessageFromLeader:
-        """Whether this peer is still coming to the meeting `group_key`: `group_id` is empty, or says why not."""
+    def answer_coming(self, request: JoinRequest, guest: str, *, has_left: bool) -> MessageFromLeader:
+        """Whether this peer is still coming to the meeting `group_key`; it may be called to it."""
+        self._silent.discard(guest)
+        (round, turn), calls = msgpack.unpackb(request.gather)
         if has_left:
-            reason = "has left"
+            answer = Answer("has left")
         elif request.schema_hash != self._schema_hash:
-            reason = _OTHER_MODEL
+            answer = Answer(_OTHER_MODEL)
         else:
-            reason = self._why_not_coming(tuple(msgpack.unpackb(request.gather)), request.group_key)
-        return MessageFromLeader(code=NO_CODE, group_id=reason.encode())
+            answer = self._own_answer((round, turn), request.group_key, calls)
+        return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb([answer.reason, answer.round])])
 
-    def _why_not_coming(self, stage: Stage, key: str) -> str:
+    def _own_answer(self, stage: Stage, key: str, calls: bool) -> Answer:
         if self._stage > stage:
-            return "is already in a later round"
+            if self._stage[0] >= FINAL_ROUND:
+                return Answer("has done its local steps")
+            return Answer("is already in a later round", self._stage[0])
         if self._stage == stage and self._key != key:
-            return "sees other members this round"
+            return Answer("sees other members this round", stage[0])
         if self._stage == stage and self._has_met:
-            return "has met already"
-        return ""
+            return Answer("has met already", stage[0])
+        if calls and self._stage < stage:
+            return Answer(self._on_call(stage))
+        return Answer()
 
     def _meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
         """The meeting of this group, opened by whoever comes first; ended ones stay a while for latecomers."""
         key = _key(stage, group)
         if key not in self._hosted:
-            for old_key in [k for k, m in self._hosted.items() if m.age_s > m.wait_s + _KEPT_S]:
+            for old_key in [k for k, m in self._hosted.items() if m.has_ended and m.age_s > _KEPT_S]:
                 del self._hosted[old_key]
 
-            async def probe(peer_id: str) -> str | None:
+            async def probe(peer_id: str, calls: bool) -> Answer:
+                was_silent = peer_id in self._silent
+                within_s = _SILENT_ANSWER_S if was_silent else _PROBE_ANSWER_S
                 try:
-                    return await self._ask_whether_coming(peer_id, stage, key, within_s=_PROBE_ANSWER_S)
+                    return await self._ask(peer_id, stage, key, within_s=within_s, calls=calls)
                 except asyncio.TimeoutError:
-                    return None  # frozen or only busy: who waits for it can tell no difference
+                    if was_silent:
+                        return Answer(SILENT)
+                    raise  # frozen or only busy: who waits for it can tell no difference
 
-            self._hosted[key] = Meeting(frozenset(group), probe, self._wait_s(stage))
+            self._hosted[key] = Meeting(frozenset(group), probe, self._cap_s(stage))
         return self._hosted[key]
 
     async def _can_host(self, peer_id: str, stage: Stage, key: str) -> bool:
-        within_s = self._wait_s(stage) / 2  # leaves as much to meet elsewhere
         try:
-            answer = await self._ask_whether_coming(peer_id, stage, key, within_s=within_s)
+            answer = await self._ask(peer_id, stage, key, within_s=_HOST_ANSWER_S)
         except asyncio.TimeoutError:
+            self._silent.add(peer_id)
             return False
-        return answer not in (_UNREACHABLE, _OTHER_MODEL)
+        return answer.reason not in (UNREACHABLE, _OTHER_MODEL)
 
-    async def _ask_whether_coming(self, peer_id: str, stage: Stage, key: str, *, within_s: float) -> str | None:
-        """Why this peer is not coming; None: it is.
+    async def _ask(self, peer_id: str, stage: Stage, key: str, *, within_s: float, calls: bool = False) -> Answer:
+        """Whether this peer is coming.
 
         Raises:
             asyncio.TimeoutError: no answer, though its machine did not refuse the call.
         """
         if peer_id == self._peer_id:
-            return self._why_not_coming(stage, key) or None
-        request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=msgpack.packb(stage))
+            return self._own_answer(stage, key, calls)
+        gather = msgpack.packb([stage, calls])
+        request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=gather)
         try:
             answer = await self._stub(peer_id).rpc_coming(request, timeout=within_s)
         except GONE:
-            return _UNREACHABLE
-        reason: str = answer.group_id.decode()
-        return reason or None
+            return Answer(UNREACHABLE)
+        self._silent.discard(peer_id)
+        return Answer(*msgpack.unpackb(answer.gathered[0]))
 
 
 def _key(stage: Stage, group: Sequence[str]) -> str:

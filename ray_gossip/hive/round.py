@@ -8,11 +8,14 @@ from ray_gossip.records import Outcome
 
 FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
 
+GIVEN_UP = "this peer had done its local steps before its group met"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
     """What the averager process says about a round. The delta, if any, is in shared memory."""
 
+    round: int  # in which this peer took part: a later one than it began, if that was over
     outcome: Outcome
     cause: str
     group: tuple[int, ...]  # peer indices
@@ -22,8 +25,9 @@ class RoundResult:
     moved: float
     sketch_before: tuple[float, ...]
     sketch_after: tuple[float, ...]
-    swarm_round: int  # the latest round that any member has begun
-    stretch: int  # consensus control: the next round is the next multiple of this
+    stretch: int  # consensus control: how many intervals to let pass until the next round
+    num_members: int  # of the swarm in this round, this peer included
+    is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
 
 
@@ -35,10 +39,28 @@ class NoRound(Exception):
         self.outcome, self.cause = outcome, cause
 
 
-class RoundSoFar:
-    """What has become of one round so far."""
+class Behind(Exception):
+    """This round is over, or its group has gone on; the swarm is at a later one."""
 
-    def __init__(self, peer_index: int) -> None:
+    def __init__(self, round: int) -> None:
+        super().__init__(f"the swarm is about to begin round {round}")
+        self.round = round
+
+
+class RoundSoFar:
+    """What has become of one round so far.
+
+    Args:
+        wait_s: how long this peer waits for groupmates that are late.
+    """
+
+    def __init__(self, peer_index: int, *, round: int, wait_s: float) -> None:
+        self.round, self.wait_s = round, wait_s
+        self.due_in_s = 0.0  # how far this peer is ahead of its own pace, after it has moved on to a later round
         self.group = {peer_index}
         self.notes: list[str] = []  # who was missing, although the round went on
         self.matchmaking_s = self.allreduce_s = 0.0
+
+    @property
+    def is_final(self) -> bool:
+        return self.round >= FINAL_ROUND

@@ -27,6 +27,8 @@ from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.records import Outcome, Record, RoundReport
 
+_MATCHMAKING_S = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Observed:
@@ -114,6 +116,7 @@ class HivemindEngine:
     def attach(self, state: TrainingState) -> None:
         """Wrap the trainer's optimizer. hivemind runs one optimizer step with zero gradients here, as shipped."""
         gossip, batch_size = self.config.gossip, self.config.data.batch_size
+        matchmaking_s = gossip.matchmaking_s or _MATCHMAKING_S
         if gossip.group_size > 1:
             self._optimizer = state.optimizer = _ObservedOptimizer(
                 dht=self.dht,
@@ -124,14 +127,14 @@ class HivemindEngine:
                 batch_size_per_step=batch_size,
                 # hivemind counts the swarm's samples: this is `steps` local steps of every peer
                 target_batch_size=batch_size * (gossip.steps or 1) * self.config.swarm.num_peers,
-                matchmaking_time=gossip.matchmaking_s,
+                matchmaking_time=matchmaking_s,
                 averaging_timeout=gossip.allreduce_s,
                 shutdown_timeout=1.0,
                 averager_opts={
                     "target_group_size": gossip.group_size,
                     "min_group_size": gossip.min_group_size,
                     "averaging_alpha": gossip.alpha,
-                    "request_timeout": min(3.0, gossip.matchmaking_s / 2),
+                    "request_timeout": min(3.0, matchmaking_s / 2),
                 },
             )
         self._ends.attach(state)
@@ -154,7 +157,7 @@ class HivemindEngine:
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """The rounds that hivemind has ended since the last call."""
-        self._ends.averager.heartbeat[0] = local_step
+        self._ends.averager.signals.stepped(0.0)
         reports: list[RoundReport] = []
         if self._optimizer is not None:
             averager = self._optimizer.state_averager
@@ -173,6 +176,7 @@ class HivemindEngine:
             reports=reports,
             outcome=final.outcome,
             cause=final.cause,
+            agreed=final.agreed,
             bytes_sent=final.bytes_sent,
             sketch=final.sketch,
         )

@@ -1,0 +1,72 @@
+"""What a training process and its averager process tell each other without a message: numbers in shared memory."""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+
+import torch
+
+_BUSY_S = 2.0  # a trainer that has not stepped for this long, and for several usual steps, does something else
+_BUSY_STEPS = 4
+
+
+class _At(IntEnum):
+    STEPPED_NS = 0  # when the trainer took its last local step, CLOCK_MONOTONIC, which all processes share
+    USUAL_STEP_NS = 1  # how long its local steps usually take
+    CALLED = 2  # the latest round to which a groupmate has called this peer
+    IS_REDUCING = 3  # 1 in the all-reduce of a round, 0 before and after
+    TICKED_NS = 4  # when the averager's event loop last went round
+
+
+class Signals:
+    """Made by the training process before it forks the averager; each number is written by one side only."""
+
+    def __init__(self) -> None:
+        self._values = torch.zeros(len(_At), dtype=torch.int64).share_memory_()
+        self._values[_At.CALLED] = -1
+        now = time.monotonic_ns()
+        self._values[_At.STEPPED_NS] = self._values[_At.TICKED_NS] = now
+
+    # ---- the training process says --------------------------------------------------------------------------------
+
+    def stepped(self, usual_step_s: float) -> None:
+        """A local step is done."""
+        self._values[_At.STEPPED_NS] = time.monotonic_ns()
+        self._values[_At.USUAL_STEP_NS] = int(usual_step_s * 1e9)
+
+    @property
+    def called(self) -> int:
+        """The latest round to which this peer was called; -1: none yet."""
+        return int(self._values[_At.CALLED])
+
+    @property
+    def is_reducing(self) -> bool:
+        """Whether the round in flight has its group, and averages."""
+        return bool(self._values[_At.IS_REDUCING])
+
+    @property
+    def averager_silent_s(self) -> float:
+        """For how long the averager process has given no sign of life."""
+        return (time.monotonic_ns() - int(self._values[_At.TICKED_NS])) / 1e9
+
+    # ---- the averager process says --------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """The averager is alive."""
+        self._values[_At.TICKED_NS] = time.monotonic_ns()
+
+    def call(self, round: int) -> None:
+        """A groupmate has begun this round."""
+        self._values[_At.CALLED] = max(round, self.called)
+
+    def reduce(self, begins: bool) -> None:
+        """An all-reduce begins, or has ended."""
+        self._values[_At.IS_REDUCING] = int(begins)
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the trainer has taken no local step, if it does something else: an evaluation, say. Else 0."""
+        silent_s = (time.monotonic_ns() - int(self._values[_At.STEPPED_NS])) / 1e9
+        usual_s = int(self._values[_At.USUAL_STEP_NS]) / 1e9
+        return silent_s if silent_s > max(_BUSY_S, _BUSY_STEPS * usual_s) else 0.0
