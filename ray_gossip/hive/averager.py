@@ -37,7 +37,7 @@ from ray_gossip.hive.meeting import Arrival, Gathering
 from ray_gossip.hive.membership import Member, Membership, View, takers
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
-from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage
+from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage, causes_of, settle
 from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, Behind, NoRound, RoundResult, RoundSoFar
 from ray_gossip.hive.signals import Signals
 from ray_gossip.mixing import Sketch
@@ -104,6 +104,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             schema_hash=self.schema_hash,
             cap_s=self._cap_s,
             stub=self._stub,
+            others=lambda: [member.peer_id for member in self._membership.view.present],
             on_call=self._on_call,
         )
 
@@ -273,7 +274,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             Behind: this peer came too late.
         """
         members = view.at(run.round)
-        names = {member.peer_id: member for member in members}
+        names = {member.peer_id: member.name for member in members}
         excuse = "" if np.isfinite(snapshot.numpy()).all() else "its parameters are not finite"
         is_exact = run.is_final or self._is_exact(run.round)
         state = snapshot
@@ -284,8 +285,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
                 gathering = await self._meet((run.round, stage), members, schedule, turn, excuse, run)
             finally:
                 run.matchmaking_s += time.monotonic() - started
-            run.group |= {names[peer_id].peer_index for peer_id in gathering.present if peer_id in names}
-            run.notes += _causes(gathering.absent, names)
+            run.group |= {member.peer_index for member in members if member.peer_id in gathering.present}
+            run.notes += causes_of(gathering.absent, names)
             started = time.monotonic()
             self.signals.reduce(begins=True)
             try:
@@ -358,18 +359,9 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             raise NoRound("alone", GIVEN_UP) from None
         if excuse:
             raise NoRound("failed", f"nothing was sent: {excuse}")
-        own_id, is_first = self._own.peer_id, stage[1] == 0 and not run.is_final
-        if is_first and own_id not in gathering.present:
-            raise Behind(max(gathering.ahead, run.round + 1))
-        if is_first and gathering.present == (own_id,) and gathering.ahead >= run.round:
-            raise Behind(max(gathering.ahead, run.round + 1))
-        if own_id not in gathering.present:
-            raise NoRound("alone", "came after its group had begun")
+        names = {member.peer_id: member.name for member in members}
         smallest = 2 if run.is_final else self.gossip.min_group_size
-        if gathering.absent and len(gathering.present) < smallest:
-            names = {member.peer_id: member for member in members}
-            causes = "; ".join(_causes(gathering.absent, names))
-            raise NoRound("alone", f"no group of {smallest}: {causes}")
+        settle(gathering, stage, own=self._own.peer_id, smallest=smallest, names=names)
         return gathering
 
     def _scheduled_group(self, members: Sequence[Member], schedule: str, turn: int) -> list[str]:
@@ -455,7 +447,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         gathering: Gathering,
         state: torch.Tensor,
         weight: float,
-        names: Mapping[str, Member],
+        names: Mapping[str, str],
         *,
         exact: bool,
     ) -> torch.Tensor:
@@ -471,11 +463,11 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
                 difference = await asyncio.wait_for(allreduce.reduce(), timeout=deadline_s)
         except asyncio.TimeoutError:
             self._deadline.missed()
-            causes = "; ".join(_causes(allreduce.failures, names))
+            causes = "; ".join(causes_of(allreduce.failures, names))
             raise NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s: {causes}") from None
         if allreduce.received_share < 1.0:
             failures = await self._explain(allreduce.failures, gathering.present)
-            causes = "; ".join(_causes(failures, names)) or "parts are missing"
+            causes = "; ".join(causes_of(failures, names)) or "parts are missing"
             raise NoRound(
                 "partial" if allreduce.received_share > 0 else "failed",
                 f"{allreduce.received_share:.0%} of the mean arrived: {causes}",
@@ -509,8 +501,3 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             compression=codec,
             part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, 4 * -(-self.total_size // len(peer_ids))),  # whole elements
         )
-
-
-def _causes(absent: Mapping[str, str], names: Mapping[str, Member]) -> list[str]:
-    """Who was missing and why, in words."""
-    return sorted(f"{names[peer_id].name if peer_id in names else peer_id} {why}" for peer_id, why in absent.items())

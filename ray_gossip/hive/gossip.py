@@ -49,6 +49,7 @@ class _Pending:
     local_step: int
     result: MPFuture[RoundResult]
     blocked_s: float  # how long local steps have stood still for it
+    has_late_groupmates: bool = False  # it had not met when the next one was due
 
 
 class GossipEngine:
@@ -275,19 +276,24 @@ class GossipEngine:
         return self.pace.is_due(self._position(local_step)) or self.averager.signals.called >= self.pace.round
 
     def _has_ended(self, pending: _Pending, local_step: int) -> bool:
-        """Whether the round in flight has ended. When the next one is due already, local steps wait for its all-reduce,
-        so that H local steps stay H where the network is slow; but not for groupmates that are late, nor for long."""
+        """Whether the round in flight has ended. When the next one is due before that, local steps wait for the
+        all-reduce, so that H local steps stay H where the network is slow; never for groupmates that are late, and not
+        for long: an all-reduce may hang."""
         if not self.pace.is_due(self._position(local_step)):
             return bool(pending.result.done())
-        patience_s = _FIRST_PATIENCE_S
-        if self._recent_allreduce_s:
-            patience_s = _PATIENCE * statistics.median(self._recent_allreduce_s)
-        while self.averager.signals.is_reducing and pending.blocked_s < patience_s and not pending.result.done():
+        pending.has_late_groupmates |= not self.averager.signals.is_reducing
+        while not (pending.result.done() or pending.has_late_groupmates) and pending.blocked_s < self._patience_s:
             started = time.monotonic()
             with contextlib.suppress(FutureTimeoutError, TimeoutError):
-                pending.result.result(timeout=patience_s - pending.blocked_s)
+                pending.result.result(timeout=self._patience_s - pending.blocked_s)
             pending.blocked_s += time.monotonic() - started
         return bool(pending.result.done())
+
+    @property
+    def _patience_s(self) -> float:
+        """How long local steps wait for an all-reduce."""
+        recent = self._recent_allreduce_s
+        return _PATIENCE * statistics.median(recent) if recent else _FIRST_PATIENCE_S
 
     def _begin(self, local_step: int) -> None:
         started = time.monotonic()

@@ -162,7 +162,7 @@ class Meeting:
         now = self._now()
         rest_s = min(self._ask_at, self._ends_at, *((self._calls_at,) if self._calls_at > now else ())) - now
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(0.0, rest_s))
+            await asyncio.wait_for(self._news.wait(), max(0.001, rest_s))
         self._news.clear()
 
     def _hear(self, asked: dict[str, asyncio.Task[Answer]]) -> None:

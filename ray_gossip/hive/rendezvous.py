@@ -7,7 +7,9 @@ coming to this one?). Both live on the averager, which is what hivemind register
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgpack
@@ -15,7 +17,7 @@ from hivemind.p2p import P2PDaemonError, P2PHandlerError
 from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
 from ray_gossip.hive.meeting import SILENT, Answer, Arrival, Gathering, Meeting
-from ray_gossip.hive.round import FINAL_ROUND
+from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound
 
 Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
 
@@ -23,6 +25,7 @@ ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this
 _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked again: it may be busy
 _SILENT_ANSWER_S = 0.5  # of one that was silent the last time: it need not be waited for again
 _HOST_ANSWER_S = 2.0  # a host that does not answer so soon is replaced
+_TOLD = 2  # others, picked at random, whom a peer tells of a round when it first hears of it
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it takes
 UNREACHABLE = "could not be reached"
 _OTHER_MODEL = "averages tensors of another size: not the same model"
@@ -49,6 +52,7 @@ class Rendezvous:
         schema_hash: of the tensors that are averaged; nobody waits for peers that average others.
         cap_s: the longest that a meeting of this stage may take.
         stub: how to call another peer.
+        others: peer ids of the swarm, this peer's among them or not.
         on_call: told the stage to which a groupmate calls this peer; says why it cannot come soon, if it cannot.
     """
 
@@ -59,14 +63,17 @@ class Rendezvous:
         schema_hash: bytes,
         cap_s: Callable[[Stage], float],
         stub: Callable[[str], Stub],
+        others: Callable[[], Sequence[str]],
         on_call: Callable[[Stage], str],
     ) -> None:
         self._peer_id, self._schema_hash, self._cap_s, self._stub = peer_id, schema_hash, cap_s, stub
-        self._on_call = on_call
+        self._others, self._on_call = others, on_call
         self._stage: Stage = (-1, 0)
         self._key = ""
         self._has_met = False  # the meeting at this stage is over for this peer
         self._hosted: dict[str, Meeting] = {}
+        self._heard_of = -1  # the latest round that is known to have begun
+        self._spreading: set[asyncio.Task[None]] = set()
         self._silent: set[str] = set()  # peers that have let a call go unanswered, and have not been heard of since
 
     @property
@@ -87,6 +94,8 @@ class Rendezvous:
         Raises:
             NoMeeting: nobody could be reached, or the host does not answer.
         """
+        if arrival.due_in_s == 0:
+            self._hear_of(stage)
         try:
             gathering = await self._attend(stage, group, arrival)
         finally:
@@ -158,13 +167,29 @@ class Rendezvous:
             if self._stage[0] >= FINAL_ROUND:
                 return Answer("has done its local steps")
             return Answer("is already in a later round", self._stage[0])
-        if self._stage == stage and self._key != key:
+        if self._stage == stage and key not in ("", self._key):
             return Answer("sees other members this round", stage[0])
         if self._stage == stage and self._has_met:
             return Answer("has met already", stage[0])
         if calls and self._stage < stage:
+            self._hear_of(stage)
             return Answer(self._on_call(stage))
         return Answer()
+
+    def _hear_of(self, stage: Stage) -> None:
+        """A round has begun: the meeting calls this peer's group to it, and this peer a few others, who do the same.
+        Else groups of slow peers would never be called, and meet so seldom that the swarm falls apart."""
+        if self._heard_of < stage[0] < FINAL_ROUND:
+            self._heard_of = stage[0]
+            others = [peer_id for peer_id in self._others() if peer_id != self._peer_id]
+            for peer_id in random.sample(others, min(_TOLD, len(others))):
+                task = asyncio.create_task(self._tell(peer_id, stage))
+                self._spreading.add(task)
+                task.add_done_callback(self._spreading.discard)
+
+    async def _tell(self, peer_id: str, stage: Stage) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):  # an epidemic needs no single one of its messages
+            await self._ask(peer_id, stage, "", within_s=_PROBE_ANSWER_S, calls=True)
 
     def _meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
         """The meeting of this group, opened by whoever comes first; ended ones stay a while for latecomers."""
@@ -210,6 +235,34 @@ class Rendezvous:
             return Answer(UNREACHABLE)
         self._silent.discard(peer_id)
         return Answer(*msgpack.unpackb(answer.gathered[0]))
+
+
+def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names: Mapping[str, str]) -> None:
+    """Whether this peer averages with those who have met.
+
+    Args:
+        own: this peer's id.
+        smallest: a group of fewer does not average.
+        names: peer id -> name.
+
+    Raises:
+        Behind: it came too late, and the others are at another round.
+        NoRound: it does not average in this one.
+    """
+    round, part = stage
+    if round < FINAL_ROUND and part == 0:
+        came_late = own not in gathering.present
+        if came_late or (gathering.present == (own,) and gathering.ahead >= round):
+            raise Behind(max(gathering.ahead, round + 1))
+    if own not in gathering.present:
+        raise NoRound("alone", "came after its group had begun")
+    if gathering.absent and len(gathering.present) < smallest:
+        raise NoRound("alone", f"no group of {smallest}: {'; '.join(causes_of(gathering.absent, names))}")
+
+
+def causes_of(absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
+    """Who was missing and why, in words."""
+    return sorted(f"{names.get(peer_id, peer_id)} {why}" for peer_id, why in absent.items())
 
 
 def _key(stage: Stage, group: Sequence[str]) -> str:
