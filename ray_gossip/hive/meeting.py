@@ -9,7 +9,6 @@ the next member in the group's order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 from collections.abc import Callable, Coroutine
@@ -161,8 +160,11 @@ class Meeting:
         """Somebody comes, calls for the first time, or answers; or it is time to ask again."""
         now = self._now()
         rest_s = min(self._ask_at, self._ends_at, *((self._calls_at,) if self._calls_at > now else ())) - now
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(0.001, rest_s))
+        alarm = asyncio.get_running_loop().call_later(max(0.001, rest_s), self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            alarm.cancel()
         self._news.clear()
 
     def _hear(self, asked: dict[str, asyncio.Task[Answer]]) -> None:

@@ -114,7 +114,7 @@ class Rendezvous:
         for host in group:
             if host == self._peer_id:
                 return await self._meeting(stage, group).attend(host, arrival)
-            if host in self._silent or not await self._can_host(host, stage, request.group_key):
+            if not await self._can_host(host, stage, request.group_key):
                 continue
             try:
                 limit_s = min(self._cap_s(stage), arrival.due_in_s + arrival.wait_s) + ANSWER_S
@@ -212,8 +212,9 @@ class Rendezvous:
         return self._hosted[key]
 
     async def _can_host(self, peer_id: str, stage: Stage, key: str) -> bool:
+        within_s = _SILENT_ANSWER_S if peer_id in self._silent else _HOST_ANSWER_S
         try:
-            answer = await self._ask(peer_id, stage, key, within_s=_HOST_ANSWER_S)
+            answer = await self._ask(peer_id, stage, key, within_s=within_s)
         except asyncio.TimeoutError:
             self._silent.add(peer_id)
             return False

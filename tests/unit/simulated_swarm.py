@@ -164,7 +164,8 @@ class SimulatedPeer:
             self._pending = asyncio.create_task(self._round(round, self._pace.wait_s, self._pace.interval_s))
 
     async def _round(self, round: int, wait_s: float, interval_s: float) -> Ended:
-        began, due_in_s, group, outcome, cause = self._now(), 0.0, (self.index,), "averaged", ""
+        began, due_in_s, outcome, cause = self._now(), 0.0, "averaged", ""
+        group: tuple[int, ...] = (self.index,)
         try:
             for moves in range(MOVES + 1):
                 try:

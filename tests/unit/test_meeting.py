@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ray_gossip.hive.meeting import PROBE_S, Gathering, Meeting
+from ray_gossip.hive.meeting import CALL_S, PROBE_S, SILENT, Answer, Arrival, Gathering, Meeting
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -16,24 +16,27 @@ NEVER = 60.0
 GROUP = frozenset("ABC")
 
 
-async def coming(peer_id: str) -> str | None:
+PATIENT = Arrival(wait_s=NEVER)
+
+
+async def coming(peer_id: str, calls: bool) -> Answer:
     """Everybody is alive and on the way."""
-    return None
+    return Answer()
 
 
 class Probe:
     """Says of some members why they are not coming, and remembers who was asked."""
 
     def __init__(self, **reasons: str) -> None:
-        self.reasons, self.asked = reasons, set[str]()
+        self.reasons, self.asked, self.called = reasons, set[str](), set[str]()
 
-    async def __call__(self, peer_id: str) -> str | None:
-        self.asked.add(peer_id)
-        return self.reasons.get(peer_id)
+    async def __call__(self, peer_id: str, calls: bool) -> Answer:
+        (self.called if calls else self.asked).add(peer_id)
+        return Answer(self.reasons.get(peer_id, ""))
 
 
-def attending(meeting: Meeting, *peer_ids: str) -> list[asyncio.Task[Gathering]]:
-    return [asyncio.create_task(meeting.attend(peer_id)) for peer_id in peer_ids]
+def attending(meeting: Meeting, *peer_ids: str, arrival: Arrival = PATIENT) -> list[asyncio.Task[Gathering]]:
+    return [asyncio.create_task(meeting.attend(peer_id, arrival)) for peer_id in peer_ids]
 
 
 async def others_of(meeting: Meeting) -> set[asyncio.Task[Any]]:
@@ -59,7 +62,7 @@ def test_a_full_meeting_ends_at_once_and_all_hear_the_same() -> None:
 
 def test_no_two_meetings_have_the_same_group_id() -> None:
     async def test() -> None:
-        ids = [(await Meeting(frozenset("A"), coming, NEVER).attend("A")).group_id for _ in range(100)]
+        ids = [(await Meeting(frozenset("A"), coming, NEVER).attend("A", PATIENT)).group_id for _ in range(100)]
         assert len(set(ids)) == 100
         assert all(len(group_id) == 20 for group_id in ids)
 
@@ -80,9 +83,9 @@ def test_the_order_of_parts_changes_from_meeting_to_meeting() -> None:
 def test_anchors_of_those_present_are_told_to_all() -> None:
     async def test() -> None:
         meeting = Meeting(GROUP, coming, NEVER)
-        first = asyncio.create_task(meeting.attend("A", anchor=7))
-        second = asyncio.create_task(meeting.attend("B", anchor=9))
-        await meeting.attend("C", "its disk is full", anchor=11)
+        first = asyncio.create_task(meeting.attend("A", Arrival(anchor=7, wait_s=NEVER)))
+        second = asyncio.create_task(meeting.attend("B", Arrival(anchor=9, wait_s=NEVER)))
+        await meeting.attend("C", Arrival(excuse="its disk is full", anchor=11, wait_s=NEVER))
         assert (await first).anchors == (await second).anchors == {7, 9}
 
     asyncio.run(test())
@@ -96,7 +99,7 @@ def test_a_member_that_does_not_come_is_asked_for_and_waited_for_until_the_deadl
         assert 0.6 <= meeting.age_s < 0.6 + PROBE_S
         assert sorted(gathering.present) == ["A", "B"]
         assert gathering.absent == {"C": "did not come within 0.6 s"}
-        assert probe.asked == {"C"}
+        assert probe.called == {"C"}
         assert not await others_of(meeting)
 
     asyncio.run(test())
@@ -113,38 +116,38 @@ def test_a_dead_member_costs_one_probe_and_not_the_deadline() -> None:
 
 
 def test_a_probe_that_hangs_does_not_move_the_deadline() -> None:
-    async def hangs(peer_id: str) -> str | None:
+    async def hangs(peer_id: str, calls: bool) -> Answer:
         await asyncio.sleep(NEVER)
-        return None
+        return Answer()
 
     async def test() -> None:
         meeting = Meeting(GROUP, hangs, wait_s=0.5)
         gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
         assert 0.5 <= meeting.age_s < 0.5 + PROBE_S
-        assert gathering.absent == {"C": "did not come within 0.5 s"}
+        assert gathering.absent == {"C": SILENT}
         assert not await others_of(meeting)
 
     asyncio.run(test())
 
 
 def test_a_probe_that_raises_does_not_move_the_deadline() -> None:
-    async def raises(peer_id: str) -> str | None:
+    async def raises(peer_id: str, calls: bool) -> Answer:
         raise RuntimeError("a bug, or nonsense from the network")
 
     async def test() -> None:
         gathering, _ = await asyncio.gather(*attending(Meeting(GROUP, raises, wait_s=0.5), "A", "B"))
-        assert gathering.absent == {"C": "did not come within 0.5 s"}
+        assert gathering.absent == {"C": SILENT}
 
     asyncio.run(test())
 
 
 def test_a_member_that_comes_while_it_is_asked_for_is_present() -> None:
     async def test() -> None:
-        async def slow(peer_id: str) -> str | None:
-            arrival = asyncio.create_task(meeting.attend("C"))
+        async def slow(peer_id: str, calls: bool) -> Answer:
+            arrival = asyncio.create_task(meeting.attend("C", PATIENT))
             await asyncio.sleep(0.05)
             await arrival
-            return "could not be reached"
+            return Answer("could not be reached")
 
         meeting = Meeting(GROUP, slow, NEVER)
         gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
@@ -158,7 +161,7 @@ def test_an_excused_member_is_not_waited_for() -> None:
     async def test() -> None:
         meeting = Meeting(GROUP, coming, NEVER)
         tasks = attending(meeting, "A", "B")
-        excused = await meeting.attend("C", "its parameters are not finite")
+        excused = await meeting.attend("C", Arrival(excuse="its parameters are not finite", wait_s=NEVER))
         assert meeting.age_s < PROBE_S
         for gathering in (excused, *await asyncio.gather(*tasks)):
             assert sorted(gathering.present) == ["A", "B"]
@@ -184,7 +187,7 @@ def test_a_latecomer_hears_that_the_meeting_went_on_without_it() -> None:
     async def test() -> None:
         meeting = Meeting(GROUP, Probe(C="could not be reached"), NEVER)
         first, _ = await asyncio.gather(*attending(meeting, "A", "B"))
-        late = await meeting.attend("C")
+        late = await meeting.attend("C", PATIENT)
         assert late == first
         assert "C" not in late.present
         assert late.absent == {"C": "could not be reached"}
@@ -199,7 +202,7 @@ def test_a_member_that_hangs_up_is_not_counted_as_present() -> None:
         await asyncio.sleep(0)
         impatient.cancel()
         await asyncio.wait([impatient])
-        assert (await meeting.attend("C")).absent == {"B": "did not wait for the others"}
+        assert (await meeting.attend("C", PATIENT)).absent == {"B": "did not wait for the others"}
         assert sorted((await first).present) == ["A", "C"]
 
     asyncio.run(test())
@@ -210,7 +213,7 @@ def test_a_member_that_hangs_up_after_the_end_changes_nothing() -> None:
         meeting = Meeting(frozenset("AB"), coming, NEVER)
         (impatient,) = attending(meeting, "A")
         await asyncio.sleep(0)
-        gathering = await meeting.attend("B")
+        gathering = await meeting.attend("B", PATIENT)
         impatient.cancel()
         await asyncio.wait([impatient])
         assert sorted(gathering.present) == ["A", "B"]
@@ -223,7 +226,7 @@ def test_nobody_enters_a_meeting_of_others() -> None:
     async def test() -> None:
         meeting = Meeting(GROUP, coming, NEVER)
         with pytest.raises(ValueError, match="Mallory is not in this group"):
-            await meeting.attend("Mallory")
+            await meeting.attend("Mallory", PATIENT)
         assert not meeting.arrived
         gatherings = await asyncio.gather(*attending(meeting, "A", "B", "C"))
         assert sorted(gatherings[0].present) == ["A", "B", "C"]
@@ -234,8 +237,58 @@ def test_nobody_enters_a_meeting_of_others() -> None:
 def test_a_meeting_to_which_nobody_comes_ends_too() -> None:
     async def test() -> None:
         meeting = Meeting(GROUP, coming, wait_s=0.3)
-        gathering = await meeting.attend("A", "its parameters are not finite")
+        gathering = await meeting.attend("A", Arrival(excuse="its parameters are not finite", wait_s=NEVER))
         assert gathering.present == ()
         assert gathering.absent.keys() == GROUP
+
+    asyncio.run(test())
+
+
+def test_the_first_that_can_wait_no_longer_ends_the_meeting() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, coming, NEVER)
+        patient, impatient = *attending(meeting, "A"), *attending(meeting, "B", arrival=Arrival(wait_s=0.4))
+        await asyncio.wait([patient, impatient])
+        assert 0.4 <= meeting.age_s < 0.4 + CALL_S + PROBE_S
+        assert sorted((await patient).present) == ["A", "B"]
+
+    asyncio.run(test())
+
+
+def test_whoever_is_ahead_calls_nobody_until_it_is_due_itself() -> None:
+    async def test() -> None:
+        probe = Probe()
+        meeting = Meeting(GROUP, probe, NEVER)
+        ahead = attending(meeting, "A", arrival=Arrival(due_in_s=0.8, wait_s=NEVER))
+        await asyncio.sleep(0.5)
+        assert (probe.asked, probe.called) == ({"B", "C"}, set())
+        await asyncio.sleep(0.5)
+        assert probe.called == {"B", "C"}
+        await asyncio.gather(*ahead, *attending(meeting, "B", "C"))
+
+    asyncio.run(test())
+
+
+def test_one_that_is_due_calls_the_others_at_once() -> None:
+    async def test() -> None:
+        probe = Probe()
+        meeting = Meeting(GROUP, probe, NEVER)
+        tasks = attending(meeting, "A", arrival=Arrival(due_in_s=NEVER, wait_s=NEVER))
+        await asyncio.sleep(PROBE_S + 0.1)
+        tasks += attending(meeting, "B")
+        await asyncio.sleep(2 * CALL_S)
+        assert probe.called == {"C"}
+        await asyncio.gather(*tasks, *attending(meeting, "C"))
+
+    asyncio.run(test())
+
+
+def test_a_gathering_tells_how_far_the_absent_are_ahead() -> None:
+    async def later(peer_id: str, calls: bool) -> Answer:
+        return Answer("is already in a later round", {"B": 7, "C": 9}[peer_id])
+
+    async def test() -> None:
+        gathering = await Meeting(GROUP, later, NEVER).attend("A", PATIENT)
+        assert (gathering.present, gathering.ahead) == (("A",), 9)
 
     asyncio.run(test())

@@ -162,8 +162,8 @@ def test_members_that_joined_see_each_other_and_one_that_left_is_gone_at_once() 
     async def test() -> None:
         dht = DictionaryDHT()
         first, second = enter(dht, "A", 0), enter(dht, "B", 1)
-        await first.join(0, is_alive=yes)
-        view = await second.join(0, is_alive=yes)
+        await first.join(0)
+        view = await second.join(0)
         assert [m.name for m in view.present] == ["peer-00", "peer-01"]
         assert await first.read() == view
         await second.leave()
@@ -178,25 +178,23 @@ def test_joining_twice_declares_the_new_round_and_renews_once(monkeypatch: pytes
     async def test() -> None:
         dht = DictionaryDHT()
         peer = enter(dht, "A", 0)
-        await peer.join(0, is_alive=yes)
+        await peer.join(0)
         before = asyncio.all_tasks()
-        view = await peer.join(12, is_alive=yes)
+        view = await peer.join(12)
         assert (view.members[0].from_round, view.members[0].round) == (12, 11)
         assert asyncio.all_tasks() == before
 
     asyncio.run(test())
 
 
-def test_a_declaration_is_renewed_while_the_trainer_lives_and_fades_when_it_hangs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_declaration_is_renewed_while_the_process_lives_and_fades_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "REDECLARE_S", 0.02)
     monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
 
     async def test() -> None:
         dht = DictionaryDHT()
-        living, observer, lives = enter(dht, "A", 0), enter(dht, "B", 1), True
-        await living.join(0, is_alive=lambda: lives)
+        living, observer = enter(dht, "A", 0), enter(dht, "B", 1)
+        await living.join(0)
         first = dht.records[members_key("test")][b"A"].expiration_time
 
         async def is_renewed() -> bool:
@@ -204,12 +202,59 @@ def test_a_declaration_is_renewed_while_the_trainer_lives_and_fades_when_it_hang
 
         await until(is_renewed)
         assert len((await observer.read()).present) == 2
-        lives = False
+        assert living._renewing is not None
+        living._renewing.cancel()
 
         async def has_faded() -> bool:
             return len((await observer.read()).present) == 1
 
         await until(has_faded)
+
+    asyncio.run(test())
+
+
+def test_where_declaring_takes_long_a_declaration_holds_longer() -> None:
+    async def test() -> None:
+        peer = enter(DictionaryDHT(), "A", 0)
+        await peer.join(0)
+        assert peer._ttl_s == membership.MEMBER_TTL_S
+        peer._took_s = 30.0
+        assert peer._ttl_s > 3 * 30.0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("num_vanished", "is_hermit"), [(1, False), (2, True)])
+def test_a_peer_that_loses_sight_of_several_at_once_takes_itself_for_cut_off(
+    num_vanished: int, is_hermit: bool
+) -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peers = [enter(dht, name, index) for index, name in enumerate("ABC"[: num_vanished + 1])]
+        for peer in peers:
+            await peer.join(0)
+        assert len((await peers[0].read()).present) == num_vanished + 1
+        dht.records.clear()
+        peers[0]._declared = {name: (each, 0.0) for name, (each, _) in peers[0]._declared.items()}
+        await peers[0].read()
+        assert peers[0].is_hermit == is_hermit
+
+    asyncio.run(test())
+
+
+def test_whoever_says_goodbye_makes_no_hermit() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peers = [enter(dht, name, index) for index, name in enumerate("ABC")]
+        for peer in peers:
+            await peer.join(0)
+        for peer in peers[1:]:
+            await peer.leave()
+        await peers[0].read()
+        dht.records.clear()
+        peers[0]._declared = {name: (each, 0.0) for name, (each, _) in peers[0]._declared.items()}
+        await peers[0].read()
+        assert not peers[0].is_hermit
 
     asyncio.run(test())
 
@@ -222,8 +267,8 @@ def test_an_answer_that_lacks_somebody_hides_nobody_before_the_declaration_expir
     async def test() -> None:
         dht = DictionaryDHT()
         first, second = enter(dht, "A", 0), enter(dht, "B", 1)
-        await first.join(0, is_alive=yes)
-        await second.join(0, is_alive=yes)
+        await first.join(0)
+        await second.join(0)
         whole = await first.read()
         dht.records.clear()
         assert await first.read() == await first.read() == whole
@@ -245,7 +290,7 @@ def test_a_peer_that_cannot_renew_its_declaration_says_so_instead_of_fading(monk
     async def test() -> None:
         dht = DictionaryDHT()
         peer = enter(dht, "A", 0)
-        await peer.join(0, is_alive=yes)
+        await peer.join(0)
         monkeypatch.setattr(dht, "store", store)
         await asyncio.wait({peer._renewing} if peer._renewing else (), timeout=DEADLINE_S)
         with pytest.raises(ConnectionError, match="the DHT process is gone"):
@@ -260,7 +305,7 @@ def test_who_has_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         dht = DictionaryDHT()
         peer = enter(dht, "A", 0)
-        await peer.join(0, is_alive=yes)
+        await peer.join(0)
         await peer.leave()
         num_stores = dht.num_stores
         await asyncio.sleep(0.1)
@@ -274,8 +319,8 @@ def test_a_round_declares_progress_and_reads_the_swarm_at_most_every_half_second
     async def test() -> None:
         dht = DictionaryDHT()
         first, second = enter(dht, "A", 0), enter(dht, "B", 1)
-        await first.join(0, is_alive=yes)
-        await second.join(0, is_alive=yes)
+        await first.join(0)
+        await second.join(0)
         num_stores = dht.num_stores
         assert len((await first.at_round(3, local_step=0)).members) == 1  # read less than half a second ago
         assert (dht.num_stores, first.own.round) == (num_stores, 3)
@@ -313,8 +358,8 @@ def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPa
         dht = HangingDHT()
         dht.answers.set()
         first, second = enter(dht, "A", 0), enter(dht, "B", 1)
-        await first.join(0, is_alive=yes)
-        await second.join(0, is_alive=yes)
+        await first.join(0)
+        await second.join(0)
         dht.answers.clear()
         first._read_at -= membership.REFRESH_S
         started = time.monotonic()
