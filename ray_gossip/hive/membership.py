@@ -211,9 +211,8 @@ class Membership:
         now = get_dht_time()
         known = self._declared | {each[0].peer_id: each for each in declarations(record)}
         self._declared = {peer_id: each for peer_id, each in known.items() if each[1] > now}
-        self._vanished_at |= {
-            peer_id: now for peer_id in known.keys() - self._declared.keys() if not known[peer_id][0].left
-        }
+        expired = known.keys() - self._declared.keys() - {self.own.peer_id}
+        self._vanished_at |= {peer_id: now for peer_id in expired if not known[peer_id][0].left}
         self._vanished_at = {peer_id: at for peer_id, at in self._vanished_at.items() if now - at < _LATELY_S}
         self.view, self._read_at = view_of(self._declared.values(), self.own), time.monotonic()
         return self.view
@@ -259,7 +258,7 @@ class Membership:
     @property
     def _ttl_s(self) -> float:
         """Slow is not dead: where it takes long to declare oneself, a declaration holds longer."""
-        return max(MEMBER_TTL_S, _CHANCES * (REDECLARE_S + self._took_s))
+        return MEMBER_TTL_S + _CHANCES * self._took_s
 
     async def _renew(self) -> None:
         while True:
