@@ -49,6 +49,8 @@ def build(
             )
             _give_shapes(own, torch.zeros(2, *in_shape, dtype=input_type))
             check(own, called=f"model.factory={config.factory}")
+            if all(module.training for module in own.modules()):
+                own.train()  # as every loop begins: a model may keep a part of itself in evaluation mode
             return own
         if len(in_shape) != 3:
             raise ConfigError(
