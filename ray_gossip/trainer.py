@@ -63,8 +63,8 @@ class Trainer:
         self.averaged = averaged_state(config, model, self.optimizer)  # before the move, which may untie tensors
         if not model.training:
             self.notices.append(
-                "the model is in evaluation mode and stays there: dropout is off and statistics stand still; call .train() "
-                "in model.factory if that is not meant"
+                "the model is in evaluation mode and stays there: dropout is off, statistics stand still; "
+                "call .train() in model.factory if that is not meant"
             )
         self.model = model.to(device)
         if device.type == "cuda":

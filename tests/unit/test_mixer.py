@@ -39,7 +39,8 @@ def sent_by(
 
 
 def through(codec: CompressionBase, values: torch.Tensor) -> torch.Tensor:
-    return deserialize_torch_tensor(codec.compress(values, CompressionInfo.from_tensor(values)))
+    decoded: torch.Tensor = deserialize_torch_tensor(codec.compress(values, CompressionInfo.from_tensor(values)))
+    return decoded
 
 
 def pair_mean(made: Mixer, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
