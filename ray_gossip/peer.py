@@ -134,6 +134,7 @@ class Peer:
             device=name,
             num_parameters=sum(parameter.numel() for parameter in self.trainer.model.parameters()),
             num_samples=self.trainer.num_samples,
+            averaged_bytes=4 * self.trainer.averaged.size,
             averaged=self.trainer.averaged.tensors() if self.peer_index == 0 else (),
             class_counts=self._class_counts,
             local_step=self.trainer.local_step,

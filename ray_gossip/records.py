@@ -48,6 +48,7 @@ class PeerStarted(Record):
     device: str  # "cpu" or "cuda:0 (NVIDIA H200)"
     num_parameters: int  # of the model, frozen ones too
     num_samples: int  # size of this peer's shard
+    averaged_bytes: int = 0  # of what peers average, one copy
     averaged: tuple[AveragedTensor, ...] = ()  # in peer 0 alone: it is the same in all
     class_counts: tuple[int, ...] = ()  # of its shard, by class
     local_step: int = 0  # at which it begins
