@@ -488,3 +488,16 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Liter
     assert peers[0].settle_statistics() == "recalibrated"
     recalibrated = peers[0].evaluate()[0]
     assert min(averaged, recalibrated) >= sum(accuracies) / 4
+
+
+def test_an_optimizer_takes_the_parameters_that_train() -> None:
+    model = with_batch_norm()
+    model.get_submodule("1").requires_grad_(False)
+    model.register_parameter("codes", nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False))
+    trainer = make_trainer(model=model)
+    before = trainer.model_state()
+    trainer.step()
+    assert len(trainer.optimizer.param_groups[0]["params"]) == 4
+    assert [name for name, value in trainer.model_state().items() if value.equal(before[name])] == [
+        *("codes", "1.weight", "1.bias")
+    ]
