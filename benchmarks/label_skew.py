@@ -32,7 +32,6 @@ from ray_gossip import data, models
 from ray_gossip.config import Config, parse
 from ray_gossip.mixing import average_round, consensus_distance
 from ray_gossip.schedule import groups
-from ray_gossip.state import state_size
 from ray_gossip.trainer import Trainer
 
 NUM_PEERS = 16
@@ -108,7 +107,7 @@ class Swarm:
 
     def states(self) -> NDArray[np.float32]:
         """[num_peers, state_size]."""
-        states = torch.empty(NUM_PEERS, state_size(self.trainers[0].model))
+        states = torch.empty(NUM_PEERS, self.trainers[0].averaged.size)
         for trainer, row in zip(self.trainers, states, strict=True):
             trainer.read_state(row)
         array: NDArray[np.float32] = states.numpy()

@@ -244,7 +244,8 @@ def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
         case PeerStarted():
             return (
                 f"peer {news.peer_index} is up on {news.node}: {news.device}, "
-                f"{news.num_parameters:,} parameters, {news.num_samples:,} samples"
+                f"{news.num_parameters:,} parameters, {news.averaged_bytes / 1e6:.3g} MB averaged, "
+                f"{news.num_samples:,} samples"
             )
         case PeerLost():
             return f"peer {news.peer_index} is lost: {_first_line(news.cause)}"
@@ -271,6 +272,7 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         ("accuracy", f"merged model {_number(summary['merged_accuracy'], '.4f')}, {peers}"),
         ("rounds", rounds),
         ("distance", f"consensus distance {distance} at the end"),
+        ("averaged", f"{summary['averaged_tensors'] or '-'} tensors, {(summary['averaged_bytes'] or 0) / 1e6:.3g} MB"),
         ("speed", f"{speed} samples/s, {summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
         *(("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}") for lost in summary["peers_lost"]),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),

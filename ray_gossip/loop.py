@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ray_gossip import models
 from ray_gossip.addresses import check_multiaddr
+from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
 from ray_gossip.hive import (
@@ -36,7 +37,6 @@ from ray_gossip.hive import (
 )
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.records import Outcome, RoundReport
-from ray_gossip.state import ModelState, state_size
 
 
 def join(
@@ -55,7 +55,9 @@ def join(
     wherever it is to train, and build the optimizer.
 
     Args:
-        model: float32. Its parameters and floating-point buffers are averaged. Whoever joins starts from the swarm's.
+        model: its parameters that train (float32) and the running statistics of its layers in training mode are
+            averaged, see `ray_gossip/averaged.py`: freeze what is to be frozen before. A newcomer starts from the
+            swarm's.
         initial_peers: multiaddrs of peers that are there already, under Ray or not, one is enough; none: found a swarm.
         founders: peers that begin together, this one included: waits for them, at most `swarm.start_s`. A peer that
             comes when the swarm runs waits for nobody. 1: begin at once.
@@ -72,6 +74,7 @@ def join(
     """
     settings = read(config)
     _check(model, settings)
+    averaged = ModelState(model)
     for option, addresses in (
         ("host_maddrs", host_maddrs),
         ("announce_maddrs", announce_maddrs),
@@ -90,10 +93,10 @@ def join(
             dht=dht,
             charter=charter,
             peer_index=peer_index,
-            state_size=state_size(model),
+            state_size=averaged.size,
             has_own_data=True,
         )
-        peer = LoopPeer(model, engine, dht)
+        peer = LoopPeer(averaged, engine, dht)
     except BaseException:
         stop_dht(dht)
         raise
@@ -112,13 +115,13 @@ def join(
 class LoopPeer:
     """This process as a member of a swarm. Made by `join`; as a context manager, it leaves in the end."""
 
-    def __init__(self, model: nn.Module, engine: GossipEngine, dht: Any) -> None:
+    def __init__(self, averaged: ModelState, engine: GossipEngine, dht: Any) -> None:
         self._engine, self._dht = engine, dht
         self.peer_index = engine.peer_index
         self._has_left = False
         self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
-        self._state = _State(model)
+        self._state = _State(averaged)
         engine.attach(self._state)
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
 
@@ -192,8 +195,8 @@ class _State:
 
     optimizer: Any = None  # of the loop's own; the engine has no need of it
 
-    def __init__(self, model: nn.Module) -> None:
-        self._state = ModelState(model)
+    def __init__(self, state: ModelState) -> None:
+        self._state = state
         self.samples = 0
 
     def read_state(self, out: Tensor) -> None:

@@ -72,7 +72,8 @@ def lr_schedule(config: Config, *, first_step: int = 0) -> Callable[[int], float
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimizer, list[str]]:
-    """The optimizer, and a notice for each value that the user chose and its class has no argument for."""
+    """The optimizer of the parameters that train, and a notice for each value that the user chose and that its class
+    has no argument for."""
     optimizer_class = check_optimizer(config)
     known = inspect.signature(optimizer_class).parameters
     options: dict[str, float] = {}
@@ -83,4 +84,5 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimize
             options[key] = value
         elif value not in (0, OptimizerConfig.model_fields[key].default):
             notices.append(f"optimizer.{key}={value} is skipped: torch.optim.{config.name} has no {key}")
-    return optimizer_class(model.parameters(), lr=config.lr, **options), notices
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return optimizer_class(trained, lr=config.lr, **options), notices

@@ -31,9 +31,9 @@ from ray_gossip.hive import (
     start_dht,
     stop_dht,
 )
+from ray_gossip.optimizer import build_optimizer
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
-from ray_gossip.state import state_size
-from ray_gossip.trainer import Trainer
+from ray_gossip.trainer import Trainer, averaged_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,11 @@ class Peer:
             num_classes=dataset.num_classes,
             seed=config.seed,
             factory=factories.model,
+            input_type=dataset.train_inputs.dtype if dataset.scale is None else torch.float32,
         )
+        averaged = averaged_state(
+            config, model, build_optimizer(config.optimizer, model)[0]
+        )  # CUDA waits for the engine
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise ConfigError("data.factory or model.factory has used CUDA: leave all on the CPU, the peer moves it")
         self.dht = start_dht(initial_peers=initial_peers(), listen=listen, start_s=config.swarm.start_s)
@@ -107,7 +111,7 @@ class Peer:
             dht=self.dht,
             charter=self.charter,
             peer_index=self.peer_index,
-            state_size=state_size(model, with_momentum=config.gossip.average_momentum),
+            state_size=averaged.size,
             node=node,
         )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
@@ -130,6 +134,8 @@ class Peer:
             device=name,
             num_parameters=sum(parameter.numel() for parameter in self.trainer.model.parameters()),
             num_samples=self.trainer.num_samples,
+            averaged_bytes=4 * self.trainer.averaged.size,
+            averaged=self.trainer.averaged.tensors() if self.peer_index == 0 else (),
             class_counts=self._class_counts,
             local_step=self.trainer.local_step,
         )

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 Outcome = Literal["averaged", "partial", "alone", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("averaged", "partial", "alone", "failed")
+Kind = Literal["parameter", "statistic", "momentum"]  # of what is averaged
 Statistics = Literal["none", "averaged", "recalibrated"]  # BatchNorm's, in the merged model; none: it has none
 
 
@@ -27,6 +28,16 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AveragedTensor:
+    """A tensor of the model, or an optimizer's momentum of one, of which peers take the mean."""
+
+    name: str  # in the model; a momentum has that of its parameter
+    shape: tuple[int, ...]
+    kind: Kind
+    num_bytes: int  # of one copy, in float32
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeerStarted(Record):
     """A peer is up: its DHT node and averager run, its model and data are ready."""
 
@@ -35,8 +46,10 @@ class PeerStarted(Record):
     pid: int
     node: str
     device: str  # "cpu" or "cuda:0 (NVIDIA H200)"
-    num_parameters: int
+    num_parameters: int  # of the model, frozen ones too
     num_samples: int  # size of this peer's shard
+    averaged_bytes: int = 0  # of what peers average, one copy
+    averaged: tuple[AveragedTensor, ...] = ()  # in peer 0 alone: it is the same in all
     class_counts: tuple[int, ...] = ()  # of its shard, by class
     local_step: int = 0  # at which it begins
 

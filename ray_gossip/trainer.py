@@ -12,16 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import update_bn
 
+from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, TrainConfig
 from ray_gossip.data import IGNORED, Batches, Dataset, Normaliser, augmentation
 from ray_gossip.errors import ConfigError
+from ray_gossip.modes import evaluating
 from ray_gossip.optimizer import build_optimizer, lr_schedule
+from ray_gossip.recalibration import measure_afresh, measured_layers
 from ray_gossip.records import Statistics
-from ray_gossip.state import ModelState
 
 # Of an evaluation's batches, to bound the memory that inputs and logits take: 1024 images of CIFAR-10, 341 of Tiny
 # ImageNet, 32 texts of 128 tokens with a vocabulary of 1000
@@ -58,6 +59,13 @@ class Trainer:
             ConfigError: the model's output is not that of this data set.
         """
         self.device = device
+        self.optimizer, self.notices = build_optimizer(config.optimizer, model)
+        self.averaged = averaged_state(config, model, self.optimizer)  # before the move, which may untie tensors
+        if not model.training:
+            self.notices.append(
+                "the model is in evaluation mode and stays there: dropout is off, statistics stand still; "
+                "call .train() in model.factory if that is not meant"
+            )
         self.model = model.to(device)
         if device.type == "cuda":
             if dataset.has_images:
@@ -66,10 +74,8 @@ class Trainer:
         self._config, self._dataset = config, dataset
         self.batches = self._batches_of(shard)
         self._samples_before, self._epochs_before = 0, 0.0  # on shards that it had earlier
-        self.optimizer, self.notices = build_optimizer(config.optimizer, self.model)
         self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if config.train.compile else self.model
         self._in_bf16 = config.train.precision == "bf16"
-        self._state = self._averaged_state()
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(config))
         self._normalise = Normaliser(dataset.scale, device=device)
@@ -80,7 +86,6 @@ class Trainer:
         self._eval_batch_size = max(1, min(_EVAL_BATCH_SIZE, _EVAL_BATCH_ELEMENTS // elements))
         if config.model.factory is not None:
             self._check_output(dataset, name=config.model.factory)
-        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
         self._calibration = self._calibration_inputs(config, dataset)
         self._loss_sum = torch.zeros((), device=device)  # over the local steps since progress was last taken
         self._taken_step, self._taken_time = 0, time.monotonic()
@@ -156,46 +161,43 @@ class Trainer:
     def evaluate(self) -> tuple[float, float]:
         """Accuracy (0..1) and mean loss on the test split. Training goes on as if it had not happened."""
         right, loss, number = (torch.zeros((), device=self.device, dtype=torch.float64) for _ in range(3))
-        self.model.eval()
-        for inputs, labels in zip(
-            self._in_pieces(self._test_inputs), torch.split(self._test_labels, self._eval_batch_size), strict=True
-        ):
-            with self._precision():
-                logits = self.model(inputs)
-            logits, labels = _by_label(logits.float(), labels)
-            right += (logits.argmax(dim=1) == labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            number += (labels != IGNORED).sum()
-        self.model.train()
+        label_pieces = torch.split(self._test_labels, self._eval_batch_size)
+        with evaluating(self.model), self._precision():
+            for inputs, labels in zip(self._in_pieces(self._test_inputs), label_pieces, strict=True):
+                logits, labels = _by_label(self.model(inputs).float(), labels)
+                right += (logits.argmax(dim=1) == labels).sum()
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+                number += (labels != IGNORED).sum()
         return (right / number).item(), (loss / number).item()
 
-    @torch.no_grad()
     def settle_statistics(self) -> Statistics:
         """To be called on the merged model, before it is evaluated: measures its BatchNorm statistics afresh if the
-        config asks for it. The samples are drawn from all shards by the seed, so that all peers get the same.
+        config asks for it, of layers that are in training mode. The samples are drawn from all shards by the seed, so
+        that all peers get the same.
 
         Returns:
             Where the statistics come from.
         """
-        if not self._has_batch_norm:
+        layers = measured_layers(self.model)
+        if not layers:
             return "none"
         if self._calibration is None:
             return "averaged"
         with self._precision():
-            update_bn(self._in_pieces(self._calibration), self.model)
+            measure_afresh(layers, self.model, self._in_pieces(self._calibration))
         return "recalibrated"
 
     def read_state(self, out: Tensor) -> None:
         """Copy the state into `out`, [state_size] float32 on the CPU. Waits for the steps queued so far."""
-        self._state.read(out)
+        self.averaged.read(out)
 
     def add_to_state(self, delta: Tensor) -> None:
         """x <- x + delta, with delta [state_size] float32 on the CPU."""
-        self._state.add(delta)
+        self.averaged.add(delta)
 
     def write_state(self, flat: Tensor) -> None:
         """x <- flat, with flat [state_size] float32 on the CPU."""
-        self._state.write(flat)
+        self.averaged.write(flat)
 
     def snapshot(self) -> bytes:
         """All that local training goes on from: parameters and buffers, what the optimizer remembers, the local step.
@@ -215,17 +217,12 @@ class Trainer:
         self.model.load_state_dict(found["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": found["optimizer"], "param_groups": groups})
-        self._state = self._averaged_state()  # whose momentum is another tensor now
         self.skip_to(found["local_step"])
         self.batches.skip(self.local_step)
 
     def model_state(self) -> dict[str, Tensor]:
         """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
-
-    def _averaged_state(self) -> ModelState:
-        with_momentum = self._config.gossip.average_momentum
-        return ModelState(self.model, momentum_of=self.optimizer if with_momentum else None)
 
     def _batches_of(self, shard: Tensor) -> Batches:
         config, dataset = self._config, self._dataset
@@ -252,10 +249,8 @@ class Trainer:
         """Raise ConfigError unless the model gives a number for every class of every label."""
         inputs = self._normalise(self._test_inputs[:2])
         wanted = [len(inputs), *dataset.label_shape, dataset.num_classes]
-        self.model.eval()
-        with self._precision():
+        with evaluating(self.model), self._precision():
             output = self.model(inputs)
-        self.model.train()
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if found != wanted:
             raise ConfigError(
@@ -267,12 +262,20 @@ class Trainer:
         """[num_samples, *in_shape] on the device; None when statistics are not measured afresh."""
         num_samples = config.train.recalibrate_samples
         is_default = num_samples == TrainConfig.model_fields["recalibrate_samples"].default
-        if num_samples and not is_default and not self._has_batch_norm:
-            self.notices.append(f"train.recalibrate_samples={num_samples} is skipped: the model has no BatchNorm")
-        if num_samples == 0 or not self._has_batch_norm:
+        has_measured = bool(measured_layers(self.model))
+        if num_samples and not is_default and not has_measured:
+            self.notices.append(
+                f"train.recalibrate_samples={num_samples} is skipped: the model has no BatchNorm in training mode"
+            )
+        if num_samples == 0 or not has_measured:
             return None
         order = torch.randperm(dataset.num_train, generator=torch.Generator().manual_seed(config.seed))
         return dataset.train_inputs[order[:num_samples]].to(self.device)
+
+
+def averaged_state(config: Config, model: nn.Module, optimizer: Optimizer) -> ModelState:
+    """What this config averages of a model, and of the optimizer that trains it."""
+    return ModelState(model, momentum_of=optimizer if config.gossip.average_momentum else None)
 
 
 def _by_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ with warnings.catch_warnings():
 
 from ray_gossip.config import Config
 from ray_gossip.hive.charter import Charter, read_charter
+from ray_gossip.hive.codec import mend_clipping
 from ray_gossip.hive.engine import Engine, FinalResult, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.membership import free_index
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 mend_late_answers()
+mend_clipping()
 
 
 def build_engine(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from hivemind.compression import (
@@ -9,30 +11,37 @@ from hivemind.compression import (
     CompressionInfo,
     Float16Compression,
     NoCompression,
-    Uniform8BitQuantization,
     deserialize_torch_tensor,
 )
 from numpy.typing import NDArray
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.errors import ConfigError
-from ray_gossip.mixing import OuterMomentum
+from ray_gossip.hive.codec import WholeRange8Bit
+from ray_gossip.mixing import OuterMomentum, Sketch
 
 NO_ANCHOR = -1
-_START = 0  # id of the anchor that founders share: the parameters with which they start
 _CODECS: dict[str, CompressionBase] = {
     "none": NoCompression(),
     "fp16": Float16Compression(),
-    "int8": Uniform8BitQuantization(),
+    "int8": WholeRange8Bit(),
 }
 _TOLERANCE = {"none": 0.0, "fp16": 2e-3, "int8": 0.1}  # largest error of a codec on standard normal values, median
+# Of an anchor's norm. An exact round leaves peers apart by 1e-11 to 2e-8 of it, for x + (mean - x) is rounded otherwise
+# in each; what differs by more is another anchor.
+_SAME_ANCHOR = 1e-5
 
 
 class Mixer:
-    """Codec, anchor, outer momentum: the state that averaging keeps from round to round, one per peer."""
+    """Codec, anchor, outer momentum: the state that averaging keeps from round to round, one per peer.
 
-    def __init__(self, gossip: GossipConfig) -> None:
-        self._gossip = gossip
+    Args:
+        num_parameters: the first so many elements of a state are parameters that train. Only these get an outer step,
+            and only these travel compressed: eight or sixteen bits do not hold every running variance.
+    """
+
+    def __init__(self, gossip: GossipConfig, *, num_parameters: int) -> None:
+        self._gossip, self._num_parameters = gossip, num_parameters
         self._anchor: torch.Tensor | None = None
         self._outer: OuterMomentum | None = None
         self.anchor_id = NO_ANCHOR
@@ -41,44 +50,61 @@ class Mixer:
         """Remember where the swarm starts. Founders start from the same parameters, so these are a shared anchor."""
         if self._gossip.outer != "none":
             self._outer = OuterMomentum(
-                state.numpy(),
+                state[: self._num_parameters].numpy(),
                 lr=self._gossip.outer_lr,
                 momentum=self._gossip.outer_momentum,
                 nesterov=self._gossip.outer == "nesterov",
             )
         if is_founder:
-            self.set_anchor(state, _START)
+            self.set_anchor(state)
 
-    def set_anchor(self, state: torch.Tensor, anchor_id: int) -> None:
-        """From now on differences are taken from this state, which the whole swarm has just agreed on."""
+    def set_anchor(self, state: torch.Tensor) -> None:
+        """From now on differences are taken from this state, which the whole swarm has just agreed on. Its id follows
+        from its values, so that peers that did not agree do not share it."""
         if self._gossip.compression == "int8":
-            self._anchor, self.anchor_id = state.clone(), anchor_id
+            self._anchor = state[: self._num_parameters].clone()
+            self.anchor_id = anchor_id(self._anchor)
 
     def outgoing(
         self, state: torch.Tensor, *, exact: bool, anchors: frozenset[int]
-    ) -> tuple[torch.Tensor, CompressionBase]:
-        """What to put into the all-reduce, and how it travels.
+    ) -> list[tuple[torch.Tensor, CompressionBase]]:
+        """What to put into the all-reduce, one after the other, and how each travels; none is empty.
 
         Args:
             exact: this round becomes the next anchor, so nothing may be lost.
             anchors: ids of the groupmates' anchors. Without a common one, 8 bits would be on raw parameters: 16 then.
         """
-        if exact:
-            return state, _CODECS["none"]
-        if self._gossip.compression != "int8":
-            return state, _CODECS[self._gossip.compression]
-        if self._anchor is None or anchors != {self.anchor_id}:
-            return state, _CODECS["fp16"]
-        return state - self._anchor, _CODECS["int8"]
+        parameters, others = state[: self._num_parameters], state[self._num_parameters :]
+        compression = "none" if exact else self._gossip.compression
+        if compression == "none":
+            return [(state, _CODECS["none"])]
+        if compression == "int8":
+            if self._anchor is not None and anchors == {self.anchor_id}:
+                parameters = parameters - self._anchor
+            else:
+                compression = "fp16"
+        sent = [(parameters, _CODECS[compression]), (others, _CODECS["none"])]
+        return [(tensor, codec) for tensor, codec in sent if len(tensor)]
 
     def change(
         self, state: torch.Tensor, difference: torch.Tensor, *, alpha: float, plain: bool
     ) -> NDArray[np.float32]:
-        """What to add to the parameters, float32 [size], given group mean - own state. `plain`: no outer step."""
+        """What to add to the state, float32 [size], given group mean - own state. `plain`: no outer step."""
         if self._outer is None or plain:
             return (difference * alpha).numpy()
-        mean = (state + difference).numpy()
-        return self._outer.step(mean) - state.numpy()
+        change: NDArray[np.float32] = difference.numpy().copy()
+        own = state[: self._num_parameters].numpy()
+        change[: self._num_parameters] = self._outer.step(own + change[: self._num_parameters]) - own
+        return change
+
+
+def anchor_id(anchor: torch.Tensor) -> int:
+    """The same on peers whose anchors differ by rounding only, and on no others: four random projections, rounded. One
+    in a hundred times or less, rounding makes a difference: then 16 bits serve until the next anchor."""
+    sketch = Sketch(anchor.numel(), dim=4)(anchor.numpy())
+    step = _SAME_ANCHOR * 2.0 ** np.rint(np.log2(max(float(np.linalg.norm(sketch)), 1e-30)))
+    rounded = np.rint(sketch / step).astype(np.int64)
+    return int.from_bytes(hashlib.blake2b(rounded.tobytes(), digest_size=7).digest(), "big")
 
 
 def check_codec(name: str) -> None:

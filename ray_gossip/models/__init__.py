@@ -9,13 +9,21 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ray_gossip.averaged import ModelState
 from ray_gossip.config import ModelConfig
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, UserError
 from ray_gossip.factory import Factory, make
+from ray_gossip.modes import evaluating
 
 
 def build(
-    config: ModelConfig, *, in_shape: tuple[int, ...], num_classes: int, seed: int, factory: Factory | None = None
+    config: ModelConfig,
+    *,
+    in_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    factory: Factory | None = None,
+    input_type: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The network that `model.name` or `model.factory` names, on the CPU.
 
@@ -25,6 +33,7 @@ def build(
     Args:
         in_shape: of one sample; an image's is channels, height, width.
         factory: goes before what `model.factory` names.
+        input_type: of what goes into the network; a model that learns its shapes from the first batch gets two zeros.
 
     Raises:
         ConfigError: the named network is for images, or the factory is not there, or makes no network that can be
@@ -38,7 +47,10 @@ def build(
             own: nn.Module = make(
                 "model.factory", config.factory, factory, returns=nn.Module, args=config.args, offered=offered
             )
+            _give_shapes(own, torch.zeros(2, *in_shape, dtype=input_type))
             check(own, called=f"model.factory={config.factory}")
+            if all(module.training for module in own.modules()):
+                own.train()  # as every loop begins: a model may keep a part of itself in evaluation mode
             return own
         if len(in_shape) != 3:
             raise ConfigError(
@@ -53,19 +65,22 @@ def build(
 
 
 def check(model: nn.Module, *, called: str) -> None:
-    """Raise ConfigError unless all that would be averaged is float32 on the CPU, and something can be trained."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"{called} has no parameters to train")
+    """Raise ConfigError unless the model is on the CPU and what it has to average can be averaged."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise ConfigError(f"{called}: {name} has no shape yet: run the model once before")
         if tensor.device.type != "cpu":
             raise ConfigError(f"{called}: {name} is on {tensor.device}: leave it on the CPU until then")
-        if tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.requires_grad):
-            raise ConfigError(
-                f"{called}: {name} is {tensor.dtype}, but float32 is what is averaged; for faster steps use autocast, "
-                "as train.precision=bf16 does"
-            )
+    try:
+        ModelState(model)
+    except UserError as error:
+        raise ConfigError(f"{called}: {error}") from None
+
+
+@torch.no_grad()
+def _give_shapes(model: nn.Module, inputs: torch.Tensor) -> None:
+    """Run lazy modules once, in evaluation mode, so that nothing but shapes and first values comes of it."""
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        with evaluating(model):
+            model(inputs)
 
 
 def _cnn(in_shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def summarise(
     """
     peers = [peer for _, peer in sorted(state.peers.items())]
     merged = _merged(peers)
+    averaged = [part for peer in peers if peer.started for part in peer.started.averaged]
     return {
         "run_id": run_id,
         "engine": engine,
@@ -43,6 +45,9 @@ def summarise(
         "consensus_distance": _consensus_distance(state, peers),
         "samples_per_s": sum(_samples_per_s(peer) for peer in peers),
         "bytes_sent": state.bytes_sent,
+        "averaged_tensors": len(averaged) or None,
+        "averaged_bytes": sum(part.num_bytes for part in averaged) or None,
+        "averaged": [dataclasses.asdict(part) | {"shape": list(part.shape)} for part in averaged],
         "wall_s": ended_at - started_at,
         "time_to_first_step_s": None if state.first_step_time is None else state.first_step_time - started_at,
         "peers_lost": [

@@ -57,7 +57,10 @@ def test_the_last_line_of_output_is_the_summary_file(quickstart: Run) -> None:
 
 def test_the_terminal_shows_the_view_and_nothing_of_the_machinery(quickstart: Run) -> None:
     assert len(quickstart.stdout.splitlines()) == 1
-    timed, summary = re.compile(r" *\d+\.\d s  "), re.compile(r"(accuracy|rounds|distance|speed|files|curves|model) +")
+    timed, summary = (
+        re.compile(r" *\d+\.\d s  "),
+        re.compile(r"(accuracy|rounds|distance|averaged|speed|files|curves|model) +"),
+    )
     strange = [
         line for line in quickstart.stderr.splitlines() if line and not (timed.match(line) or summary.match(line))
     ]
@@ -92,6 +95,13 @@ def test_tensorboard_has_the_curves_of_every_peer_and_of_the_swarm(run: str, qui
         assert len(distances) > 10
         assert distances[-1] < max(distances) / 10
         assert "swarm/who_met_whom" in curves.Tags()["images"]
+
+
+def test_the_summary_lists_what_was_averaged(quickstart: Run) -> None:
+    summary = quickstart.summary
+    assert len(summary["averaged"]) == summary["averaged_tensors"] == 8
+    assert {part["kind"] for part in summary["averaged"]} == {"parameter"}
+    assert sum(part["num_bytes"] for part in summary["averaged"]) == summary["averaged_bytes"]
 
 
 def test_its_resolved_config_is_the_config_again(quickstart: Run) -> None:

@@ -149,7 +149,7 @@ class TestPlainLines:
                 state.fold(record)
                 view.update(state)
         first, second, third, status = stream.getvalue().splitlines()
-        assert "peer 0 is up on node-a: cpu, 9,000 parameters, 359 samples" in first
+        assert "peer 0 is up on node-a: cpu, 9,000 parameters, 0.02 MB averaged, 359 samples" in first
         assert "peer 1 is up" in second
         assert "peer 1 is lost: its process died" in third
         assert "1 of 2 peers" in status
@@ -193,6 +193,8 @@ class TestTheSummary:
             "consensus_distance": 0.00123,
             "samples_per_s": 4321.0,
             "bytes_sent": 12_300_000,
+            "averaged_tensors": 4,
+            "averaged_bytes": 264_192,
             "wall_s": 48.21,
             "peers_lost": [{"peer_index": 1, "cause": "its process died"}],
             "model": str(run_dir / "model.pt"),
@@ -205,6 +207,7 @@ class TestTheSummary:
         text = self.text(Path("runs/a-run"))
         assert "merged model 0.9694, peers 0.940 to 0.950" in text
         assert "80 averaged, 0 partial, 0 alone, 2 failed" in text
+        assert "4 tensors, 0.264 MB" in text
         assert "peer 1: its process died" in text
         assert "tensorboard --logdir runs\n" in text
         assert 'torch.load("runs/a-run/model.pt", weights_only=True)' in text
@@ -213,7 +216,8 @@ class TestTheSummary:
         assert "tensorboard --logdir /data/mine\n" in self.text(Path("/data/mine"))
 
     def test_of_a_run_that_came_to_nothing_is_short_and_whole(self) -> None:
-        nothing = {"merged_accuracy": None, "peer_accuracy": [None], "consensus_distance": None, "model": None}
+        nothing: dict[str, Any] = {"averaged_tensors": None, "averaged_bytes": None}
+        nothing |= {"merged_accuracy": None, "peer_accuracy": [None], "consensus_distance": None, "model": None}
         text = self.text(Path("runs/a-run"), **nothing)
         assert "merged model -, no peer was evaluated" in text
         assert "torch.load" not in text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +39,36 @@ def test_the_images_are_those_that_scikit_learn_describes(digits: data.Dataset) 
     assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert pixels.sum().item() == pytest.approx(561_718, abs=1)
     assert torch.allclose(pixels, pixels.round(), atol=1e-4)
+
+
+def changed(dataset: data.Dataset, **tensors: Any) -> data.Dataset:
+    return dataclasses.replace(dataset, **tensors)
+
+
+def test_data_sets_that_differ_or_are_numbered_in_another_order_have_another_digest(digits: data.Dataset) -> None:
+    digest, order = digits.digest(), torch.arange(digits.num_train).roll(1)
+    assert changed(digits, train_inputs=digits.train_inputs.clone()).digest() == digest
+    labels = digits.test_labels.clone()
+    labels[100] = (labels[100] + 1) % 10
+    others = [
+        changed(digits, train_inputs=digits.train_inputs[order], train_labels=digits.train_labels[order]),
+        changed(digits, train_inputs=digits.train_inputs + 1e-3, test_inputs=digits.test_inputs),
+        changed(digits, test_labels=labels),
+        changed(digits, train_inputs=digits.train_inputs[:-1], train_labels=digits.train_labels[:-1]),
+    ]
+    assert len({digest, *(other.digest() for other in others)}) == 5
+
+
+def test_the_digest_of_a_large_data_set_reads_256_of_its_inputs() -> None:
+    inputs, labels = torch.zeros(100_000, 4), torch.zeros(100_000, dtype=torch.int64)
+    large = data.Dataset(
+        train_inputs=inputs, train_labels=labels, test_inputs=inputs, test_labels=labels, num_classes=2
+    )
+    digest = large.digest()
+    inputs[1] = 1.0  # between the first that is read and the second
+    assert large.digest() == digest
+    inputs[390] = 1.0
+    assert large.digest() != digest
 
 
 def test_training_images_have_mean_0_and_variance_1(digits: data.Dataset) -> None:

@@ -14,13 +14,12 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
-errors records storage
-mistakes addresses
+errors records storage memory upload modes recalibration
+mistakes addresses averaged
 config
 resources schedule checkpoint factory
 mixing optimizer
 data models
-state
 trainer
 hive
 telemetry

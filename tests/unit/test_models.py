@@ -27,6 +27,32 @@ def build(
     return models.build(ModelConfig(name=name, norm=norm), in_shape=in_shape, num_classes=num_classes, seed=seed)
 
 
+class Lazy(nn.Module):
+    """Learns its shapes from the first batch; on tokens."""
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.embed, self.flat = nn.Embedding(9, 4), nn.Flatten()
+        self.hidden, self.norm, self.out = nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(num_classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.norm(self.hidden(self.flat(self.embed(tokens))))
+        return torch.as_tensor(self.out(hidden))
+
+
+def test_a_model_that_learns_its_shapes_from_a_batch_has_them_and_the_seeds_values() -> None:
+    def made(seed: int) -> nn.Module:
+        config, types = ModelConfig(factory="elsewhere:Lazy"), {"input_type": torch.int64}
+        return models.build(config, in_shape=(6,), num_classes=3, seed=seed, factory=Lazy, **types)
+
+    first, again, other = made(1), made(1), made(2)
+    assert num_parameters(first) == 9 * 4 + 24 * 8 + 8 + 2 * 8 + 8 * 3 + 3
+    assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+    assert not first.get_parameter("out.weight").equal(other.get_parameter("out.weight"))
+    assert first.training
+    assert first.get_buffer("norm.running_mean").tolist() == [0.0] * 8
+
+
 def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 

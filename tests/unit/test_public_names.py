@@ -73,7 +73,8 @@ def test_a_trainers_mistakes_are_one_line_before_anything_starts(tmp_path: Path)
         (nn.Linear(2, 2), {"gossip": {"average_momentum": True}}, "gossip.average_momentum needs the optimizer, which"),
         (nn.Linear(2, 2), {"gossip": {"group_size": 0}}, "gossip.group_size=0 should be greater"),
         (nn.Linear(2, 2).double(), None, "the model: weight is torch.float64, but float32 is what is averaged"),
-        (nn.ReLU(), None, "the model has no parameters to train"),
+        (nn.ReLU(), None, "the model: there are no parameters to train"),
+        (nn.LazyLinear(3), None, "the model: weight has no shape yet: run a forward pass first"),
     ],
 )
 def test_what_cannot_join_says_so_before_anything_starts(model: nn.Module, config: Any, line: str) -> None:

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ray_gossip.config import Config, load, parse
 from ray_gossip.records import (
+    AveragedTensor,
     Evaluation,
     Notice,
     Outcome,
@@ -30,6 +31,10 @@ from ray_gossip.records import (
 from ray_gossip.telemetry import RunLog, SwarmRound, SwarmState
 
 NUM_PEERS, TOTAL_STEPS = 4, 40
+AVERAGED = (
+    AveragedTensor(name="head.weight", shape=(100, 49), kind="parameter", num_bytes=19_600),
+    AveragedTensor(name="norm.running_var", shape=(100,), kind="statistic", num_bytes=400),
+)
 Sketch = tuple[float, ...]
 
 
@@ -43,6 +48,8 @@ def started(peer: int, *, wall_time: float = 1000.0) -> PeerStarted:
         node="node-a",
         device="cpu",
         num_parameters=9_000,
+        averaged_bytes=20_000,
+        averaged=AVERAGED if peer == 0 else (),
         num_samples=359,
     )
 
@@ -445,6 +452,12 @@ class TestTheSummary:
             "final_outcome": ["averaged"] * 4,
             "samples_per_s": 4 * 1280 / 4.0,
             "bytes_sent": 6_000_000,
+            "averaged_tensors": 2,
+            "averaged_bytes": 20_000,
+            "averaged": [
+                {"name": "head.weight", "shape": [100, 49], "kind": "parameter", "num_bytes": 19_600},
+                {"name": "norm.running_var", "shape": [100], "kind": "statistic", "num_bytes": 400},
+            ],
             "time_to_first_step_s": 11.0,
             "peers_joined": 0,
             "peers_lost": [],

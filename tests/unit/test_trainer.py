@@ -19,7 +19,6 @@ from ray_gossip import data, models
 from ray_gossip.config import Config, DataConfig, OptimizerConfig, parse
 from ray_gossip.errors import ConfigError
 from ray_gossip.optimizer import check_optimizer, lr_factor
-from ray_gossip.state import averaged_tensors, state_size
 from ray_gossip.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -54,7 +53,7 @@ def with_batch_norm() -> nn.Module:
 
 
 def state_of(trainer: Trainer) -> Tensor:
-    flat = torch.empty(state_size(trainer.model))
+    flat = torch.empty(trainer.averaged.size)
     trainer.read_state(flat)
     return flat
 
@@ -160,29 +159,20 @@ def test_an_evaluation_on_fewer_samples_takes_them_from_the_whole_test_split() -
     assert make_trainer(train={"eval_samples": 10**6}).evaluate() == make_trainer().evaluate()
 
 
-def test_the_state_is_all_parameters_then_float_buffers_and_no_counters() -> None:
-    model = with_batch_norm()
-    norm: Any = model[2]  # type: ignore[index]
-    tensors = averaged_tensors(model)
-    num_parameters = len(list(model.parameters()))
-    assert all(a is b for a, b in zip(tensors, model.parameters(), strict=False))
-    assert [id(t) for t in tensors[num_parameters:]] == [id(norm.running_mean), id(norm.running_var)]
-    assert state_size(model) == sum(tensor.numel() for tensor in tensors)
-
-
 def test_a_state_that_is_written_is_read_again() -> None:
     trainer = make_trainer(model=with_batch_norm())
-    written = torch.randn(state_size(trainer.model))
+    written = torch.randn(trainer.averaged.size)
     trainer.write_state(written)
     assert state_of(trainer).equal(written)
-    sizes = [tensor.numel() for tensor in averaged_tensors(trainer.model)]
-    for tensor, piece in zip(averaged_tensors(trainer.model), torch.split(written, sizes), strict=True):
-        assert tensor.equal(piece.view_as(tensor))
+    named = trainer.model.state_dict()
+    parts = trainer.averaged.tensors()
+    for part, piece in zip(parts, torch.split(written, [part.num_bytes // 4 for part in parts]), strict=True):
+        assert named[part.name].equal(piece.view(part.shape))
 
 
 def test_a_delta_is_added_to_every_element_of_the_state() -> None:
     trainer = make_trainer(model=with_batch_norm())
-    before, delta = state_of(trainer), torch.randn(state_size(trainer.model))
+    before, delta = state_of(trainer), torch.randn(trainer.averaged.size)
     trainer.add_to_state(delta)
     assert state_of(trainer).equal(before + delta)
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
@@ -200,7 +190,7 @@ def test_a_state_that_was_read_does_not_follow_training() -> None:
 def test_counters_of_batches_stay_each_peers_own() -> None:
     trainer = make_trainer(model=with_batch_norm())
     trainer.step()
-    trainer.write_state(torch.zeros(state_size(trainer.model)))
+    trainer.write_state(torch.zeros(trainer.averaged.size))
     assert trainer.model_state()["2.num_batches_tracked"].item() == 1
 
 
@@ -213,7 +203,7 @@ def test_a_saved_model_loads_with_plain_torch() -> None:
     fresh = with_batch_norm()
     fresh.load_state_dict(torch.load(buffer, weights_only=True))
     assert fresh.state_dict()["2.num_batches_tracked"].item() == 0
-    assert not averaged_tensors(fresh)[0].equal(averaged_tensors(trainer.model)[0])
+    assert not next(fresh.parameters()).equal(next(trainer.model.parameters()))
 
 
 def test_the_schedule_acts_through_a_wrapper_of_the_optimizer() -> None:
@@ -315,14 +305,14 @@ def test_momentum_is_averaged_where_the_config_asks_for_it_and_changes_no_local_
         plain.step()
         averaging.step()
     assert all(map(torch.equal, plain.model.parameters(), averaging.model.parameters()))
-    flat = torch.empty(state_size(averaging.model, with_momentum=True))
+    flat = torch.empty(averaging.averaged.size)
     averaging.read_state(flat)
     averaging.add_to_state(torch.ones_like(flat))
     after = torch.empty_like(flat)
     averaging.read_state(after)
     torch.testing.assert_close(after, flat + 1)
     buffer = averaging.optimizer.state[next(averaging.model.parameters())]["momentum_buffer"]
-    torch.testing.assert_close(buffer.reshape(-1), after[state_size(averaging.model) :][: buffer.numel()])
+    torch.testing.assert_close(buffer.reshape(-1), after[averaging.averaged.num_parameters :][: buffer.numel()])
 
 
 def in_colour(num_train: int = 120, num_test: int = 40) -> data.Dataset:
@@ -386,8 +376,7 @@ def test_who_goes_on_from_a_snapshot_takes_the_same_steps_as_if_there_had_been_n
         second.step()
     for mine, theirs in zip(second.model.state_dict().values(), first.model.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
-    sizes = state_size(first.model, with_momentum=average_momentum)
-    flats = [torch.empty(sizes) for _ in range(2)]
+    flats = [torch.empty(first.averaged.size) for _ in range(2)]
     for trainer, flat in zip((first, second), flats, strict=True):
         trainer.read_state(flat)
     assert torch.equal(*flats)
@@ -412,7 +401,7 @@ def test_bf16_trains_in_half_precision_and_keeps_a_state_of_float32() -> None:
         trainer.step()
         exact.step()
     assert set(types) == {torch.bfloat16}
-    assert all(tensor.dtype == torch.float32 for tensor in averaged_tensors(trainer.model))
+    assert all(tensor.dtype == torch.float32 for tensor in trainer.model.parameters())
     assert trainer.take_progress().loss == pytest.approx(exact.take_progress().loss, rel=0.05)
     assert trainer.evaluate()[0] == pytest.approx(exact.evaluate()[0], abs=0.1)
 
@@ -431,7 +420,7 @@ def test_a_compiled_model_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) 
 def test_a_state_in_channels_last_is_read_and_written_in_the_order_of_the_model() -> None:
     plain, last = make_trainer(), make_trainer()
     last.model.to(memory_format=torch.channels_last)
-    written = torch.randn(state_size(plain.model))
+    written = torch.randn(plain.averaged.size)
     for trainer in (plain, last):
         trainer.write_state(written)
         trainer.add_to_state(torch.ones_like(written))
@@ -473,7 +462,7 @@ def test_peers_with_other_shards_measure_the_same_statistics() -> None:
 
 def test_samples_to_measure_statistics_are_skipped_where_there_are_none() -> None:
     trainer = make_trainer(train={"recalibrate_samples": 100})
-    assert trainer.notices == ["train.recalibrate_samples=100 is skipped: the model has no BatchNorm"]
+    assert trainer.notices == ["train.recalibrate_samples=100 is skipped: the model has no BatchNorm in training mode"]
 
 
 @pytest.mark.parametrize("shards", ["iid", "dirichlet"])
@@ -499,3 +488,16 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Liter
     assert peers[0].settle_statistics() == "recalibrated"
     recalibrated = peers[0].evaluate()[0]
     assert min(averaged, recalibrated) >= sum(accuracies) / 4
+
+
+def test_an_optimizer_takes_the_parameters_that_train() -> None:
+    model = with_batch_norm()
+    model.get_submodule("1").requires_grad_(False)
+    model.register_parameter("codes", nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False))
+    trainer = make_trainer(model=model)
+    before = trainer.model_state()
+    trainer.step()
+    assert len(trainer.optimizer.param_groups[0]["params"]) == 4
+    assert [name for name, value in trainer.model_state().items() if value.equal(before[name])] == [
+        *("codes", "1.weight", "1.bias")
+    ]
