@@ -6,14 +6,24 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ray_gossip.config import Config
-from ray_gossip.hive import Charter, Engine, Listen, TrainingState, build_engine, guard_forks, quiet_hivemind, start_dht
+from ray_gossip.hive import (
+    Charter,
+    Engine,
+    Listen,
+    StateShape,
+    TrainingState,
+    build_engine,
+    guard_forks,
+    quiet_hivemind,
+    start_dht,
+)
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import Peers, RemotePeer
 
@@ -44,7 +54,11 @@ class BenchmarkPeer:
         self.config = config
         charter = Charter.of(config, run_id=run_id, has_driver=False)
         self.engine = build_engine(
-            config, dht=self.dht, charter=charter, peer_index=self.peer_index, state_size=state_size
+            config,
+            dht=self.dht,
+            charter=charter,
+            peer_index=self.peer_index,
+            shape=StateShape(size=state_size, num_parameters=state_size),
         )
         self.engine.attach(state)
         self.engine.join(founders=config.swarm.num_peers)
@@ -75,6 +89,19 @@ class FlatModel:
     @torch.no_grad()
     def add_to_state(self, delta: torch.Tensor) -> None:
         self.parameter.add_(delta)
+
+    @torch.no_grad()
+    def write_state(self, flat: torch.Tensor) -> None:
+        self.parameter.copy_(flat)
+
+    def rest(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
+        assert not rest
+
+    def digest(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)

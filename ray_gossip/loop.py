@@ -28,6 +28,7 @@ from ray_gossip.errors import UserError
 from ray_gossip.hive import (
     Charter,
     Listen,
+    StateShape,
     free_index,
     guard_forks,
     quiet_hivemind,
@@ -93,7 +94,7 @@ def join(
             dht=dht,
             charter=charter,
             peer_index=peer_index,
-            state_size=averaged.size,
+            shape=StateShape.of(averaged),
             has_own_data=True,
         )
         peer = LoopPeer(averaged, engine, dht)
@@ -204,6 +205,18 @@ class _State:
 
     def add_to_state(self, delta: Tensor) -> None:
         self._state.add(delta)
+
+    def write_state(self, flat: Tensor) -> None:
+        self._state.write(flat)
+
+    def rest(self) -> dict[str, Tensor]:
+        return self._state.rest()
+
+    def take_rest(self, rest: Mapping[str, Tensor]) -> None:
+        self._state.take_rest(rest)
+
+    def digest(self) -> str:
+        return self._state.digest()
 
 
 def _place(dht: Any, config: Config, *, founds: bool) -> tuple[Charter, int]:

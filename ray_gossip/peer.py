@@ -23,6 +23,7 @@ from ray_gossip.factory import NAMED, Factories
 from ray_gossip.hive import (
     Charter,
     Listen,
+    StateShape,
     build_engine,
     free_index,
     guard_forks,
@@ -111,7 +112,7 @@ class Peer:
             dht=self.dht,
             charter=self.charter,
             peer_index=self.peer_index,
-            state_size=averaged.size,
+            shape=StateShape.of(averaged),
             node=node,
         )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
@@ -160,7 +161,8 @@ class Peer:
         else:
             self.engine.join(founders=founders, local_step=trainer.local_step)
         trainer.take_progress()  # keeps the wait for the others out of the first rate
-        records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
+        notices = (*trainer.notices, *self.engine.notices, *self._device_notices())
+        records: list[Record] = [self._notice(text) for text in notices]
         records += self._deal_anew()
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():

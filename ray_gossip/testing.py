@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ray_gossip.config import Config
-from ray_gossip.hive import Charter, Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive import Charter, Listen, StateShape, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import renew_locks
 from ray_gossip.records import RoundReport
@@ -39,6 +39,18 @@ class VectorState:
 
     def add_to_state(self, delta: torch.Tensor) -> None:
         self.values += delta
+
+    def write_state(self, flat: torch.Tensor) -> None:
+        self.values.copy_(flat)
+
+    def rest(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
+        assert not rest
+
+    def digest(self) -> str:
+        return ""
 
 
 class RemotePeer:
@@ -159,7 +171,8 @@ class GossipPeer:
         quiet_hivemind()
         self.dht = start_dht(initial_peers=initial_peers, listen=Listen(), start_s=START_S)
         charter = Charter.of(config, run_id="test", has_driver=True)
-        self.engine = GossipEngine(config, dht=self.dht, charter=charter, peer_index=peer_index, state_size=size)
+        shape = StateShape(size=size, num_parameters=size)
+        self.engine = GossipEngine(config, dht=self.dht, charter=charter, peer_index=peer_index, shape=shape)
         self.state = VectorState(torch.zeros(size))
         self.engine.attach(self.state)
         self.step = 0

@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -198,6 +198,18 @@ class Trainer:
     def write_state(self, flat: Tensor) -> None:
         """x <- flat, with flat [state_size] float32 on the CPU."""
         self.averaged.write(flat)
+
+    def rest(self) -> dict[str, Tensor]:
+        """Copies on the CPU of what else belongs to the model. From any thread."""
+        return self.averaged.rest()
+
+    def take_rest(self, rest: Mapping[str, Tensor]) -> None:
+        """Take over the rest of another peer's model."""
+        self.averaged.take_rest(rest)
+
+    def digest(self) -> str:
+        """Peers with the same digest have begun with the same model."""
+        return self.averaged.digest()
 
     def snapshot(self) -> bytes:
         """All that local training goes on from: parameters and buffers, what the optimizer remembers, the local step.

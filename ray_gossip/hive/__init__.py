@@ -12,7 +12,7 @@ with warnings.catch_warnings():
 from ray_gossip.config import Config
 from ray_gossip.hive.charter import Charter, read_charter
 from ray_gossip.hive.codec import mend_clipping
-from ray_gossip.hive.engine import Engine, FinalResult, TrainingState
+from ray_gossip.hive.engine import Engine, FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.membership import free_index
 from ray_gossip.hive.process import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
@@ -24,6 +24,7 @@ __all__ = [
     "Engine",
     "FinalResult",
     "Listen",
+    "StateShape",
     "TrainingState",
     "build_engine",
     "free_index",
@@ -39,8 +40,8 @@ mend_clipping()
 
 
 def build_engine(
-    config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, state_size: int, node: str = ""
+    config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, shape: StateShape, node: str = ""
 ) -> Engine:
     """The engine that the config names. On the main thread, before any CUDA call: it forks."""
     engine = HivemindEngine if config.engine == "hivemind" else GossipEngine
-    return engine(config, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size, node=node)
+    return engine(config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node)

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hivemind.averaging.allreduce import AllreduceException, AllReduceRunner
+from hivemind.compression import CompressionBase, PerTensorCompression
 from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 
@@ -42,19 +43,23 @@ class Traffic:
 
 
 class StrictAllReduce(AllReduceRunner):
-    """All-reduce of one flat tensor in a fixed group. After `reduce()`: `failures` says who broke it and how."""
+    """All-reduce of flat tensors in a fixed group. After `reduce()`: `failures` says who broke it and how.
 
-    def __init__(self, *, traffic: Traffic, **kwargs: Any) -> None:
+    Args:
+        codecs: one for each tensor.
+    """
+
+    def __init__(self, *, traffic: Traffic, codecs: Sequence[CompressionBase], **kwargs: Any) -> None:
         self._traffic = traffic
         self._seen: dict[PeerID, str] = {}  # peer, or this peer -> what went wrong before this reducer gave up
         self._gave_up: dict[PeerID, PeerID | None] = {}  # groupmate -> whom it blames
         self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
-        super().__init__(**kwargs)
+        super().__init__(compression=PerTensorCompression(codecs), **kwargs)
 
     async def reduce(self) -> torch.Tensor:
-        """The difference between the group's mean and the local tensor. Valid only if `received_share` is 1."""
-        (delta,) = [delta async for delta in self]
-        return delta
+        """The difference between the group's mean and the local tensors, one after the other. Valid only if
+        `received_share` is 1."""
+        return torch.cat([delta async for delta in self])
 
     @property
     def received_share(self) -> float:

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import itertools
 import math
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -32,7 +33,9 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import LOST, StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.deadline import Deadline
+from ray_gossip.hive.engine import StateShape
 from ray_gossip.hive.guests import GuestBook, pack, unpack
+from ray_gossip.hive.handover import Handover, receive, send
 from ray_gossip.hive.meeting import Arrival, Gathering
 from ray_gossip.hive.membership import Member, Membership, View, takers
 from ray_gossip.hive.mixer import Mixer
@@ -56,6 +59,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     Args:
         state: flat float32 [size] in host memory, moved to shared memory: the snapshot.
+        shape: what is averaged.
+        hand_over: called in this process, in a thread of hivemind's, when a newcomer asks for this peer's model.
         own: how this peer declares itself.
         final_s: how long the meeting of a final round waits.
     """
@@ -68,6 +73,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         state: torch.Tensor,
         dht: DHT,
         *,
+        shape: StateShape,
+        hand_over: Callable[[], Handover],
         charter: Charter,
         own: Member,
         gossip: GossipConfig,
@@ -82,7 +89,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._charter = charter
         self._untold: list[bytes] = []
         self._telling = asyncio.Lock()
-        self._mixer = Mixer(gossip)
+        self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
+        self._shape, self._hand_over = shape, hand_over
         self._sketch = Sketch(state.numel())
         self._traffic = Traffic()
         self._attending: asyncio.Future[Gathering] | None = None
@@ -101,7 +109,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         )
         self._rendezvous = Rendezvous(
             peer_id=own.peer_id,
-            schema_hash=self.schema_hash,
+            schema_hash=self.schema_hash + shape.layout.encode(),
             cap_s=self._cap_s,
             stub=self._stub,
             others=lambda: [member.peer_id for member in self._membership.view.present],
@@ -110,12 +118,12 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     # ---- called from the training process -------------------------------------------------------------------------
 
-    def declare(self, from_round: int, *, is_founder: bool) -> MPFuture[View]:
+    def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> MPFuture[View]:
         """Declare this peer, from now on and every few seconds, for as long as this process lives.
 
         The snapshot must hold the parameters with which the peer starts.
         """
-        return self._call("_join", from_round=from_round, is_founder=is_founder)
+        return self._call("_join", from_round=from_round, is_founder=is_founder, began_as=began_as)
 
     def read_members(self) -> MPFuture[View]:
         """Who is in the swarm now, as far as this peer can see."""
@@ -151,10 +159,14 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """Announce that this peer is going: others leave it out from the next round on."""
         return self._call("_leave")
 
-    def get_current_state(self) -> tuple[dict[str, int], tuple[torch.Tensor, ...], None]:
-        """What a newcomer downloads: the latest snapshot."""
-        with self.get_tensors() as (snapshot,):
-            return {"size": snapshot.numel()}, (snapshot.clone(),), None
+    def get_current_state(self) -> tuple[list[Any], tuple[torch.Tensor, ...], None]:
+        """What a newcomer downloads; runs in the training process."""
+        handover = self._hand_over()
+        return [handover.local_step, *handover.rest], (handover.state, *handover.rest.values()), None
+
+    def download(self, *, donor: str = "") -> MPFuture[Handover | None]:
+        """The model of a peer that shares it: of this one, or of any; None if there is none."""
+        return self._call("_download", donor=donor)
 
     def _call(self, method: str, **arguments: Any) -> MPFuture[Any]:
         future: MPFuture[Any] = MPFuture()
@@ -173,10 +185,10 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     def _own(self) -> Member:
         return self._membership.own
 
-    async def _join(self, from_round: int, is_founder: bool) -> View:
+    async def _join(self, from_round: int, is_founder: bool, began_as: str) -> View:
         self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
         self._ticking = asyncio.create_task(self._tick())
-        return await self._membership.join(from_round)
+        return await self._membership.join(from_round, began_as=began_as)
 
     async def _tick(self) -> None:
         while True:
@@ -185,6 +197,30 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     async def _read_members(self) -> View:
         return await self._membership.read()
+
+    async def rpc_download_state(
+        self, request: averaging_pb2.DownloadRequest, context: P2PContext
+    ) -> AsyncIterator[averaging_pb2.DownloadData]:
+        """A newcomer asks for this peer's model."""
+        if self.allow_state_sharing:
+            metadata, (state, *rest), _ = await self._get_current_state_from_host_process()
+            local_step, *names = self.serializer.loads(metadata)
+            handover = Handover(
+                local_step=local_step, state=state, rest=dict(zip(names, rest, strict=True)), layout=self._shape.layout
+            )
+            async for message in send(handover):
+                yield message
+
+    async def _download(self, donor: str) -> Handover | None:
+        others = [each.peer_id for each in self._membership.view.present if each.peer_id != self._own.peer_id]
+        random.shuffle(others)
+        for peer_id in [donor] if donor else others:
+            with contextlib.suppress(*GONE, asyncio.TimeoutError, EOFError):
+                stream = await self._stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
+                handover = await receive(stream, layout=self._shape.layout)
+                if handover is not None:
+                    return handover
+        return None
 
     async def _leave(self) -> None:
         await self._membership.leave()
@@ -301,7 +337,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         if not np.isfinite(change).all():
             raise NoRound("failed", "the group's mean is not finite")
         if is_exact:
-            self._mixer.set_anchor(state, run.round + 1)
+            self._mixer.set_anchor(state)
         else:
             self._control_consensus(view, len(run.group), snapshot, difference)
         return change
@@ -452,9 +488,12 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         exact: bool,
     ) -> torch.Tensor:
         """The difference between the group's mean and `state`, within the learned deadline. Raises NoRound."""
-        outgoing, codec = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
-        allreduce = self._prepare(gathering, outgoing, codec, weight)
-        num_bytes = int(4 * self.total_size * codec.estimate_compression_ratio(CompressionInfo.from_tensor(outgoing)))
+        outgoing = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
+        allreduce = self._prepare(gathering, outgoing, weight)
+        num_bytes = sum(
+            int(4 * len(tensor) * codec.estimate_compression_ratio(CompressionInfo.from_tensor(tensor)))
+            for tensor, codec in outgoing
+        )
         deadline_s, started = self._deadline.of(num_bytes), time.monotonic()
         info = GroupInfo(allreduce.group_id, allreduce.ordered_peer_ids, ())
         try:
@@ -485,19 +524,20 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         return {**others, **dict.fromkeys(gone, LOST)} or failures
 
     def _prepare(
-        self, gathering: Gathering, outgoing: torch.Tensor, codec: CompressionBase, weight: float
+        self, gathering: Gathering, outgoing: Sequence[tuple[torch.Tensor, CompressionBase]], weight: float
     ) -> StrictAllReduce:
         peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
+        tensors, codecs = zip(*outgoing, strict=True)
         return StrictAllReduce(
             traffic=self._traffic,
             p2p=self._p2p,
             servicer_type=type(self),
             prefix=self.prefix,
-            tensors=(outgoing,),
+            tensors=tensors,
             group_id=gathering.group_id,
             ordered_peer_ids=peer_ids,
             peer_fractions=(1.0 / len(peer_ids),) * len(peer_ids),
             weight=weight,
-            compression=codec,
+            codecs=codecs,
             part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, 4 * -(-self.total_size // len(peer_ids))),  # whole elements
         )

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from ray_gossip.averaged import ModelState
 from ray_gossip.records import Outcome, Record, RoundReport
 
 
+@dataclass(frozen=True, kw_only=True)
+class StateShape:
+    """What peers must have in common to average their states."""
+
+    size: int  # elements
+    num_parameters: int  # the first so many are parameters that train
+    layout: str = ""  # a digest of names, shapes and types
+
+    @classmethod
+    def of(cls, averaged: ModelState) -> StateShape:
+        """The shape of a model's averaged part."""
+        return cls(size=averaged.size, num_parameters=averaged.num_parameters, layout=averaged.layout)
+
+
 class TrainingState(Protocol):
-    """The tensors that are averaged: parameters and float buffers, seen as one flat float32 vector [size]."""
+    """A model: the part that is averaged, seen as one flat float32 vector [size], and the rest."""
 
     optimizer: Any
 
@@ -25,6 +40,18 @@ class TrainingState(Protocol):
 
     def add_to_state(self, delta: torch.Tensor) -> None:
         """Add `delta`, float32 [size] in host memory, in place."""
+
+    def write_state(self, flat: torch.Tensor) -> None:
+        """Replace the state by `flat`, float32 [size] in host memory."""
+
+    def rest(self) -> dict[str, torch.Tensor]:
+        """Copies in host memory of what else belongs to the model. From any thread."""
+
+    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
+        """Take over the rest of another peer's model."""
+
+    def digest(self) -> str:
+        """Peers with the same digest have begun with the same model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +71,8 @@ class Engine(Protocol):
 
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
+
+    notices: list[str]  # sentences for a person about how this peer has joined
 
     members: tuple[int, ...] | None  # peer indices to whom samples are dealt as of late; None: not known
 

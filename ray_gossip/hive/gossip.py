@@ -24,16 +24,19 @@ from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.engine import FinalResult, TrainingState
+from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
+from ray_gossip.hive.handover import Handover
 from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.pace import Pace, Stopwatch, rounds_before
 from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, RoundResult
+from ray_gossip.hive.sharing import Sharing
 from ray_gossip.records import Record, RoundReport
 
 _FINAL_ATTEMPTS = 3
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
+_SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local step; else it gets the last snapshot
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
 _READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
 _HUNG_S = 30.0  # an averager process that has given no sign of life for so long is hung
@@ -58,7 +61,7 @@ class GossipEngine:
     Build it on the main thread and before any CUDA call: it forks.
 
     Args:
-        state_size: elements of the state that is averaged.
+        shape: of the state that is averaged.
         node: peers with the same node share a machine.
         has_own_data: the swarm's samples are dealt to the others.
     """
@@ -70,23 +73,25 @@ class GossipEngine:
         dht: hivemind.DHT,
         charter: Charter,
         peer_index: int,
-        state_size: int,
+        shape: StateShape,
         node: str = "",
         has_own_data: bool = False,
     ) -> None:
         check_codec(config.gossip.compression)
         self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
-        self.snapshot = torch.zeros(state_size)
+        self.snapshot = torch.zeros(shape.size)
+        self._shape, self._sharing = shape, Sharing()
         own = Member(
             peer_id=dht.peer_id.to_base58(),
             peer_index=peer_index,
             node=node,
-            epoch=time.time(),
             has_own_data=has_own_data,
         )
         self.averager = GossipAverager(
             self.snapshot,
             dht,
+            shape=shape,
+            hand_over=self._hand_over,
             charter=charter,
             own=own,
             gossip=config.gossip,
@@ -95,6 +100,7 @@ class GossipEngine:
         )
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
         self.members: tuple[int, ...] | None = None
+        self.notices: list[str] = []  # for a person to read, about how this peer has joined
         self._charter = charter
         self._latest_members: tuple[int, ...] = ()
         self._is_guest = False
@@ -104,12 +110,12 @@ class GossipEngine:
         self.pace = Pace(config.gossip, position=0.0)
         self._between_steps = Stopwatch()
         self._recent_allreduce_s: deque[float] = deque(maxlen=16)
-        self._snapshot_samples = 0
+        self._snapshot_samples = self._snapshot_step = 0
 
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
         self._state = state
-        state.read_state(self.snapshot)
+        self._take_snapshot(local_step=0)
 
     def join(self, *, founders: int, local_step: int = 0) -> View:
         """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`.
@@ -118,12 +124,22 @@ class GossipEngine:
             local_step: at which all founders begin; above 0, they go on from a snapshot of one and the same peer. On a
                 clock in steps, the rounds up to there count as done.
         """
+        assert self._state is not None
         deadline = time.monotonic() + self.swarm.start_s
+        self._take_snapshot(local_step)
         self.averager.allow_state_sharing = True
-        view: View = self._ask(self.averager.declare(from_round=0, is_founder=True))
+        began_as = self._state.digest()
+        view: View = self._ask(self.averager.declare(from_round=0, is_founder=True, began_as=began_as))
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             view = self._ask(self.averager.read_members())
+        first = view.members[0]
+        if first.began_as != began_as and first.peer_index != self.peer_index:
+            self._load_state(deadline, donor=first.peer_id)
+            self.notices.append(
+                f"this peer began with another model than {first.name}, and has taken over that one's: let the random "
+                "numbers of your model come from torch, which is seeded"
+            )
         self._start(local_step, round=rounds_before(self.gossip, local_step))
         self.members = self._latest_members = takers(view.present)
         return view
@@ -146,7 +162,7 @@ class GossipEngine:
             time.sleep(_POLL_S)
             view = self._ask(self.averager.read_members())
         started, first = time.monotonic(), view.latest_round
-        self._load_state(deadline)
+        local_step = self._load_state(deadline)
         self.averager.allow_state_sharing = True
         time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
         view = self._ask(self.averager.read_members())
@@ -154,9 +170,9 @@ class GossipEngine:
         from_round = view.latest_round + 2 + math.ceil(2 * REFRESH_S * rounds_per_s)
         self._is_guest = True
         declared: View = self._ask(self.averager.declare(from_round, is_founder=False))
-        self._start(view.local_step, round=from_round)
+        self._start(local_step, round=from_round)
         self.members = self._latest_members = takers(declared.present)
-        return view.local_step
+        return local_step
 
     def enter(self, *, founders: int) -> int:
         """Enter a swarm that runs, or is about to begin; start from its state either way.
@@ -170,15 +186,17 @@ class GossipEngine:
         view: View = self._ask(self.averager.read_members())
         if view.latest_round >= 0:
             return self.join_running()
-        self._load_state(time.monotonic() + self.swarm.start_s)
-        self.join(founders=founders)
-        return 0
+        local_step = self._load_state(time.monotonic() + self.swarm.start_s)
+        self.join(founders=founders, local_step=local_step)
+        return local_step
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
         self.pace.took(self._between_steps.lap())
         self.averager.signals.stepped(self.pace.usual_step_s)
         self._check_averager()
+        if self._sharing.is_asked_for:
+            self._sharing.answer(self._copy_of_state(local_step))
         reports = []
         if self._pending is not None and self._has_ended(self._pending, local_step):
             reports.append(self._complete(local_step))
@@ -198,10 +216,10 @@ class GossipEngine:
         assert self._state is not None
         bytes_sent = 0
         for attempt in range(_FINAL_ATTEMPTS):
-            self._state.read_state(self.snapshot)
+            self._take_snapshot(local_step)
             with contextlib.suppress(FutureTimeoutError, TimeoutError):  # then the last view counts, as in any round
                 self.averager.read_members().result(timeout=_READ_S)
-            result = self._wait(
+            result: RoundResult = self._wait(
                 self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=self.swarm.final_s)
             )
             bytes_sent += result.bytes_sent
@@ -298,7 +316,7 @@ class GossipEngine:
     def _begin(self, local_step: int) -> None:
         started = time.monotonic()
         assert self._state is not None
-        self._state.read_state(self.snapshot)
+        self._take_snapshot(local_step)
         samples = self._state.samples
         weight = float(max(1, samples - self._snapshot_samples)) if self.gossip.weight_by_samples else 1.0
         round = self.pace.begin(self._position(local_step), called=self.averager.signals.called)
@@ -314,7 +332,7 @@ class GossipEngine:
         assert self._state is not None
         pending, self._pending = self._pending, None
         started = time.monotonic()
-        result = self._wait(pending.result)
+        result: RoundResult = self._wait(pending.result)
         if result.outcome == "averaged":
             self._state.add_to_state(self.averager.delta)
         if result.allreduce_s:
@@ -346,32 +364,52 @@ class GossipEngine:
             self.members = result.members
         self._latest_members = result.members
 
-    def _load_state(self, deadline: float) -> None:
-        """Download the snapshot of a peer and take it over."""
+    def _take_snapshot(self, local_step: int) -> None:
+        """Copy the state out, for a round and for newcomers that come while this peer takes no local steps."""
         assert self._state is not None
-        while time.monotonic() < deadline:
-            loaded = self.averager.load_state_from_peers(timeout=max(1.0, deadline - time.monotonic()))
-            if loaded is not None:
-                (state,) = loaded[1]
-                if state.numel() != self.snapshot.numel():
-                    raise SwarmError(
-                        f"the swarm averages {state.numel():,} elements, this peer has {self.snapshot.numel():,}: "
-                        "use the same model"
-                    )
-                self._state.add_to_state(state - self.snapshot)
-                self._state.read_state(self.snapshot)
-                return
+        with self._sharing.lock:
+            self._state.read_state(self.snapshot)
+            self._snapshot_step = local_step
+
+    def _copy_of_state(self, local_step: int) -> Handover:
+        assert self._state is not None
+        fresh = torch.empty_like(self.snapshot)
+        self._state.read_state(fresh)
+        return Handover(local_step=local_step, state=fresh, rest=self._state.rest())
+
+    def _hand_over(self) -> Handover:
+        """This peer's model, for a newcomer: as it is after the present local step; when none ends soon, as it was at
+        the last snapshot. In a thread of hivemind's."""
+        assert self._state is not None
+        fresh = self._sharing.ask(within_s=max(_SHARE_S, 2 * self.pace.usual_step_s))
+        if fresh is not None:
+            return fresh
+        rest = self._state.rest()
+        with self._sharing.lock:
+            return Handover(local_step=self._snapshot_step, state=self.snapshot.clone(), rest=rest)
+
+    def _load_state(self, deadline: float, *, donor: str = "") -> int:
+        """Download the model of a peer and take it over; returns the local step at which that peer is."""
+        assert self._state is not None
+        while True:
+            handover: Handover | None = self._wait(self.averager.download(donor=donor))
+            if handover is not None:
+                self._state.take_rest(handover.rest)
+                self._state.write_state(handover.state)
+                self._take_snapshot(handover.local_step)
+                return handover.local_step
+            if time.monotonic() > deadline:
+                raise SwarmError(f"no peer shared its state within swarm.start_s={self.swarm.start_s:g} s")
             time.sleep(_POLL_S)
-        raise SwarmError(f"no peer shared its state within swarm.start_s={self.swarm.start_s:g} s")
 
     def _ask(self, future: MPFuture[Any]) -> Any:
         return future.result(timeout=self.swarm.start_s)
 
-    def _wait(self, future: MPFuture[RoundResult]) -> RoundResult:
+    def _wait(self, future: MPFuture[Any]) -> Any:
+        """What the averager process answers, however long that takes: it bounds what it does itself."""
         while True:
             try:
-                result: RoundResult = future.result(timeout=1.0)
-                return result
+                return future.result(timeout=1.0)
             except (FutureTimeoutError, TimeoutError):
                 self._check_averager()
 

@@ -35,7 +35,6 @@ class Member:
     peer_id: str  # libp2p, base58
     peer_index: int
     node: str = ""  # peers with the same node share a machine
-    epoch: float = 0.0  # when its swarm began, seconds since 1970: the zero of clocks in seconds
     from_round: int = 0  # first round in which it counts
     round: int = -1  # the last round that it began
     local_step: int = 0  # at which it began that round
@@ -43,6 +42,7 @@ class Member:
     stretch: int = 1  # consensus control: it takes part in every so manieth round
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
+    began_as: str = ""  # a digest of the model with which it began
 
     @property
     def name(self) -> str:
@@ -52,7 +52,6 @@ class Member:
         return [
             self.peer_index,
             self.node,
-            self.epoch,
             self.from_round,
             self.round,
             self.local_step,
@@ -60,6 +59,7 @@ class Member:
             self.stretch,
             self.left,
             self.has_own_data,
+            self.began_as,
         ]
 
     @classmethod
@@ -69,7 +69,6 @@ class Member:
             case [
                 int(peer_index),
                 str(node),
-                float(epoch),
                 int(from_round),
                 int(round),
                 int(local_step),
@@ -77,12 +76,12 @@ class Member:
                 int(stretch),
                 bool(left),
                 bool(has_own_data),
+                str(began_as),
             ]:
                 return cls(
                     peer_id=peer_id,
                     peer_index=peer_index,
                     node=node,
-                    epoch=epoch,
                     from_round=from_round,
                     round=round,
                     local_step=local_step,
@@ -90,6 +89,7 @@ class Member:
                     stretch=stretch,
                     left=left,
                     has_own_data=has_own_data,
+                    began_as=began_as,
                 )
         return None
 
@@ -117,11 +117,6 @@ class View:
     def local_step(self) -> int:
         """How far the swarm's training has come."""
         return max((member.local_step for member in self.present), default=0)
-
-    @property
-    def epoch(self) -> float:
-        """When the swarm began: what its first member says."""
-        return min((member.epoch for member in self.present), default=0.0)
 
     @property
     def distance(self) -> float:
@@ -187,10 +182,10 @@ class Membership:
         self._declaring: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[View] | None = None
 
-    async def join(self, from_round: int) -> View:
+    async def join(self, from_round: int, *, began_as: str = "") -> View:
         """Declare this peer, and go on doing so every few seconds for as long as this process lives: it ends with the
         training process, however long that evaluates or saves between two local steps."""
-        self.own = replace(self.own, from_round=from_round, round=from_round - 1)
+        self.own = replace(self.own, from_round=from_round, round=from_round - 1, began_as=began_as)
         await self._declare()
         await declare_charter(self._dht, self._charter)
         if self._renewing is None:

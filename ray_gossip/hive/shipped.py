@@ -22,7 +22,7 @@ from hivemind.utils import MPFuture
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.engine import FinalResult, TrainingState
+from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.records import Outcome, Record, RoundReport
@@ -102,13 +102,12 @@ class HivemindEngine:
     """hivemind's own local updates, with `GossipEngine` for joining and for the final rounds."""
 
     def __init__(
-        self, config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, state_size: int, node: str = ""
+        self, config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, shape: StateShape, node: str = ""
     ) -> None:
         self.config, self.dht, self.run_id, self.peer_index = config, dht, charter.run_id, peer_index
         self.members: tuple[int, ...] | None = None  # hivemind says nothing of them
-        self._ends = GossipEngine(
-            config, dht=dht, charter=charter, peer_index=peer_index, state_size=state_size, node=node
-        )
+        self._ends = GossipEngine(config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node)
+        self.notices = self._ends.notices
         self._names: dict[str, int] = {}  # peer id -> peer index
         self._rounds = 0
         self._optimizer: _ObservedOptimizer | None = None

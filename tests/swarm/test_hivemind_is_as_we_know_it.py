@@ -22,6 +22,7 @@ from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.averaging.partition import AllreduceException, TensorPartContainer
+from hivemind.compression import NoCompression
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID, ServicerBase
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture
@@ -89,6 +90,7 @@ class LonelyAllReduce(StrictAllReduce):
         p2p = SimpleNamespace(peer_id=own)
         super().__init__(
             traffic=Traffic(),
+            codecs=[NoCompression()],
             p2p=p2p,
             servicer_type=AllReduceRunner,
             prefix=None,

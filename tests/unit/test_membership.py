@@ -154,10 +154,6 @@ def test_the_latest_round_is_that_of_the_fastest_who_is_still_there() -> None:
     assert View((member("A", round=3), member("B", round=7), member("C", round=9, left=True))).latest_round == 7
 
 
-def test_the_swarm_is_as_old_as_its_first_member() -> None:
-    assert View((member("A", epoch=20.0), member("B", epoch=10.0), member("C", epoch=5.0, left=True))).epoch == 10.0
-
-
 def test_members_that_joined_see_each_other_and_one_that_left_is_gone_at_once() -> None:
     async def test() -> None:
         dht = DictionaryDHT()

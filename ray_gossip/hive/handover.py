@@ -1,0 +1,76 @@
+"""What a newcomer downloads: the averaged state of a peer, and the rest of its model, in chunks.
+
+hivemind serialises everything before it sends the first byte, and gives that 2.5 s. Here the first message goes out at
+once, and what counts is progress: however large a model is, a newcomer waits as long as chunks go on coming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import msgpack
+import torch
+from hivemind.proto import averaging_pb2, runtime_pb2
+from torch import Tensor
+
+from ray_gossip.memory import bytes_of
+
+_CHUNK_BYTES = 2**19
+_PROGRESS_S = 30.0  # from chunk to chunk: a donor that is silent for longer is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handover:
+    """The model of a peer at one moment."""
+
+    local_step: int
+    state: Tensor  # [state_size] float32
+    rest: Mapping[str, Tensor] = field(default_factory=dict)  # of the model, which no round touches
+    layout: str = ""  # of the state
+
+
+async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
+    """The messages of a donor."""
+    described = [[name, str(each.dtype).removeprefix("torch."), *each.shape] for name, each in handover.rest.items()]
+    head = [handover.local_step, handover.layout, handover.state.numel(), described]
+    yield averaging_pb2.DownloadData(metadata=msgpack.packb(head))
+    loop = asyncio.get_running_loop()
+    for tensor in (handover.state, *handover.rest.values()):
+        for chunk in _chunks(tensor):
+            payload = await loop.run_in_executor(None, bytes_of, chunk)
+            yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=payload))
+
+
+async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, layout: str) -> Handover | None:
+    """What a donor sends; None when it shares nothing.
+
+    Raises:
+        ValueError: it averages other tensors, or sends nonsense.
+        EOFError: it ended in the middle.
+        asyncio.TimeoutError: it has fallen silent.
+    """
+    try:
+        head = await asyncio.wait_for(anext(messages), _PROGRESS_S)
+    except StopAsyncIteration:
+        return None
+    local_step, theirs, size, described = msgpack.unpackb(head.metadata)
+    if theirs != layout:
+        raise ValueError("it averages other tensors: use the same model")
+    state = torch.empty(size)
+    rest = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in described}
+    for tensor in (state, *rest.values()):
+        for chunk in _chunks(tensor):
+            try:
+                message = await asyncio.wait_for(anext(messages), _PROGRESS_S)
+            except StopAsyncIteration:
+                raise EOFError("it ended in the middle") from None
+            payload = bytearray(message.tensor_part.buffer)
+            chunk.copy_(torch.frombuffer(payload, dtype=tensor.dtype))
+    return Handover(local_step=local_step, state=state, rest=rest, layout=theirs)
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Pieces of a contiguous tensor, in order."""
+    return iter(tensor.reshape(-1).split(max(1, _CHUNK_BYTES // tensor.element_size()))) if tensor.numel() else iter(())

@@ -1,0 +1,111 @@
+"""What a newcomer downloads, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+from hivemind.proto import averaging_pb2
+
+from ray_gossip.hive import handover
+from ray_gossip.hive.handover import Handover, receive, send
+from ray_gossip.hive.sharing import Sharing
+
+REST = {
+    "mask": torch.full((3, 3), -torch.inf).triu(1),
+    "count": torch.tensor(7),
+    "codes": torch.arange(9, dtype=torch.uint8),
+    "flags": torch.tensor([True, False]),
+    "half": torch.randn(2, 5).to(torch.bfloat16),
+    "wave": torch.randn(4, dtype=torch.complex64),
+    "turned": torch.randn(3, 4).t(),
+    "nothing": torch.zeros(0, 3),
+}
+
+
+def a_model(size: int) -> Handover:
+    return Handover(local_step=300, state=torch.randn(size), rest=REST, layout="abc")
+
+
+def test_what_arrives_is_bit_for_bit_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
+    sent = a_model(12_345)
+    arrived = asyncio.run(receive(send(sent), layout="abc"))
+    assert arrived is not None
+    assert (arrived.local_step, arrived.layout, list(arrived.rest)) == (300, "abc", list(REST))
+    assert torch.equal(arrived.state, sent.state)
+    for name, tensor in REST.items():
+        assert (arrived.rest[name].dtype, arrived.rest[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(arrived.rest[name], tensor)
+
+
+def test_the_first_message_goes_out_before_anything_is_serialised() -> None:
+    async def test() -> None:
+        messages = send(a_model(50_000_000))
+        started = time.monotonic()
+        first = await anext(messages)
+        assert time.monotonic() - started < 0.5
+        assert first.metadata
+        assert len(first.SerializeToString()) < 1000
+        await messages.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(test())
+
+
+def test_another_model_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(ValueError, match="averages other tensors"):
+        asyncio.run(receive(send(a_model(10)), layout="another"))
+
+
+async def nothing() -> AsyncIterator[averaging_pb2.DownloadData]:
+    for message in ():
+        yield message
+
+
+def test_a_peer_that_shares_nothing_is_no_donor() -> None:
+    assert asyncio.run(receive(nothing(), layout="abc")) is None
+
+
+def test_a_donor_that_ends_in_the_middle_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
+
+    async def cut() -> AsyncIterator[averaging_pb2.DownloadData]:
+        messages = send(a_model(12_345))
+        for _ in range(4):
+            yield await anext(messages)
+
+    with pytest.raises(EOFError):
+        asyncio.run(receive(cut(), layout="abc"))
+
+
+def test_progress_counts_and_silence_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_PROGRESS_S", 0.3)
+    monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
+
+    async def paused(pause_s: float) -> AsyncIterator[averaging_pb2.DownloadData]:
+        async for message in send(a_model(2_000)):
+            await asyncio.sleep(pause_s)
+            yield message
+
+    assert asyncio.run(receive(paused(0.1), layout="abc")) is not None  # 16 chunks, 1.6 s
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(receive(paused(0.6), layout="abc"))
+
+
+def test_a_newcomer_is_answered_between_two_local_steps_or_not_at_all() -> None:
+    sharing, model, got = Sharing(), a_model(10), []
+    asking = threading.Thread(target=lambda: got.append(sharing.ask(within_s=10.0)))
+    asking.start()
+    deadline = time.monotonic() + 10.0
+    while not sharing.is_asked_for:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    sharing.answer(model)
+    asking.join()
+    assert got == [model]
+    assert sharing.ask(within_s=0.05) is None
+    assert not sharing.is_asked_for
