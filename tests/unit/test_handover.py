@@ -62,7 +62,8 @@ def test_another_model_is_refused_before_it_is_sent() -> None:
 
 
 async def nothing() -> AsyncIterator[averaging_pb2.DownloadData]:
-    for message in ():
+    messages: list[averaging_pb2.DownloadData] = []
+    for message in messages:
         yield message
 
 

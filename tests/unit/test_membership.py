@@ -82,7 +82,6 @@ FIELDS = st.fixed_dictionaries(
     {
         "peer_index": st.integers(0, 10_000),
         "node": st.text(max_size=20),
-        "epoch": st.floats(0, 2**33),
         "from_round": st.integers(0, 2**40),
         "round": st.integers(-1, 2**40),
         "distance": st.floats(0, 1e6),
