@@ -257,6 +257,24 @@ def test_a_vector_that_is_written_or_added_is_read_again(recipe: Recipe, seed: i
 
 @calmly
 @given(RECIPES)
+def test_momentum_is_averaged_for_every_parameter_that_the_optimizer_steps(recipe: Recipe) -> None:
+    model = build(recipe, 0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    plain, state = ModelState(model), ModelState(model, momentum_of=optimizer)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    before = vector(state)
+    assert (before[plain.size :] == 1).all()
+    assert state.size == plain.size + sum(parameter.numel() for parameter in trained)
+    state.add(torch.ones(state.size))
+    assert vector(state).equal(before + 1)
+    assert all((optimizer.state[parameter]["momentum_buffer"] == 2).all() for parameter in trained)
+
+
+@calmly
+@given(RECIPES)
 def test_a_newcomer_that_takes_over_vector_and_rest_holds_what_the_donor_holds(recipe: Recipe) -> None:
     donor, newcomer = build(recipe, 0), build(recipe, 1)
     for model, is_donor in ((donor, True), (newcomer, False)):
