@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
 errors records storage
-mistakes addresses
+addresses
 config
 resources schedule checkpoint factory
 mixing optimizer
@@ -42,7 +42,7 @@ HOMES = {
     "tensorboard": {"telemetry", "tuning"},
     "torchvision": {"data", "models"},
     "sklearn": {"data"},
-    "pydantic": {"config", "mistakes", "records", "tuning"},
+    "pydantic": {"config", "records", "tuning"},
 }
 
 HEAVY = {"torch", "ray", "hivemind"}

@@ -1,0 +1,92 @@
+"""The `data:` section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_gossip.config.own import check_factory, name_or_factory
+from ray_gossip.config.section import Section
+
+
+class DataConfig(Section):
+    """What the swarm learns."""
+
+    name: Literal["digits", "cifar10", "tiny_imagenet"] | None = "digits"
+    """The data set. digits: 1,797 real images of handwritten digits, 8x8, that scikit-learn ships; needs no network.
+    cifar10: 60,000 colour images of 32x32 in 10 classes. tiny_imagenet: 110,000 of 64x64 in 200 classes."""
+    factory: str | None = None
+    """A data set of your own, instead of `name`: package.module:function, importable on every node, such as from the
+    folder in which the command is given, or from PYTHONPATH. It is called with `args`, and with root=`root` where that
+    is set. It returns a ray_gossip.data.Dataset on the CPU: samples of any shape, with classes for labels. Every peer
+    calls it, and all must get the same."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of `factory`."""
+    root: Path | None = None
+    """Folder that holds the data set as it is published, i.e. `cifar-10-batches-py` or `tiny-imagenet-200`; on every
+    node. `~` is each node's own home; a relative folder counts from where the command was given."""
+    download: bool = False
+    """Fetch what is missing in `root` from where it is published. false: say what to fetch."""
+    cache: Path | None = None
+    """Folder for decoded images, on every node; unset: `root`. A fast local disk when `root` is slow or read-only.
+    Tiny ImageNet takes 1.4 GB there."""
+    prepare_s: float = Field(900.0, gt=0)
+    """Deadline in seconds for a peer that waits while another process of its node downloads or decodes. Better:
+    `ray-gossip data prepare CONFIG` ahead of time."""
+    batch_size: int = Field(32, ge=1)
+    """Samples of one local step of one peer, 1 or more."""
+    augment: Literal["auto", "none", "standard"] = "auto"
+    """What is done to training images. standard: random crop after padding by `crop_padding`, horizontal flip, cutout.
+    auto: standard for cifar10 and tiny_imagenet, none for digits, whose mirror images are no digits, and your own."""
+    crop_padding: int = Field(4, ge=0)
+    """Pixels of black that a random crop may move into the image, with augment=standard; 0: no crop."""
+    cutout: int | None = Field(None, ge=0)
+    """Edge in pixels of the square that is greyed out, with augment=standard; 0: none; unset: a quarter of the image's
+    height. Raise it for long runs that overfit, 0 for runs of a few passes."""
+    shards: Literal["iid", "dirichlet", "label_sorted", "by_size"] = "iid"
+    """How samples are dealt to peers. iid: shuffled, then cut into equal parts. dirichlet: every class is split among
+    peers in shares drawn from Dirichlet(dirichlet_alpha). label_sorted: sorted by class, then cut into equal parts, so
+    that a peer sees few classes. by_size: shuffled, then cut into parts as unequal as shard_sizes."""
+    dirichlet_alpha: float = Field(0.5, gt=0)
+    """shards=dirichlet: how even the shares are. 100 is close to iid, 0.1 leaves a peer two or three classes."""
+    shard_sizes: tuple[float, ...] = ()
+    """shards=by_size: relative sizes of the peers' shards, repeated when there are more peers. [1, 4]: every second
+    peer has four times as many samples."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are augmented."""
+        return self.augment == "standard" or (self.augment == "auto" and self.is_published)
+
+    @property
+    def factory_args(self) -> dict[str, Any]:
+        """What `factory` is called with; a home in `root` is this node's."""
+        return {**({} if self.root is None else {"root": self.root.expanduser()}), **self.args}
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is one of those that are fetched from where they are published, and read from `root`."""
+        return self.name in ("cifar10", "tiny_imagenet")
+
+    @field_validator("root", "cache")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return folder if folder is None or str(folder).startswith("~") else folder.absolute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        return name_or_factory(values)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        check_factory(self.name, self.factory, self.args)
+        if self.is_published and self.root is None:
+            raise ValueError(f"name={self.name} is read from disk: set data.root to the folder that holds it")
+        if (self.shards == "by_size") != bool(self.shard_sizes):
+            raise ValueError("shards=by_size and shard_sizes=[...] need each other; set both, or neither")
+        if any(size <= 0 for size in self.shard_sizes):
+            raise ValueError(f"shard_sizes={list(self.shard_sizes)}: every size must be above 0")
+        return self
