@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ray_gossip.config.own import check_factory, name_or_factory
+from ray_gossip.config.own import Args, check_factory, name_or_factory, no_args_without
 from ray_gossip.config.section import Section
 
 
@@ -22,7 +22,7 @@ class ModelConfig(Section):
     with `args`, and with in_shape (of one sample) and num_classes where it has parameters of these names. It returns a
     torch.nn.Module in float32 on the CPU, which gives logits [batch_size, *label_shape, num_classes]. Its random
     numbers must come from torch, which is seeded: peers begin with the same parameters then."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Args = Field(default_factory=dict)
     """Keyword arguments of `factory`."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation of the resnets. group does not depend on the batch: for batches below 16 and for shards so skewed
@@ -35,5 +35,6 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        check_factory(self.name, self.factory, self.args)
+        check_factory(self.name, self.factory)
+        no_args_without(self.factory, self.args)
         return self

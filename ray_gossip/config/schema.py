@@ -23,7 +23,7 @@ class Config(Section):
     engine: Literal["gossip", "hivemind"] = "gossip"
     """gossip: scheduled groups, overlap, honest outcomes. hivemind: `hivemind.Optimizer(use_local_updates=True)` as
     shipped, for comparison and for the open internet."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     """Seeds the model, the shards, the batches and the schedule."""
     swarm: SwarmConfig = SwarmConfig()
     gossip: GossipConfig = GossipConfig()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+# Bounds that every machine bears; where less is possible, the key says so.
+Seconds = Annotated[float, Field(ge=0.001, le=1_000_000)]  # timers count milliseconds in 31 bits
+Peers = Annotated[int, Field(ge=1, le=10_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]  # of steps, rounds, samples
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_gossip.config import Config, Section
+from ray_gossip.config.section import Count, Positive
 
 Objective = Literal[
     "merged_accuracy", "merged_loss", "seconds_to_target", "bytes_to_target", "bytes_sent", "train_s", "peer_accuracy"
@@ -23,7 +24,7 @@ class TuneConfig(Section):
     """Which points of the space are tried. random: `num_samples` draws, none of them twice. grid: all combinations, of
     spaces without ranges. optuna: each point learns from the trials before it; needs the package optuna, and pays off
     from about 20 trials on."""
-    num_samples: int = Field(10, ge=1)
+    num_samples: int = Field(10, ge=1, le=10_000)
     """Trials of searcher=random and optuna, 1 or more. Keys with `grid` multiply it: each draw is tried with all of
     their combinations. scheduler=pbt: the population; 4 at least, so that there are quarters."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
@@ -32,13 +33,13 @@ class TuneConfig(Section):
     median of the others is stopped. pbt: population based training, every `perturb_steps` whoever is in the worst
     quarter goes on from the state of one in the best quarter, with its values changed a little; for values that should
     change while a run goes on, such as the learning rate. none: nothing; for few or short trials."""
-    grace_steps: int | None = Field(None, ge=1)
+    grace_steps: Positive | None = None
     """Local steps that every trial may do before it can be stopped, or take over another's state; unset: an eighth of
     train.local_steps, but not less than train.eval_every. Raise it when good settings start slowly."""
-    perturb_steps: int | None = Field(None, ge=1)
+    perturb_steps: Positive | None = None
     """scheduler=pbt: local steps between two looks at a trial; unset: as `grace_steps`. Each time that a trial takes
     over another's state, its swarm is started anew, which takes seconds: lower it only while a look is far rarer."""
-    reduction: int = Field(3, ge=2)
+    reduction: int = Field(3, ge=2, le=1000)
     """scheduler=asha: one in so many trials goes on at each stage, 2 or more."""
     objectives: tuple[Objective, ...] = Field(("merged_accuracy",), min_length=1)
     """What is best, one or several; of several, the report shows the Pareto front, and calls best what is best by the
@@ -51,11 +52,11 @@ class TuneConfig(Section):
     """Trials beside those of the space, with the values of the config; they are never stopped early. all: one group of
     all, i.e. local SGD with an all-reduce. no_averaging: every peer for itself until the end. hivemind:
     engine=hivemind. one_peer: one peer alone, on all data."""
-    max_concurrent: int | None = Field(None, ge=1)
+    max_concurrent: Positive | None = None
     """Trials that run at once; unset: as many as the cluster holds."""
-    time_budget_s: float | None = Field(None, gt=0)
+    time_budget_s: float | None = Field(None, ge=0.001, le=1e8)
     """Seconds after which no trial goes on; unset: no limit."""
-    max_failures: int = Field(1, ge=0)
+    max_failures: Count = 1
     """How often a trial is started again when its driver died or raised. The loss of peers is no failure of a trial,
     unless no peer is left."""
 
