@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_gossip.config.mistakes import shown
 from ray_gossip.config.own import Args, check_factory, name_or_factory, no_args_without
 from ray_gossip.config.section import Seconds, Section
+from ray_gossip.folders import is_possible
 
 ShardSize = Annotated[float, Field(ge=1e-6, le=1e6)]
 
@@ -94,10 +94,9 @@ class DataConfig(Section):
     def _absolute(cls, folder: Path | None) -> Path | None:
         if folder is None:
             return None
-        text = str(folder)
-        if not text.isprintable() or any(len(os.fsencode(part)) > 255 for part in folder.parts) or len(text) > 3000:
-            raise ValueError(f"{shown(text)} cannot be the name of a folder")
-        if not text.startswith("~"):
+        if not is_possible(folder):
+            raise ValueError(f"{shown(str(folder))} cannot be the name of a folder")
+        if not str(folder).startswith("~"):
             return folder.absolute()
         try:
             folder.expanduser()

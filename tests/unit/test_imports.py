@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
-errors records storage
-addresses
-config
+errors
+records storage folders
+addresses config
 resources schedule checkpoint factory
 mixing optimizer
 data models
@@ -32,6 +32,7 @@ tuning
 driver
 standalone gossip_trainer arguments
 cli
+__main__
 """
 
 HOMES = {
