@@ -9,18 +9,17 @@ from typing import Any, TextIO
 
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, DataError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.factory import check as check_factories
 from ray_gossip.folders import check_writable
+from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import check_uri, is_uri
 from ray_gossip.telemetry import Summary
 from ray_gossip.tuning.sweep import Sweep, holds_one
 
-# To look any other optimizer up, or to count samples for more peers than these, torch must be loaded: seconds.
-_KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")
-_FEWEST_SAMPLES = 1000  # no data set has fewer
+_FEWEST_SAMPLES = 1000  # no data set has fewer; to count them, torch must be loaded: seconds
 
 
 def new_run_id() -> str:
@@ -102,8 +101,10 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
     if not resume and holds_one(place):
         raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
     points, notices = sweep.points()
-    for point in points:
-        check_config(sweep.config(point), address=address)
+    configs = [sweep.config(point) for point in points]
+    for config in configs:
+        check_config(config, address=address)
+    rehearse(configs, imports=address is None)
     for swarm in sweep.swarms(points) if address is None else ():
         check_fits(swarm, [this_machine()])
     from ray_gossip.tuning.session import run_sweep  # loads Ray: after what can be checked without
@@ -117,17 +118,19 @@ def check(config: Config, *, address: str | None, run_dir: Path, factories: Fact
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
     check_config(config, address=address, factories=factories)
+    rehearse([config], factories=factories, imports=address is None)
 
 
 def check_config(config: Config, *, address: str | None, factories: Factories = NAMED) -> None:
     """Raise UserError for what is wrong with a config whatever folder it writes to."""
     if address is None:
         check_fits(config.swarm, [this_machine()])
+        if (folder := config.data.missing_here()) is not None:
+            raise DataError(
+                f"data.name={config.data.name}: there is no {folder}; unpack it in data.root={folder.parent} as it is "
+                "published, or set data.download=true"
+            )
     check_factories(config, factories)
-    if config.optimizer.name not in _KNOWN_OPTIMIZERS:
-        from ray_gossip.optimizer import check_optimizer
-
-        check_optimizer(config.optimizer)
     if config.swarm.num_peers > _FEWEST_SAMPLES:
         from ray_gossip import data
 

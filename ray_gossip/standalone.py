@@ -15,6 +15,7 @@ from ray_gossip.console import open_view, print_summary
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
 from ray_gossip.records import PeerLeft, Record
+from ray_gossip.rehearsal import perform
 from ray_gossip.telemetry import RunLog
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def run_peer(
     check(config, address="", run_dir=run_dir or Path("runs"))
 
     import torch  # what follows loads it, and hivemind: after what can be checked without
+
+    perform(config)
 
     from ray_gossip.hive import Listen
     from ray_gossip.peer import Founder, Peer

@@ -13,7 +13,12 @@ from ray_gossip.errors import ConfigError
 
 ONE_OF_TWO = [
     (section, *pair)
-    for section, *keys in (("gossip", "steps", "seconds"), ("data", "name", "factory"), ("model", "name", "factory"))
+    for section, *keys in (
+        ("gossip", "steps", "seconds"),
+        ("data", "name", "factory"),
+        ("model", "name", "factory"),
+        ("optimizer", "name", "factory"),
+    )
     for pair in (keys, reversed(keys))
 ]
 

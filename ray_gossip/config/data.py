@@ -19,6 +19,7 @@ _SIZES = {  # training samples, edge of an image in pixels
     "cifar10": (50_000, 32),
     "tiny_imagenet": (100_000, 64),
 }
+_FOLDERS = {"cifar10": "cifar-10-batches-py", "tiny_imagenet": "tiny-imagenet-200"}  # as they are published
 
 
 class DataConfig(Section):
@@ -84,10 +85,19 @@ class DataConfig(Section):
         """What `factory` is called with; a home in `root` is this node's."""
         return {**({} if self.root is None else {"root": self.root.expanduser()}), **self.args}
 
+    def missing_here(self) -> Path | None:
+        """The published folder, if this machine has neither it nor what was decoded from it, and is not to fetch it."""
+        if self.name not in _FOLDERS or self.root is None or self.download:
+            return None
+        folder = self.root.expanduser() / _FOLDERS[self.name]
+        decoded = (self.cache or self.root).expanduser() / f"{folder.name}.npy"
+        is_there = folder.is_dir() or (self.name == "tiny_imagenet" and decoded.is_file())
+        return None if is_there else folder
+
     @property
     def is_published(self) -> bool:
         """Whether it is one of those that are fetched from where they are published, and read from `root`."""
-        return self.name in ("cifar10", "tiny_imagenet")
+        return self.name in _FOLDERS
 
     @field_validator("root", "cache")
     @classmethod

@@ -36,8 +36,9 @@ class Config(Section):
     def _consistent(self) -> Config:
         gossip, optimizer = self.gossip, self.optimizer
         if gossip.average_momentum and (optimizer.name != "SGD" or optimizer.momentum == 0):
+            other = optimizer.name or optimizer.factory
             raise ValueError(
-                f"gossip.average_momentum needs optimizer.name=SGD with momentum, not {optimizer.name} with "
+                f"gossip.average_momentum needs optimizer.name=SGD with momentum, not {other} with "
                 f"momentum={optimizer.momentum:g}; switch it off"
             )
         if self.engine == "hivemind" and gossip.seconds is not None:

@@ -19,6 +19,7 @@ records storage folders
 addresses config
 resources schedule checkpoint factory
 mixing optimizer
+rehearsal
 data models
 state
 trainer
