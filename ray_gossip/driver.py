@@ -101,7 +101,7 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
     if not resume and holds_one(place):
         raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
     points, notices = sweep.points()
-    configs = [sweep.config(point) for point in points]
+    configs = sweep.configs(points)
     for config in configs:
         check_config(config, address=address)
     rehearse(configs, imports=address is None)

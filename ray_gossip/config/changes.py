@@ -42,7 +42,9 @@ def check_value(config: Config, key: str, value: Any) -> None:
     try:
         Config.model_validate(_with(config, {key: value}))
     except ValidationError as error:
-        if ".".join(str(part) for part in error.errors()[0]["loc"]).startswith(key):
+        names, place = key.split("."), [str(part) for part in error.errors()[0]["loc"]]
+        num_common = min(len(names), len(place))
+        if names[:num_common] == place[:num_common] and len(place) >= min(2, len(names)):  # less: it is between keys
             raise ConfigError(explain(error, Config)) from None
 
 

@@ -6,6 +6,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from itertools import accumulate
 from typing import Any
@@ -42,7 +43,7 @@ def _spec(key: str, name: str, module_name: str) -> ModuleSpec | None:
     for package in packages:
         spec = _found(key, name, package, path)
         source = _parsed(key, name, spec)
-        if any(isinstance(node, ast.Name) and node.id == "__path__" for node in ast.walk(source)):
+        if _sets_path(source):
             return None
         path = list(spec.submodule_search_locations or ())
     return _found(key, name, module_name, path)
@@ -62,7 +63,7 @@ def _parsed(key: str, name: str, module: ModuleSpec) -> ast.Module:
     get_source = getattr(module.loader, "get_source", None)
     try:
         source = get_source(module.name) if get_source is not None else None
-        return ast.parse("from elsewhere import *" if source is None else source)
+        return _tree("from elsewhere import *" if source is None else source)
     except SyntaxError as error:
         line = f", line {error.lineno}" if error.lineno else ""
         raise ConfigError(f"{key}={name}: {module.origin}{line}: {error.msg}") from None
@@ -70,6 +71,18 @@ def _parsed(key: str, name: str, module: ModuleSpec) -> ast.Module:
         raise ConfigError(f"{key}={name}: {module.origin} cannot be read: {error}") from None
 
 
+# A sweep asks for thousands of configs, which name the same few modules.
+@lru_cache(maxsize=64)
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@lru_cache(maxsize=64)
+def _sets_path(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == "__path__" for node in ast.walk(tree))
+
+
+@lru_cache(maxsize=64)
 def _defined(tree: ast.Module) -> set[str] | None:
     """Names that a module may define, as far as can be seen before it runs; None: any."""
     names: set[str] = set()

@@ -24,7 +24,7 @@ class TuneConfig(Section):
     """Which points of the space are tried. random: `num_samples` draws, none of them twice. grid: all combinations, of
     spaces without ranges. optuna: each point learns from the trials before it; needs the package optuna, and pays off
     from about 20 trials on."""
-    num_samples: int = Field(10, ge=1, le=10_000)
+    num_samples: int = Field(10, ge=1, le=2000)
     """Trials of searcher=random and optuna, 1 or more. Keys with `grid` multiply it: each draw is tried with all of
     their combinations. scheduler=pbt: the population; 4 at least, so that there are quarters."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
@@ -65,19 +65,34 @@ class TuneConfig(Section):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("objectives", "baselines")
+    @classmethod
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value} is there twice; leave one out")
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> TuneConfig:
         wanting = [objective for objective in self.objectives if objective.endswith("_to_target")]
         if wanting and self.target_accuracy is None:
             raise ValueError(f"objectives={wanting[0]} needs tune.target_accuracy; set it, such as 0.9")
-        if self.perturb_steps is not None and self.scheduler != "pbt":
-            raise ValueError(f"perturb_steps is for scheduler=pbt, not {self.scheduler}; leave it out")
+        self._check_scheduler()
         if self.searcher == "optuna" and self.scheduler == "pbt":
             raise ValueError(
                 "searcher=optuna learns what values lead to, but scheduler=pbt changes them on the way; use "
                 "searcher=random"
             )
         return self
+
+    def _check_scheduler(self) -> None:
+        """Raise ValueError for keys that this scheduler does not use."""
+        used_by = {"perturb_steps": ("pbt",), "reduction": ("asha",), "grace_steps": ("asha", "median", "pbt")}
+        for key, schedulers in used_by.items():
+            is_set = getattr(self, key) != TuneConfig.model_fields[key].default
+            if is_set and self.scheduler not in schedulers:
+                raise ValueError(f"{key} is for scheduler={schedulers[0]}, not {self.scheduler}; leave it out")
 
 
 class SweepConfig(Config):
