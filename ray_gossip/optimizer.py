@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Container, Iterable
@@ -14,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ray_gossip.config import Config, OptimizerConfig
-from ray_gossip.config.mistakes import shown
+from ray_gossip.config.mistakes import hint, shown
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import make
 
@@ -49,9 +48,8 @@ def _named(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> tuple
     known = inspect.signature(optimizer_class).parameters
     for key in config.args:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(list(known)[1:])}"
-            raise ConfigError(f"optimizer.args.{key} is unknown to torch.optim.{config.name}; {hint}")
+            others = known.keys() - {"params", "lr", *_OPTIONS}
+            raise ConfigError(f"optimizer.args.{key} is unknown to torch.optim.{config.name}; {hint(key, others)}")
     options = {key: getattr(config, key) for key in _OPTIONS if key in known}
     try:
         optimizer = optimizer_class(parameters, lr=config.lr, **options, **config.args)
@@ -77,11 +75,7 @@ def _class_of(name: str) -> Callable[..., Optimizer]:
     if name in _UNSUITED:
         raise ConfigError(f"optimizer.name={name} cannot train here: {_UNSUITED[name]}; try SGD or AdamW")
     if name not in classes:
-        # Compared in lower case: to difflib, "sgd" and "SGD" have nothing in common.
-        names = {known.lower(): known for known in classes}
-        close = [names[match] for match in difflib.get_close_matches(name.lower(), names)]
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(classes))}"
-        raise ConfigError(f"optimizer.name={name} is not in torch.optim; {hint}")
+        raise ConfigError(f"optimizer.name={name} is not in torch.optim; {hint(name, classes)}")
     return classes[name]
 
 

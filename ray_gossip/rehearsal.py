@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray_gossip.config import Config, dump, parse, read_yaml
+from ray_gossip.config.mistakes import hint
 from ray_gossip.errors import ConfigError, UserError
-from ray_gossip.factory import NAMED, Factories, check, check_call
+from ray_gossip.factory import NAMED, Factories, check, check_call, names_in
 
 _LIMIT_S = 60.0  # a module that takes longer is believed: the peers will tell
 _KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")  # torch need not be asked for them where they have no arguments
@@ -32,6 +33,9 @@ def rehearse(configs: Iterable[Config], *, factories: Factories = NAMED, imports
         factories: what was handed over is not looked for.
         imports: import what the configs name; False where the peers run on other machines, on which more may be there.
     """
+    configs = list(configs)
+    for name in {config.optimizer.name for config in configs if config.optimizer.name is not None}:
+        _check_name(name)
     parts = (_in_doubt(config, factories, imports=imports) for config in configs)
     texts = dict.fromkeys(dump(part) for part in parts if part != Config())
     if texts:
@@ -82,6 +86,14 @@ def _in_doubt(config: Config, factories: Factories, *, imports: bool) -> Config:
     return Config().model_copy(
         update={key: getattr(config, key) for key, is_doubtful in doubtful.items() if is_doubtful}
     )
+
+
+def _check_name(name: str) -> None:
+    """The most common mistake is seen in torch's source, before torch is loaded."""
+    names = names_in("torch.optim")
+    if names is not None and name not in names:
+        classes = [each for each in names if each[0].isupper() and each != "Optimizer"]
+        raise ConfigError(f"optimizer.name={name} is not in torch.optim; {hint(name, classes)}")
 
 
 def _ask(texts: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -35,6 +35,14 @@ def shown(value: Any) -> str:
 _short = reprlib.Repr()
 _short.maxstring = _short.maxlong = _short.maxother = 80
 _short.maxdict = _short.maxlist = _short.maxtuple = 8
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """What was meant by a word that is none of these, or which there are."""
+    # Compared in lower case: to difflib, "sgd" and "SGD" have nothing in common.
+    names = {name.lower(): name for name in known}
+    close = [names[match] for match in difflib.get_close_matches(word.lower(), names)]
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(names.values()))}"
 
 
 def mistake_in(key: str, schema: type[BaseModel]) -> str | None:

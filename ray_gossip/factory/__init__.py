@@ -13,9 +13,9 @@ from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.factory.call import Factory, check_call, make
-from ray_gossip.factory.source import check_source
+from ray_gossip.factory.source import check_source, names_in
 
-__all__ = ["NAMED", "Factories", "Factory", "check", "check_call", "make", "name_of"]
+__all__ = ["NAMED", "Factories", "Factory", "check", "check_call", "make", "name_of", "names_in"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,12 @@ def check_source(key: str, name: str, *, args: Mapping[str, Any], offered: Mappi
             keywords(key, name, _signature(node.args), args=args, offered=offered)
 
 
+def names_in(module_name: str) -> set[str] | None:
+    """Names that a module may define, as far as can be seen without running it; None: any."""
+    module = _spec("import", module_name, module_name)
+    return None if module is None else _defined(_parsed("import", module_name, module))
+
+
 _LOOKED = "looked in the folder of the command, on PYTHONPATH and among what is installed"
 
 
