@@ -2,6 +2,7 @@
 
 GossipTrainer(...).fit()     a whole run from Python
 join(model, ...)             a peer in a training loop of your own
+UserError, SwarmError        what they raise, see `ray_gossip.errors`
 """
 
 from __future__ import annotations
@@ -9,12 +10,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ray_gossip.errors import ConfigError, DataError, RayGossipError, ResourceError, SwarmError, UserError
+
 if TYPE_CHECKING:
     from ray_gossip.gossip_trainer import GossipTrainer
     from ray_gossip.loop import join
 
 __version__ = "0.1.0"
-__all__ = ["GossipTrainer", "join"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "GossipTrainer",
+    "RayGossipError",
+    "ResourceError",
+    "SwarmError",
+    "UserError",
+    "join",
+]
 
 _HOMES = {"GossipTrainer": "ray_gossip.gossip_trainer", "join": "ray_gossip.loop"}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ray_gossip import __version__
+from ray_gossip.errors import one_line
 from ray_gossip.storage import is_uri
 
 # Those that one gives to a single peer have options of their own; all others are given as key=value.
@@ -23,7 +24,14 @@ _PEER_KEYS = (
 )
 
 
+def _place(word: str) -> str:
+    if not word:
+        raise argparse.ArgumentTypeError("it is empty; name a folder")
+    return word
+
+
 def _folder(word: str) -> Path:
+    _place(word)
     if is_uri(word):
         raise argparse.ArgumentTypeError(f"{word} is a URI, which only a sweep writes to; name a folder")
     return Path(word)
@@ -33,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
     """A mistake is one line here too."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{one_line(f'{self.prog}: {message}; see {self.prog} --help')}\n")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIG.yaml | key=value",
         help="one config file, and overrides of its keys; a key that is overridden is not swept",
     )
-    tune.add_argument("--run-dir", help="folder for the results, or a URI (default: runs/sweep-<id>)")
+    tune.add_argument("--run-dir", type=_place, help="folder for the results, or a URI (default: runs/sweep-<id>)")
     tune.add_argument("--resume", action="store_true", help="go on with the sweep in --run-dir")
     tune.add_argument("--json", action="store_true", help="last line of standard output: report.json on one line")
     _add_peer(commands)

@@ -68,13 +68,17 @@ def _load_config(words: Sequence[str]) -> Config:
 
 def _look_here_for_modules() -> None:
     """For model.factory and data.factory, as `python -m` does."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise ConfigError("the folder in which the command is given is not there any more: change to another") from None
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The config file among the words of a command, and the overrides."""
-    files = [word for word in words if "=" not in word or Path(word).is_file()]
+    """The config file among the words of a command, and the overrides. A file that has = in its name is ./a=b.yaml."""
+    files = [word for word in words if "=" not in word or "/" in word.partition("=")[0]]
     if len(files) > 1:
         raise ConfigError(f"{files[0]} and {files[1]}: name one config file; overrides are written key=value")
     return (Path(files[0]) if files else None), [word for word in words if word not in files]

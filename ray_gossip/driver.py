@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from pathlib import Path
@@ -10,17 +9,17 @@ from typing import Any, TextIO
 
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, DataError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.factory import check as check_factories
+from ray_gossip.folders import check_writable
+from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
-from ray_gossip.storage import is_uri
+from ray_gossip.storage import check_uri, is_uri
 from ray_gossip.telemetry import Summary
 from ray_gossip.tuning.sweep import Sweep, holds_one
 
-# To look any other optimizer up, or to count samples for more peers than these, torch must be loaded: seconds.
-_KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")
-_FEWEST_SAMPLES = 1000  # no data set has fewer
+_FEWEST_SAMPLES = 1000  # no data set has fewer; to count them, torch must be loaded: seconds
 
 
 def new_run_id() -> str:
@@ -94,14 +93,18 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
         KeyboardInterrupt: after an orderly stop; the sweep can be resumed.
     """
     place = place or f"runs/sweep-{new_run_id()}"
-    if not is_uri(place):
-        place = str(Path(place).absolute())
+    if is_uri(place):
+        check_uri(place)
+    else:
         check_writable(Path(place))
+        place = str(Path(place).absolute())
     if not resume and holds_one(place):
         raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
     points, notices = sweep.points()
-    for point in points:
-        check_config(sweep.config(point), address=address)
+    configs = sweep.configs(points)
+    for config in configs:
+        check_config(config, address=address)
+    rehearse(configs, imports=address is None)
     for swarm in sweep.swarms(points) if address is None else ():
         check_fits(swarm, [this_machine()])
     from ray_gossip.tuning.session import run_sweep  # loads Ray: after what can be checked without
@@ -111,30 +114,23 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
 
 def check(config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
+    check_writable(run_dir)
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
-    check_writable(run_dir)
     check_config(config, address=address, factories=factories)
-
-
-def check_writable(run_dir: Path) -> None:
-    """Raise ConfigError unless this folder is one that can be written to, or can be made."""
-    folder = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ConfigError(
-            f"cannot write to the run's folder {run_dir}: {folder} is not a writable folder; see --run-dir"
-        )
+    rehearse([config], factories=factories, imports=address is None)
 
 
 def check_config(config: Config, *, address: str | None, factories: Factories = NAMED) -> None:
     """Raise UserError for what is wrong with a config whatever folder it writes to."""
     if address is None:
         check_fits(config.swarm, [this_machine()])
+        if (folder := config.data.missing_here()) is not None:
+            raise DataError(
+                f"data.name={config.data.name}: there is no {folder}; unpack it in data.root={folder.parent} as it is "
+                "published, or set data.download=true"
+            )
     check_factories(config, factories)
-    if config.optimizer.name not in _KNOWN_OPTIMIZERS:
-        from ray_gossip.optimizer import check_optimizer
-
-        check_optimizer(config.optimizer)
     if config.swarm.num_peers > _FEWEST_SAMPLES:
         from ray_gossip import data
 

@@ -16,7 +16,10 @@ class RayGossipError(Exception):
 
 
 class UserError(RayGossipError):
-    """The user can mend it. The message is one line that names the key and the fix."""
+    """The user can mend it. The message is one line that names the key and the fix, whatever was typed."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(UserError):
@@ -33,3 +36,13 @@ class ResourceError(UserError):
 
 class SwarmError(RayGossipError):
     """The swarm as a whole could not go on."""
+
+
+_LONGEST = 2000  # characters of a message: what was typed may have any length
+
+
+def one_line(text: str) -> str:
+    """Line breaks and other characters that steer a terminal are written out; of a long text the middle is left out."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

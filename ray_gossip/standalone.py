@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ray_gossip.addresses import check_multiaddr
+from ray_gossip.addresses import check_free, check_identity, check_multiaddr
 from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
 from ray_gossip.records import PeerLeft, Record
+from ray_gossip.rehearsal import perform
 from ray_gossip.telemetry import RunLog
 
 if TYPE_CHECKING:
@@ -57,11 +58,17 @@ def run_peer(
     ):
         for address in addresses:
             check_multiaddr(name, address, names_peer=name == "--initial_peer")
+    for address in host_maddrs:
+        check_free("--host_maddr", address)
+    if identity_path is not None:
+        check_identity("--identity_path", identity_path)
     if config.engine != "gossip":
         raise ConfigError(f"engine={config.engine} cannot be joined by single peers: give engine=gossip")
     check(config, address="", run_dir=run_dir or Path("runs"))
 
     import torch  # what follows loads it, and hivemind: after what can be checked without
+
+    perform(config)
 
     from ray_gossip.hive import Listen
     from ray_gossip.peer import Founder, Peer

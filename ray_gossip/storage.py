@@ -9,9 +9,23 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from ray_gossip.errors import ConfigError
+
 
 def is_uri(place: str | Path) -> bool:
     return "://" in str(place)
+
+
+def check_uri(uri: str) -> None:
+    """Raise ConfigError unless pyarrow knows where this leads. Nothing is looked up there yet."""
+    try:
+        _, path = _open(uri)
+    except OSError as error:
+        raise ConfigError(
+            f"--run-dir {uri} leads nowhere: {str(error).splitlines()[0]}; name a folder, or s3://bucket/name"
+        ) from None
+    if not path.strip("/"):
+        raise ConfigError(f"--run-dir {uri} names no bucket or folder: write it whole, as s3://bucket/name")
 
 
 def name_of(place: str | Path) -> str:
@@ -66,6 +80,6 @@ def _open(uri: str) -> tuple[Any, str]:
 
     try:
         files, path = fs.FileSystem.from_uri(uri)
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
     return files, path.rstrip("/")

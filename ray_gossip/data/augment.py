@@ -50,6 +50,10 @@ def augmentation(config: DataConfig, *, in_shape: tuple[int, ...]) -> Augmentati
     cutout = edge // 4 if config.cutout is None else config.cutout
     if cutout >= edge:
         raise ConfigError(f"data.cutout={cutout} covers whole images of {in_shape[1]}x{in_shape[2]}: lower it")
+    if config.crop_padding >= edge:
+        raise ConfigError(
+            f"data.crop_padding={config.crop_padding} could crop images of {in_shape[1]}x{in_shape[2]} away: lower it"
+        )
     return Augmentation(padding=config.crop_padding, flip=True, cutout=cutout)
 
 

@@ -140,7 +140,12 @@ class _Sparing:
 
     def _seen(self, result: dict[str, Any]) -> dict[str, Any]:
         metric: Objective = self._metric  # type: ignore[attr-defined]
-        return {**result, metric: comparable(metric, result)}
+        return {**result, metric: _bounded(comparable(metric, result))}
+
+
+def _bounded(value: float) -> float:
+    """In the same order, between -1 and 1: a percentile or a mean that takes in infinity tells nobody apart."""
+    return value / (1.0 + abs(value)) if math.isfinite(value) else math.copysign(1.0, value)
 
 
 class _SparingASHA(_Sparing, ASHAScheduler):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_gossip.config import Config, Section
+from ray_gossip.config.section import Count, Positive
 
 Objective = Literal[
     "merged_accuracy", "merged_loss", "seconds_to_target", "bytes_to_target", "bytes_sent", "train_s", "peer_accuracy"
@@ -23,7 +24,7 @@ class TuneConfig(Section):
     """Which points of the space are tried. random: `num_samples` draws, none of them twice. grid: all combinations, of
     spaces without ranges. optuna: each point learns from the trials before it; needs the package optuna, and pays off
     from about 20 trials on."""
-    num_samples: int = Field(10, ge=1)
+    num_samples: int = Field(10, ge=1, le=2000)
     """Trials of searcher=random and optuna, 1 or more. Keys with `grid` multiply it: each draw is tried with all of
     their combinations. scheduler=pbt: the population; 4 at least, so that there are quarters."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
@@ -32,13 +33,13 @@ class TuneConfig(Section):
     median of the others is stopped. pbt: population based training, every `perturb_steps` whoever is in the worst
     quarter goes on from the state of one in the best quarter, with its values changed a little; for values that should
     change while a run goes on, such as the learning rate. none: nothing; for few or short trials."""
-    grace_steps: int | None = Field(None, ge=1)
+    grace_steps: Positive | None = None
     """Local steps that every trial may do before it can be stopped, or take over another's state; unset: an eighth of
     train.local_steps, but not less than train.eval_every. Raise it when good settings start slowly."""
-    perturb_steps: int | None = Field(None, ge=1)
+    perturb_steps: Positive | None = None
     """scheduler=pbt: local steps between two looks at a trial; unset: as `grace_steps`. Each time that a trial takes
     over another's state, its swarm is started anew, which takes seconds: lower it only while a look is far rarer."""
-    reduction: int = Field(3, ge=2)
+    reduction: int = Field(3, ge=2, le=1000)
     """scheduler=asha: one in so many trials goes on at each stage, 2 or more."""
     objectives: tuple[Objective, ...] = Field(("merged_accuracy",), min_length=1)
     """What is best, one or several; of several, the report shows the Pareto front, and calls best what is best by the
@@ -51,11 +52,11 @@ class TuneConfig(Section):
     """Trials beside those of the space, with the values of the config; they are never stopped early. all: one group of
     all, i.e. local SGD with an all-reduce. no_averaging: every peer for itself until the end. hivemind:
     engine=hivemind. one_peer: one peer alone, on all data."""
-    max_concurrent: int | None = Field(None, ge=1)
+    max_concurrent: Positive | None = None
     """Trials that run at once; unset: as many as the cluster holds."""
-    time_budget_s: float | None = Field(None, gt=0)
+    time_budget_s: float | None = Field(None, ge=0.001, le=1e8)
     """Seconds after which no trial goes on; unset: no limit."""
-    max_failures: int = Field(1, ge=0)
+    max_failures: Count = 1
     """How often a trial is started again when its driver died or raised. The loss of peers is no failure of a trial,
     unless no peer is left."""
 
@@ -64,19 +65,34 @@ class TuneConfig(Section):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("objectives", "baselines")
+    @classmethod
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value} is there twice; leave one out")
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> TuneConfig:
         wanting = [objective for objective in self.objectives if objective.endswith("_to_target")]
         if wanting and self.target_accuracy is None:
             raise ValueError(f"objectives={wanting[0]} needs tune.target_accuracy; set it, such as 0.9")
-        if self.perturb_steps is not None and self.scheduler != "pbt":
-            raise ValueError(f"perturb_steps is for scheduler=pbt, not {self.scheduler}; leave it out")
+        self._check_scheduler()
         if self.searcher == "optuna" and self.scheduler == "pbt":
             raise ValueError(
                 "searcher=optuna learns what values lead to, but scheduler=pbt changes them on the way; use "
                 "searcher=random"
             )
         return self
+
+    def _check_scheduler(self) -> None:
+        """Raise ValueError for keys that this scheduler does not use."""
+        used_by = {"perturb_steps": ("pbt",), "reduction": ("asha",), "grace_steps": ("asha", "median", "pbt")}
+        for key, schedulers in used_by.items():
+            is_set = getattr(self, key) != TuneConfig.model_fields[key].default
+            if is_set and self.scheduler not in schedulers:
+                raise ValueError(f"{key} is for scheduler={schedulers[0]}, not {self.scheduler}; leave it out")
 
 
 class SweepConfig(Config):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from ray_gossip import config as configs
 from ray_gossip.config import Config
+from ray_gossip.config.changes import ONE_OF_TWO
 from ray_gossip.errors import ConfigError
 
 Space = Mapping[str, "Distribution"]
@@ -75,6 +76,9 @@ class Range:
         return {self.kind: [self.low, self.high]}
 
 
+MOST_POINTS = 2000  # of a sweep: each is a swarm, which takes seconds to start
+_FARTHEST = 1e15  # up to which whole numbers are exact for whoever computes with them
+
 Distribution = Choice | Range
 _KINDS = ("choice", "grid", "uniform", "loguniform", "randint")
 
@@ -88,9 +92,10 @@ def parse(tree: Any, base: Config) -> dict[str, Distribution]:
     """
     if not isinstance(tree, Mapping):
         raise ConfigError(f"space={tree!r} must hold keys such as gossip.group_size: {{choice: [2, 4]}}")
-    space = {key: _distribution(key, leaf) for key, leaf in _flatten(tree)}
+    leaves = _flatten(tree)
+    space = {key: _distribution(key, leaf) for key, leaf in leaves}
+    _check_keys([key for key, _ in leaves])
     for key, distribution in space.items():
-        _check_key(key)
         _check_values(key, distribution, base)
     return space
 
@@ -124,6 +129,11 @@ def _distribution(key: str, leaf: Any) -> Distribution:
     if kind in ("choice", "grid"):
         if not values:
             raise ConfigError(f"space.{key}: {kind} is empty; give it at least one value")
+        if len(values) > MOST_POINTS:
+            raise ConfigError(f"space.{key}: {kind} has {len(values)} values, above {MOST_POINTS}; use a range")
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"space.{key}: {kind} has {twice!r} twice; leave one out")
         return Choice(tuple(_frozen(value) for value in values), each=kind == "grid")
     return _range(key, kind, values)
 
@@ -134,18 +144,26 @@ def _range(key: str, kind: Literal["uniform", "loguniform", "randint"], values: 
         what = "whole numbers" if kind == "randint" else "numbers"
         raise ConfigError(f"space.{key}: {kind} needs two {what}, not {values}; write {{{kind}: [low, high]}}")
     low, high = values
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (abs(low) <= _FARTHEST and abs(high) <= _FARTHEST):
+        raise ConfigError(f"space.{key}: {kind}={values} goes beyond {_FARTHEST:g}; lower it")
+    if not low < high:
         raise ConfigError(f"space.{key}: {kind}={values} is empty; the first number must be below the second")
     if kind == "loguniform" and low <= 0:
         raise ConfigError(f"space.{key}: loguniform={values} needs bounds above 0; raise {low:g}, or use uniform")
     return Range(kind, low, high)
 
 
-def _check_key(key: str) -> None:
-    try:
-        configs.check_key(key)
-    except ConfigError as error:
-        raise ConfigError(f"space: {error}") from None
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"space.{key} is there twice, once dotted and once in a section; keep one of them")
+        try:
+            configs.check_key(key)
+        except ConfigError as error:
+            raise ConfigError(f"space: {error}") from None
+    for section, one, other in ONE_OF_TWO:
+        if {f"{section}.{one}", f"{section}.{other}"} <= set(keys):
+            raise ConfigError(f"space.{section}.{one} and {other} are both swept, but a run has one of them; keep one")
 
 
 def _check_values(key: str, distribution: Distribution, base: Config) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ray_gossip import config as configs
 from ray_gossip import storage
 from ray_gossip.config import Config, SwarmConfig
 from ray_gossip.errors import ConfigError
+from ray_gossip.tuning import rules
 from ray_gossip.tuning import space as spaces
 from ray_gossip.tuning.settings import Baseline, SweepConfig
-from ray_gossip.tuning.space import Choice, Distribution, Range, Space
+from ray_gossip.tuning.space import Choice, Space
 
 Point = dict[str, Any]  # a value for each key of the space, and perhaps BASELINE
 
@@ -34,12 +33,9 @@ _BASELINES: Mapping[Baseline, Point] = {
     "hivemind": {"engine": "hivemind"},
     "one_peer": {"swarm.num_peers": 1},
 }
-# What a run may go on with from a state that other values led to: the model, the swarm and the data stay as they are.
-_CHANGEABLE = ("gossip.", "optimizer.", "train.", "data.batch_size", "data.augment", "data.crop_padding", "data.cutout")
-_FIXED = ("optimizer.name", "train.local_steps")
-
 _NOTHING = object()
 _TRIES = 200  # in a row that give nothing new; then the space has no more points
+_SAMPLES = 50  # of what Optuna may suggest; what is wrong with most of them is seen before anything starts
 
 
 @dataclass(frozen=True)
@@ -72,45 +68,70 @@ class Sweep:
         Raises:
             ConfigError: no point of the space is a config.
         """
-        if self.settings.tune.searcher == "optuna":
+        tune = self.settings.tune
+        if tune.searcher == "optuna":
             return self.baselines(), []
-        found: dict[str, Point] = {}
-        left_out: dict[str, str] = {}
+        found, left_out = self._drawn(tune.num_samples)
+        points = [*self.baselines(), *map(self._labelled, found)]
+        if tune.scheduler == "pbt":
+            self._check_population(len(found), num_trials=len(points))
+        return points, left_out
+
+    def configs(self, points: Sequence[Point]) -> list[Config]:
+        """Those of these points. With searcher=optuna also some that it may suggest: random ones, and each value of
+        each key by itself.
+
+        Raises:
+            ConfigError: no point of the space is a config.
+        """
+        found = list(points)
+        if self.settings.tune.searcher == "optuna":
+            found += self._drawn(_SAMPLES)[0]
+            found += [{key: value} for key, distribution in self.space.items() for value in distribution.checked()]
+        configs = []
+        for point in found:
+            with contextlib.suppress(ConfigError):  # a value by itself may need others
+                configs.append(self.config(point))
+        return configs
+
+    def _drawn(self, num: int) -> tuple[list[Point], list[str]]:
+        """So many draws of points that are configs, none of them twice, and a sentence about those that are none."""
+        found: list[Point] = []
+        left_out: list[str] = []
+        seen: set[str] = set()
         num_fruitful = num_in_vain = 0
-        for candidates in self._draws():
-            num_before = len(found)
-            for identity, point in ((json.dumps(point, default=str), point) for point in candidates):
+        for draw, combinations in self._draws():
+            num_before, identity = len(found), json.dumps(draw, default=str)
+            for combination in combinations if identity not in seen else ():
+                point = {key: (draw | combination)[key] for key in self.space}
                 try:
                     self.config(point)
-                    found.setdefault(identity, point)
+                    found.append(point)
                 except ConfigError as error:
-                    left_out[identity] = str(error)
+                    left_out.append(str(error))
+            seen.add(identity)
             is_fruitful = len(found) > num_before
             num_fruitful, num_in_vain = num_fruitful + is_fruitful, 0 if is_fruitful else num_in_vain + 1
-            if num_fruitful == self.settings.tune.num_samples or num_in_vain == _TRIES:
+            if num_fruitful == num or num_in_vain == _TRIES or len(left_out) > spaces.MOST_POINTS:
                 break
-        notices = _told(found, left_out)
-        points = [*self.baselines(), *map(self._labelled, found.values())]
-        if self.settings.tune.scheduler == "pbt":
-            self._check_population(len(found), num_trials=len(points))
-        return points, notices
+        return found, _told(found, left_out)
 
-    def _draws(self) -> Iterator[list[Point]]:
-        """Draws without end of what is left to chance, each with all combinations of what is not; once, if all is."""
-        in_turn: dict[str, Sequence[Any]] = {}
-        by_chance: dict[str, Distribution] = {}
-        for key, distribution in self.space.items():
-            if isinstance(distribution, Choice) and (distribution.each or self.settings.tune.searcher == "grid"):
-                in_turn[key] = distribution.values
-            else:
-                by_chance[key] = distribution
+    def _draws(self) -> Iterator[tuple[Point, list[Point]]]:
+        """Draws without end of what is left to chance, and all combinations of what is not; one draw, if nothing is."""
+        in_turn = {
+            key: each.values for key, each in self.space.items() if isinstance(each, Choice) and self.goes_through(each)
+        }
         combinations = [dict(zip(in_turn, values, strict=True)) for values in itertools.product(*in_turn.values())]
+        by_chance = {key: distribution for key, distribution in self.space.items() if key not in in_turn}
         chance = random.Random(self.base.seed)
         while True:
-            draw = {key: distribution.draw(chance) for key, distribution in by_chance.items()}
-            yield [{key: (draw | combination)[key] for key in self.space} for combination in combinations]
+            yield {key: distribution.draw(chance) for key, distribution in by_chance.items()}, combinations
             if not by_chance:
                 return
+
+    def goes_through(self, choice: Choice) -> bool:
+        """Whether each of its values is tried in turn, instead of one by chance."""
+        return choice.each or self.settings.tune.searcher == "grid"
 
     def _check_population(self, num: int, *, num_trials: int) -> None:
         """Raise ConfigError unless its members can all take part from the start."""
@@ -137,7 +158,7 @@ class Sweep:
     def dump(self) -> str:
         """The sweep as YAML; `load` of it gives the same sweep."""
         space = {key: distribution.tree() for key, distribution in self.space.items()}
-        return yaml.safe_dump({**self.settings.model_dump(mode="json"), "space": space}, sort_keys=False)
+        return configs.write_yaml({**self.settings.model_dump(mode="json"), "space": space})
 
     def _labelled(self, point: Point) -> Point:
         return point | ({BASELINE: NO_BASELINE} if self.settings.tune.baselines else {})
@@ -152,7 +173,12 @@ def load(path: Path | None, overrides: Sequence[str]) -> Sweep:
     sweep = _parse(configs.load_tree(path, overrides))
     pinned = {override.partition("=")[0] for override in overrides}
     sweep = replace(sweep, space={key: sweep.space[key] for key in sweep.space if key not in pinned})
-    _check(sweep)
+    rules.check(sweep)
+    for point in sweep.baselines():
+        try:
+            sweep.config(point)
+        except ConfigError as error:
+            raise ConfigError(f"tune.baselines={point[BASELINE]}: {error}") from None
     return sweep
 
 
@@ -169,10 +195,12 @@ def load_earlier(place: str | None) -> Sweep:
     if place is None:
         raise ConfigError("--resume needs --run-dir: name the folder of the sweep to go on with")
     try:
-        tree = yaml.safe_load(storage.read(place, SWEEP_FILE))
+        if storage.is_uri(place):
+            storage.check_uri(place)
+        content = storage.read(place, SWEEP_FILE)
     except OSError:
         raise ConfigError(f"--resume: --run-dir {place} holds no sweep ({SWEEP_FILE}); leave --resume out") from None
-    return _parse(tree)
+    return _parse(configs.parse_text(content, called=f"{place}/{SWEEP_FILE}"))
 
 
 def holds_one(place: str) -> bool:
@@ -184,50 +212,10 @@ def holds_one(place: str) -> bool:
     return True
 
 
-def _check(sweep: Sweep) -> None:
-    tune = sweep.settings.tune
-    if not sweep.space and not tune.baselines:
-        raise ConfigError("space: nothing is swept; add keys such as gossip.group_size: {choice: [2, 4]}")
-    if not sweep.space and tune.searcher == "optuna":
-        raise ConfigError("tune.searcher=optuna needs keys in space:; add some, or use searcher=random")
-    for key, distribution in sweep.space.items():
-        if tune.searcher == "grid" and isinstance(distribution, Range):
-            raise ConfigError(
-                f"space.{key}: tune.searcher=grid cannot go through a {distribution.kind} range; write "
-                "{choice: [...]}, or use searcher=random"
-            )
-        if tune.searcher == "optuna" and isinstance(distribution, Choice) and distribution.each:
-            raise ConfigError(f"space.{key}: tune.searcher=optuna goes through no grid; write choice instead")
-    if tune.scheduler == "pbt":
-        _check_changeable(sweep)
-    if tune.searcher == "optuna" and find_spec("optuna") is None:
-        raise ConfigError("tune.searcher=optuna needs the package optuna: pip install 'ray_gossip[optuna]'")
-    for point in sweep.baselines():
-        try:
-            sweep.config(point)
-        except ConfigError as error:
-            raise ConfigError(f"tune.baselines={point[BASELINE]}: {error}") from None
-
-
-def _check_changeable(sweep: Sweep) -> None:
-    """Raise ConfigError unless a trial can go on from the state of any other."""
-    for key in sweep.space:
-        if not key.startswith(_CHANGEABLE) or key in _FIXED:
-            raise ConfigError(
-                f"space.{key} cannot change while a run goes on, as tune.scheduler=pbt has it do; give {key} one "
-                "value, or use scheduler=asha"
-            )
-    if sweep.base.engine == "hivemind":
-        raise ConfigError(
-            "engine=hivemind cannot go on from another trial's state, as tune.scheduler=pbt needs; use engine=gossip, "
-            "or tune.baselines=[hivemind]"
-        )
-
-
-def _told(found: Mapping[str, Point], left_out: Mapping[str, str]) -> list[str]:
+def _told(found: Sequence[Point], left_out: Sequence[str]) -> list[str]:
     if not left_out:
         return []
-    reason = next(iter(left_out.values()))
+    reason = left_out[0]
     if not found:
         raise ConfigError(f"space: none of its points is a config: {reason}")
     return [f"space: {len(left_out)} of its points left out: {reason}"]

@@ -42,7 +42,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(words: list[str], line: str, t
 def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("swarm: {num_peers: 4\n")
-    assert "broken.yaml is not readable as YAML" in mistake(str(broken))
+    assert "broken.yaml, line 2 is not readable as YAML" in mistake(str(broken))
 
 
 def test_the_folder_of_an_earlier_run_is_refused(tmp_path: Path) -> None:

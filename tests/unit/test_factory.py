@@ -174,7 +174,10 @@ def test_a_contradiction_is_one_line(words: list[str], line: str) -> None:
     [
         ("charlm.transformer:buidl", "there is no buidl in {folder}/charlm/transformer.py; did you mean build?"),
         ("charlm.tranformer:build", "there is no module charlm.tranformer; looked in the folder of the command, on "),
-        ("charml.transformer:build", "cannot find charml.transformer: No module named 'charml'; looked in the folder"),
+        (
+            "charml.transformer:build",
+            "there is no module charml; looked in the folder of the command, on PYTHONPATH and",
+        ),
         ("nowhere:build", "there is no module nowhere; looked in the folder of the command, on PYTHONPATH and among "),
     ],
 )
@@ -217,6 +220,63 @@ def test_a_module_that_is_no_python_is_one_line(charlm: Path) -> None:
         factory.check(own_config(model={"factory": "charlm.broken:build"}), NAMED)
 
 
+def test_a_file_that_is_no_utf8_is_one_line(charlm: Path) -> None:
+    (charlm / "latin.py").write_bytes(b"NAME = '\xe9'\n\n\ndef build():\n    ...\n")
+    with pytest.raises(ConfigError, match=r"latin\.py: invalid or missing encoding declaration"):
+        factory.check(own_config(model={"factory": "charlm.latin:build"}))
+
+
+@pytest.mark.parametrize("line", ["raise ValueError('no')", "import sys; sys.exit(3)", "while True: pass"])
+def test_a_package_is_found_without_running_it(line: str, charlm: Path) -> None:
+    (charlm / "__init__.py").write_text(f"{line}\n")
+    factory.check(own_config(model={"factory": "charlm.transformer:build"}))
+    with pytest.raises(
+        ConfigError, match=r"^model\.factory=charlm\.tranformer:build: there is no module charlm\.tranf"
+    ):
+        factory.check(own_config(model={"factory": "charlm.tranformer:build"}))
+
+
+def test_a_package_that_is_no_python_is_one_line(charlm: Path) -> None:
+    (charlm / "__init__.py").write_text("def build(:\n")
+    with pytest.raises(ConfigError, match=r"charlm/__init__\.py, line 1: invalid syntax$"):
+        factory.check(own_config(model={"factory": "charlm.transformer:build"}))
+
+
+def test_a_package_that_looks_for_its_modules_in_its_own_way_is_believed(charlm: Path) -> None:
+    (charlm / "__init__.py").write_text("__path__ = []\n")
+    factory.check(own_config(model={"factory": "charlm.elsewhere:build"}))
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (
+            "import sys\nsys.exit(3)",
+            "model.factory=charlm.mine:build: cannot import charlm.mine: SystemExit: 3 ({file}, line 2)",
+        ),
+        (
+            "x",
+            "model.factory=charlm.mine:build: cannot import charlm.mine: NameError: name 'x' is not defined ({file}, "
+            "line 1)",
+        ),
+        ("def build():\n    exit('so')", "model.factory=charlm.mine:build: SystemExit: so ({file}, line 2)"),
+        (
+            "def build():\n    return 1 / 0",
+            "model.factory=charlm.mine:build: ZeroDivisionError: division by zero ({file}, line 2)",
+        ),
+        (
+            "def build():\n    raise OSError('a\\nb')",
+            "model.factory=charlm.mine:build: OSError: a\\nb ({file}, line 2)",
+        ),
+    ],
+)
+def test_what_the_users_code_raises_in_a_peer_is_one_line_with_its_place(code: str, line: str, charlm: Path) -> None:
+    (charlm / "mine.py").write_text(f"{code}\n")
+    with pytest.raises(ConfigError) as error:
+        trainer_of(own_config(model={"factory": "charlm.mine:build"}))
+    assert str(error.value) == line.format(file=charlm / "mine.py")
+
+
 def test_a_module_that_makes_its_names_as_it_runs_is_believed(charlm: Path) -> None:
     (charlm / "made.py").write_text("from charlm.transformer import *\n")
     factory.check(own_config(model={"factory": "charlm.made:build"}), NAMED)
@@ -226,7 +286,11 @@ def test_a_module_that_makes_its_names_as_it_runs_is_believed(charlm: Path) -> N
     ("name", "args", "line"),
     [
         ("charlm.transformer:buidl", {}, ": there is no buidl in charlm.transformer; did you mean build?"),
-        ("charlm.lacks:build", {}, ": cannot import charlm.lacks: No module named 'a_package_that_is_not_there'"),
+        (
+            "charlm.lacks:build",
+            {},
+            ": cannot import charlm.lacks: ModuleNotFoundError: No module named 'a_package_that_is_not_there' (",
+        ),
         ("charlm.text:ALPHABET", {}, " cannot be called: it is of type str"),
         ("charlm.transformer:build", {"dimm": 3}, ": got an unexpected keyword argument 'dimm'; see model.args"),
         ("charlm.odd:text", {}, " returned str, not a torch.nn.modules.module.Module"),

@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
-errors records storage memory upload modes recalibration
-mistakes addresses averaged
+errors
+records storage folders memory upload modes recalibration
+addresses averaged
 config
 resources schedule checkpoint factory
 mixing optimizer
+rehearsal
 data models
 trainer
 hive
@@ -31,6 +33,7 @@ tuning
 driver
 standalone gossip_trainer arguments
 cli
+__main__
 """
 
 HOMES = {
@@ -41,7 +44,7 @@ HOMES = {
     "tensorboard": {"telemetry", "tuning"},
     "torchvision": {"data", "models"},
     "sklearn": {"data"},
-    "pydantic": {"config", "mistakes", "records", "tuning"},
+    "pydantic": {"config", "records", "tuning"},
 }
 
 HEAVY = {"torch", "ray", "hivemind"}

@@ -26,6 +26,14 @@ def test_to_import_it_loads_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
+def test_the_errors_are_there_and_the_package_is_a_command() -> None:
+    assert issubclass(ray_gossip.ConfigError, ray_gossip.UserError)
+    assert ray_gossip.UserError is UserError
+    command = [sys.executable, "-m", "ray_gossip", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60.0)
+    assert done.stdout == f"ray-gossip {ray_gossip.__version__}\n"
+
+
 def test_it_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'leave'"):
         _ = ray_gossip.leave

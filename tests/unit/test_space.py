@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_gossip import config as configs
+from ray_gossip import driver
 from ray_gossip.errors import ConfigError
 from ray_gossip.tuning import sweep as sweeps
 from ray_gossip.tuning.space import Choice, Range
@@ -49,6 +52,24 @@ def points(*words: str) -> list[dict[str, Any]]:
         ("tune.num_samples=3", "space: nothing is swept"),
         ("tune.grace_steps=2000", "tune.grace_steps=2000 is above train.local_steps=1000"),
         ("train.eval_every=1000", "train.eval_every=1000 is not below train.local_steps=1000"),
+        ("space.seed.choice=[1, 2, 1]", "space.seed: choice has 1 twice; leave one out"),
+        (
+            "space.gossip={steps: {choice: [1]}, seconds: {choice: [1]}}",
+            "space.gossip.steps and seconds are both swept",
+        ),
+        ("space={gossip.steps: {choice: [1]}, gossip: {steps: {choice: [2]}}}", "space.gossip.steps is there twice"),
+        (
+            "space.train.local_steps.choice=[60, 2000]",
+            "space.train.local_steps=60 is below the 125 local steps at which",
+        ),
+        ("space.model.args.width.choice=[.nan]", "space.model.args: width=nan is no plain value"),
+        ("space.seed.uniform=[0, 1e300]", "space.seed: uniform=[0, 1e+300] goes beyond 1e+15; lower it"),
+        (f"space.seed.choice={list(range(2001))}", "space.seed: choice has 2001 values, above 2000; use a range"),
+        ("tune={reduction: 4, scheduler: median}", "tune: reduction is for scheduler=asha, not median; leave it out"),
+        ("tune={grace_steps: 50, scheduler: none}", "tune: grace_steps is for scheduler=asha, not none; leave it out"),
+        ("tune.objectives=[merged_loss, merged_loss]", "tune.objectives: merged_loss is there twice; leave one out"),
+        ("tune.baselines=[all, hivemind, all]", "tune.baselines: all is there twice; leave one out"),
+        ("tune.num_samples=100000", "tune.num_samples=100000 should be less than or equal to 2000"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_one_line_that_names_the_key(word: str, line: str) -> None:
@@ -94,6 +115,58 @@ def test_a_population_may_change_whatever_leaves_the_model_the_swarm_and_the_dat
     )
     assert len(population.points()[0]) == 7
     assert population.settings.perturb_steps == population.settings.grace_steps == 125
+
+
+def test_trials_that_are_evaluated_at_different_steps_are_not_compared(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("space: {train.eval_every: {choice: [50, 100]}}")
+    with pytest.raises(
+        ConfigError, match=r"^space\.train\.eval_every: tune\.scheduler=asha compares trials at the same"
+    ):
+        sweeps.load(file, ())
+    assert len(sweeps.load(file, ["tune.scheduler=none"]).points()[0]) == 2
+
+
+@pytest.mark.parametrize("words", [["{each}.grid={values}"], ["{each}.choice={values}", "tune.searcher=grid"]])
+def test_a_million_points_are_refused_by_their_number(words: list[str]) -> None:
+    values = list(range(1, 1001))
+    swept = [word.format(each=f"space.{key}", values=values) for key in ("seed", "gossip.steps") for word in words[:1]]
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"^space: its grids have 1,000,000 points, above 2,000; lower tune\.num_s"):
+        sweep(*swept, *words[1:])
+    assert time.monotonic() - started < 2.0
+
+
+def test_a_grid_without_any_config_is_answered_soon() -> None:
+    words = ["space.gossip.group_size.choice=[2, 3]", f"space.seed.grid={list(range(200))}", "tune.num_samples=10"]
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"^space: none of its points is a config: "):
+        points(*words, "space.gossip.min_group_size.choice=[4, 5]")
+    assert time.monotonic() - started < 5.0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["model.factory=nowhere:build", "space.seed.choice=[1]"],
+            "model.factory=nowhere:build: there is no module now",
+        ),
+        (["space.model.factory.choice=['nowhere:build']"], "model.factory=nowhere:build: there is no module nowhere"),
+        (["space.optimizer.name.choice=[SGD, sdg]"], "optimizer.name=sdg is not in torch.optim; did you mean SGD?"),
+        (
+            ["space.gossip.group_size.choice=[2, 3]", "space.gossip.min_group_size.choice=[4, 5]"],
+            "space: none of its points is a config: gossip: min_group_size=",
+        ),
+    ],
+)
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_base_and_choices_are_checked_whatever_the_searcher(words: list[str], line: str, searcher: str) -> None:
+    with pytest.raises(ConfigError) as mistake:
+        driver.tune(
+            sweep(f"tune.searcher={searcher}", *words), address="", place="/tmp", resume=False, stream=io.StringIO()
+        )
+    assert str(mistake.value).startswith(line)
 
 
 def test_keys_of_the_space_may_be_dotted_or_nested(tmp_path: Path) -> None:

@@ -149,6 +149,25 @@ class TestWhoIsStoppedEarly:
         assert asha.on_trial_result(None, bad, result(50, 0.2)) == "STOP"
         asha.on_trial_complete(None, baseline, result(400, 0.99, merged=0.99))
 
+    @pytest.mark.parametrize("name", ["asha", "median"])
+    @pytest.mark.parametrize("lost", [math.inf, math.nan])
+    def test_a_trial_that_diverged_keeps_nobody_else_from_being_stopped(self, name: str, lost: float) -> None:
+        words = (
+            "space.seed.choice=[0]",
+            "tune.objectives=merged_loss",
+            f"tune.scheduler={name}",
+            "tune.grace_steps=50",
+        )
+        rule: Any = scheduler(a_sweep(*words), max_steps=400, num_at_once=9)
+        controller = SimpleNamespace(get_live_trials=lambda: [])
+        losses = (0.1, lost, 0.2, 0.3, 5.0, 1e30)
+        trials = [ATrial(str(number)) for number in range(len(losses))]
+        decisions = []
+        for trial, loss in zip(trials, losses, strict=True):
+            rule.on_trial_add(controller, trial)
+            decisions.append(rule.on_trial_result(controller, trial, result(50, 0.5) | {"peer_loss": loss}))
+        assert [decisions[0], *decisions[-2:]] == ["CONTINUE", "STOP", "STOP"]
+
     def test_the_median_rule_never_pauses_and_is_not_misled_by_what_is_unknown(self) -> None:
         median: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.scheduler=median"), max_steps=400, num_at_once=4)
         controller = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,10 +21,28 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if mistake["type"] == "model_type":
         example = next((known for known in keys(schema) if known.startswith(f"{key}.")), "gossip.group_size")
-        return f"{key}={mistake['input']!r}: {key} is a section; set a key in it, such as {example}{more}"
+        return f"{key}={shown(mistake['input'])}: {key} is a section; set a key in it, such as {example}{more}"
     if mistake["type"] == "value_error":
         return f"{key}: {message}{more}"
-    return f"{key}={mistake['input']!r} {message}{_help(location, schema)}{more}"
+    return f"{key}={shown(mistake['input'])} {message}{_help(location, schema)}{more}"
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, in one line, and not longer than that."""
+    return _short.repr(value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxlong = _short.maxother = 80
+_short.maxdict = _short.maxlist = _short.maxtuple = 8
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """What was meant by a word that is none of these, or which there are."""
+    # Compared in lower case: to difflib, "sgd" and "SGD" have nothing in common.
+    names = {name.lower(): name for name in known}
+    close = [names[match] for match in difflib.get_close_matches(word.lower(), names)]
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(names.values()))}"
 
 
 def mistake_in(key: str, schema: type[BaseModel]) -> str | None:
@@ -35,6 +55,9 @@ def mistake_in(key: str, schema: type[BaseModel]) -> str | None:
 
 
 def _unknown(location: Sequence[str], schema: type[BaseModel]) -> str:
+    if len(location) == 1 and location[0] in keys(schema):  # which has a dot in it
+        section, _, name = location[0].partition(".")
+        return f"unknown key {location[0]} at the top; in a file it is written {section}: {{{name}: ...}}"
     meant = " or ".join(_meant(location, schema))
     hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(_siblings(location, schema))}"
     return f"unknown key {'.'.join(location)}; {hint}"

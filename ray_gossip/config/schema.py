@@ -1,0 +1,62 @@
+"""The whole config of a run: its sections, and what must hold between them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from ray_gossip.config.data import DataConfig
+from ray_gossip.config.gossip import GossipConfig
+from ray_gossip.config.mistakes import explain
+from ray_gossip.config.model import ModelConfig
+from ray_gossip.config.optimizer import OptimizerConfig
+from ray_gossip.config.section import Section
+from ray_gossip.config.swarm import SwarmConfig
+from ray_gossip.config.train import TrainConfig
+from ray_gossip.errors import ConfigError
+
+
+class Config(Section):
+    """One run."""
+
+    engine: Literal["gossip", "hivemind"] = "gossip"
+    """gossip: scheduled groups, overlap, honest outcomes. hivemind: `hivemind.Optimizer(use_local_updates=True)` as
+    shipped, for comparison and for the open internet."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    """Seeds the model, the shards, the batches and the schedule."""
+    swarm: SwarmConfig = SwarmConfig()
+    gossip: GossipConfig = GossipConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        gossip, optimizer = self.gossip, self.optimizer
+        if gossip.average_momentum and (optimizer.name != "SGD" or optimizer.momentum == 0):
+            other = optimizer.name or optimizer.factory
+            raise ValueError(
+                f"gossip.average_momentum needs optimizer.name=SGD with momentum, not {other} with "
+                f"momentum={optimizer.momentum:g}; switch it off"
+            )
+        if self.engine == "hivemind" and gossip.seconds is not None:
+            raise ValueError("gossip.seconds is unknown to engine=hivemind, which counts samples; set gossip.steps")
+        return self
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def parse(values: Any) -> Config:
+    """Build a Config from plain nested dicts. Raises ConfigError."""
+    return parse_as(Config, values)
+
+
+def parse_as(schema: type[AnyConfig], values: Any) -> AnyConfig:
+    """The same for a schema that adds sections to it."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, schema)) from None

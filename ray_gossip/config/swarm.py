@@ -1,0 +1,41 @@
+"""The `swarm:` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from ray_gossip.config.section import Peers, Seconds, Section
+
+
+class SwarmConfig(Section):
+    """Who takes part, and what each peer gets."""
+
+    num_peers: Peers = 4
+    """Peers that the driver starts, 1 or more. One peer = one Ray actor = one hivemind averager."""
+    cpus_per_peer: float = Field(0.25, ge=0.001, le=1000)
+    """Ray CPUs reserved for a peer. A fraction lets more peers than cores share a machine: good for trying things
+    out. On a GPU cluster 2 or more: libp2p costs CPU."""
+    gpus_per_peer: float = Field(0.0, ge=0, le=1000)
+    """Ray GPUs reserved for a peer. 0 trains on the CPU; 1 is the normal choice on a cluster; 0.25 lets four peers
+    share a GPU."""
+    placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the peers. SPREAD over nodes when the network between them is fast and their memory is not."""
+    start_s: Seconds = 180.0
+    """Deadline in seconds for the swarm to come up. Raise it when many peers share few cores."""
+    stop_s: Seconds = 10.0
+    """Deadline in seconds for an orderly stop; what has not stopped by then is killed."""
+    final_s: Seconds = 60.0
+    """Deadline in seconds for the final rounds, in which the swarm mixes to agreement. A peer that is done waits at
+    most this long for slower ones: raise it when peers differ much in speed."""
+
+    @field_validator("gpus_per_peer")
+    @classmethod
+    def _whole_or_a_share(cls, gpus: float) -> float:
+        """What Ray can reserve: ten-thousandths of one GPU, or whole ones."""
+        if 0 < gpus < 0.001 or (gpus > 1 and gpus != int(gpus)):
+            raise ValueError(
+                f"{gpus:g} is no share that Ray can reserve; give 0, a share from 0.001 to 1, or whole GPUs"
+            )
+        return gpus

@@ -1,0 +1,39 @@
+"""Folders and files that a user names: tried where they are named, before anything is started."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ray_gossip.errors import ConfigError
+
+_LONGEST_PART, _LONGEST = 255, 2500  # bytes; Linux takes 4,096, and files below a folder have names too
+
+
+def is_possible(name: str | Path) -> bool:
+    """Whether a file system takes it: Python raises for some of these, and takes others for missing."""
+    if not str(name).isprintable():  # which no text is that cannot be encoded either
+        return False
+    encoded = os.fsencode(name)
+    fits = len(encoded) <= _LONGEST and all(len(part) <= _LONGEST_PART for part in encoded.split(b"/"))
+    return fits and bool(encoded)
+
+
+def check_writable(folder: Path, option: str = "--run-dir") -> None:
+    """Raise ConfigError unless this folder can be written to, or can be made.
+
+    A folder is made in what is there of it, and removed: that some cannot be written to is seen in no other way, such
+    as /proc, or a file system that is mounted for reading.
+    """
+    if not is_possible(folder):
+        raise ConfigError(f"{option} {folder} cannot be the name of a folder: name another")
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
+    try:
+        Path(tempfile.mkdtemp(prefix=".ray_gossip-", dir=there)).rmdir()
+    except NotADirectoryError:
+        raise ConfigError(f"cannot write to {option} {folder}: {there} is not a writable folder") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {option} {folder}: {there}: {error.strerror}; name another folder"
+        ) from None
