@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import secrets
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,12 +17,13 @@ from ray_gossip.factory import NAMED, Factories
 from ray_gossip.factory import check as check_factories
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import is_uri
-from ray_gossip.telemetry import Summary
-from ray_gossip.tuning.sweep import Sweep, holds_one
+from ray_gossip.telemetry import RUN_FILES, Summary
+from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
 
 # To look any other optimizer up, or to count samples for more peers than these, torch must be loaded: seconds.
 _KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")
 _FEWEST_SAMPLES = 1000  # no data set has fewer
+_PROBE_BYTES = 65_536  # more than a run's first files take
 
 
 def new_run_id() -> str:
@@ -99,6 +102,8 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
         check_writable(Path(place))
     if not resume and holds_one(place):
         raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
+    if not resume and not is_uri(place):
+        check_overwrites_nothing(Path(place), SWEEP_FILES)
     points, notices = sweep.points()
     for point in points:
         check_config(sweep.config(point), address=address)
@@ -113,16 +118,44 @@ def check(config: Config, *, address: str | None, run_dir: Path, factories: Fact
     """Raise UserError for every mistake that can be found before anything is started."""
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
+    check_overwrites_nothing(run_dir, RUN_FILES)
     check_writable(run_dir)
     check_config(config, address=address, factories=factories)
 
 
+def check_overwrites_nothing(folder: Path, names: Sequence[str]) -> None:
+    """Raise ConfigError if a file of one of these names is there already: it is the user's own."""
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise ConfigError(f"--run-dir {folder} would overwrite the {there[0]} that is there: name a new folder")
+
+
 def check_writable(run_dir: Path) -> None:
-    """Raise ConfigError unless this folder is one that can be written to, or can be made."""
-    folder = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+    """Raise ConfigError unless this folder can be made and written to; leaves nothing of the attempt."""
+    run_dir = run_dir.absolute()
+    missing = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir, buffering=0) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+    except OSError as error:
         raise ConfigError(
-            f"cannot write to the run's folder {run_dir}: {folder} is not a writable folder; see --run-dir"
+            f"cannot write to the run's folder {run_dir}: {error.strerror}; name another with --run-dir"
+        ) from error
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_cluster_address(address: str) -> None:
+    """Raise ConfigError where no Ray cluster can be: Ray itself would look for the machine, and say no more."""
+    if address.startswith("ray://"):
+        raise ConfigError(f"cannot drive a swarm through Ray Client ({address}): use ray job submit")
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address} is where jobs are submitted (ray job submit --address {address} -- ...); to train "
+            "from here, name the cluster itself: RAY_ADDRESS=auto on one of its nodes, else its head, HOST:6379"
         )
 
 
@@ -130,6 +163,8 @@ def check_config(config: Config, *, address: str | None, factories: Factories = 
     """Raise UserError for what is wrong with a config whatever folder it writes to."""
     if address is None:
         check_fits(config.swarm, [this_machine()])
+    else:
+        check_cluster_address(address)
     check_factories(config, factories)
     if config.optimizer.name not in _KNOWN_OPTIMIZERS:
         from ray_gossip.optimizer import check_optimizer

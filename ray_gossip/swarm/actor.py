@@ -48,7 +48,7 @@ class PeerActor:
         self._index = peer_index
         self._peer = Peer(
             config,
-            listen=Listen((f"/ip4/{'127.0.0.1' if loopback else get_node_ip_address()}/tcp/0",)),
+            listen=Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
             founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
             initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
             node=ray.get_runtime_context().get_node_id(),

@@ -27,6 +27,7 @@ BASELINE = "baseline"  # of a point: its name, or NO_BASELINE; no key of the con
 NO_BASELINE = "none"
 
 SWEEP_FILE = "sweep.yaml"  # in a sweep's folder, what was asked for; `--resume` needs nothing else
+SWEEP_FILES = ("report.json", "best.yaml", "accuracy_bytes.png", "accuracy_seconds.png", "parallel.png")  # in its end
 
 _BASELINES: Mapping[Baseline, Point] = {
     "all": {"gossip.schedule": "all"},

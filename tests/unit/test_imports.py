@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
-errors records storage
+errors records storage screen
 mistakes addresses
 config
 resources schedule checkpoint factory
