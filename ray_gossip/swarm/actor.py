@@ -18,7 +18,8 @@ from ray_gossip.factory import Factories
 from ray_gossip.records import PeerStarted, Record
 
 
-@ray.remote(concurrency_groups={"control": 2}, max_restarts=0, max_task_retries=0)
+# A call of the group "control" may wait for the final rounds; nothing but a process that is stuck holds up "pulse".
+@ray.remote(concurrency_groups={"control": 2, "pulse": 1}, max_restarts=0, max_task_retries=0)
 class PeerActor:
     """One peer in a Ray actor. `__init__` is on the main thread, as hivemind's forks need.
 
@@ -66,6 +67,10 @@ class PeerActor:
     @ray.method(concurrency_group="control")
     def started(self) -> PeerStarted:
         return self._peer.started()
+
+    @ray.method(concurrency_group="pulse")
+    def ping(self) -> None:
+        """Its answer says that this process runs."""
 
     @ray.method(num_returns="streaming")
     def run(self, *, founders: int) -> Iterator[list[Record]]:

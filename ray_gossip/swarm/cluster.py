@@ -80,8 +80,7 @@ def _connect(address: str) -> None:
 
 def nodes() -> list[Node]:
     """What each live node of the cluster has."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [{"CPU": node.get("CPU", 0.0), "GPU": node.get("GPU", 0.0)} for node in resources]
+    return [{"CPU": 0.0, "GPU": 0.0, **node["Resources"]} for node in ray.nodes() if node["Alive"]]
 
 
 def _first_line(error: BaseException) -> str:

@@ -133,7 +133,7 @@ class Sweep:
             sizes = {key: d.checked() for key, d in self.space.items() if key.startswith("swarm.")}
             for values in itertools.product(*sizes.values()):
                 possible.append(configs.replace(self.base, dict(zip(sizes, values, strict=True))).swarm)
-        return list(dict.fromkeys(possible))
+        return list({swarm.model_dump_json(): swarm for swarm in possible}.values())
 
     def dump(self) -> str:
         """The sweep as YAML; `load` of it gives the same sweep."""

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.job.runs import ROOT, RUN_S, Run, finish_in
+from tests.job.runs import COMMAND, ROOT, RUN_S, Run, finish_in
 from tests.job.waiting import wait_for
+from tests.published import write_tiny_imagenet
 
 SHORT = ("swarm.num_peers=2", "train.local_steps=60")
 
@@ -64,6 +65,25 @@ def test_a_run_outlives_a_full_disk_and_writes_again_when_there_is_room(tmp_path
     assert run.events("PeerFinished")  # every line of the log is whole
     assert run.summary["merged_accuracy"] > 0.9
     assert run.stderr.count("File too large; the run goes on, and what does not fit is lost") == 1
+
+
+SMALL_DISK = 'mount -t tmpfs -o size=20m tmpfs "$1" && shift && exec "$@"'
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False, capture_output=True).returncode != 0,
+    reason="needs a kernel that lets this user make a mount namespace",
+)
+def test_a_disk_without_room_for_decoded_images_is_one_line_and_kills_nobody(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path)
+    (tmp_path / "cache").mkdir()
+    words = ["data", "prepare", "configs/tiny_imagenet.yaml", f"data.root={tmp_path}", f"data.cache={tmp_path}/cache"]
+    on_it = ["unshare", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh", f"{tmp_path}/cache"]
+    done = finish_in(ROOT, [*on_it, *COMMAND, *words])
+    assert (done.returncode, done.stdout) == (2, ""), done
+    (line,) = done.stderr.splitlines()
+    assert "tiny-imagenet-200.npy on " in line
+    assert line.endswith("No space left on device; set data.cache to a folder with room")
 
 
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
