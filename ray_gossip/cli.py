@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ray_gossip.arguments import join_command, overrides_of, parse
 from ray_gossip.errors import ConfigError, SwarmError, UserError
+from ray_gossip.screen import flush_or_drop, screen
 from ray_gossip.storage import is_uri
 
 if TYPE_CHECKING:
@@ -44,18 +45,26 @@ _TUNE_SETTINGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ray-gossip`."""
+    try:
+        return _run(arguments)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            flush_or_drop(stream)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options, stop = parse(arguments), _OrderlyStop()
     try:
         with stop:
             return _COMMANDS[options.command](options, stop)
     except UserError as error:
-        print(f"ray-gossip: {error}", file=sys.stderr)
+        print(f"ray-gossip: {error}", file=screen(sys.stderr))
         return 2
     except SwarmError as error:
-        print(f"ray-gossip: {error}", file=sys.stderr)
+        print(f"ray-gossip: {error}", file=screen(sys.stderr))
         return 1
     except KeyboardInterrupt:
-        print(f"ray-gossip: stopped by {stop.signal.name}", file=sys.stderr)
+        print(f"ray-gossip: stopped by {stop.signal.name}", file=screen(sys.stderr))
         return 128 + stop.signal
 
 
@@ -101,12 +110,12 @@ def _address() -> str | None:
 
 def _stream(options: argparse.Namespace) -> TextIO:
     """Where a person looks: with --json, standard output is for the last line alone."""
-    return sys.stderr if options.json else sys.stdout
+    return screen(sys.stderr if options.json else sys.stdout)
 
 
 def _print_json(options: argparse.Namespace, outcome: Mapping[str, Any]) -> int:
     if options.json:
-        print(json.dumps(outcome), flush=True)
+        print(json.dumps(outcome), file=screen(sys.stdout), flush=True)
     return 0
 
 
@@ -190,7 +199,8 @@ def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
         kind, shape = "samples", f"shape {list(dataset.in_shape)}"
     print(
         f"{config.data.name or config.data.factory} is ready: {dataset.num_train:,} training and "
-        f"{len(dataset.test_labels):,} test {kind}, {shape}, {dataset.num_classes} classes"
+        f"{len(dataset.test_labels):,} test {kind}, {shape}, {dataset.num_classes} classes",
+        file=screen(sys.stdout),
     )
     return 0
 

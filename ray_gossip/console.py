@@ -5,6 +5,8 @@ Nothing here knows where its stream leads or reads anything but the swarm's stat
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -276,10 +278,10 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         ("speed", f"{speed} samples/s, {summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
         *(("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}") for lost in summary["peers_lost"]),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),
-        ("curves", f"tensorboard --logdir {all_runs}"),
+        ("curves", shlex.join(["tensorboard", "--logdir", str(all_runs)])),
     ]
     if summary["model"]:
-        lines.append(("model", f'torch.load("{summary["model"]}", weights_only=True)'))
+        lines.append(("model", f"torch.load({json.dumps(summary['model'], ensure_ascii=False)}, weights_only=True)"))
     stream.write("\n" + "".join(f"{name:<9} {text}\n" for name, text in lines))
     stream.flush()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,8 +17,8 @@ from ray_gossip.folders import check_writable
 from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import check_uri, is_uri
-from ray_gossip.telemetry import Summary
-from ray_gossip.tuning.sweep import Sweep, holds_one
+from ray_gossip.telemetry import RUN_FILES, Summary
+from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
 
 _FEWEST_SAMPLES = 1000  # no data set has fewer; to count them, torch must be loaded: seconds
 
@@ -100,6 +101,8 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
         place = str(Path(place).absolute())
     if not resume and holds_one(place):
         raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
+    if not resume and not is_uri(place):
+        check_overwrites_nothing(Path(place), SWEEP_FILES)
     points, notices = sweep.points()
     configs = sweep.configs(points)
     for config in configs:
@@ -117,8 +120,27 @@ def check(config: Config, *, address: str | None, run_dir: Path, factories: Fact
     check_writable(run_dir)
     if (run_dir / "events.jsonl").exists():
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
+    check_overwrites_nothing(run_dir, RUN_FILES)
     check_config(config, address=address, factories=factories)
     rehearse([config], factories=factories, imports=address is None)
+
+
+def check_overwrites_nothing(folder: Path, names: Sequence[str]) -> None:
+    """Raise ConfigError if a file of one of these names is there already: it is the user's own."""
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise ConfigError(f"--run-dir {folder} would overwrite the {there[0]} that is there: name a new folder")
+
+
+def check_cluster_address(address: str) -> None:
+    """Raise ConfigError where no Ray cluster can be: Ray itself would look for the machine, and say no more."""
+    if address.startswith("ray://"):
+        raise ConfigError(f"cannot drive a swarm through Ray Client ({address}): use ray job submit")
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address} is where jobs are submitted (ray job submit --address {address} -- ...); to train "
+            "from here, name the cluster itself: RAY_ADDRESS=auto on one of its nodes, else its head, HOST:6379"
+        )
 
 
 def check_config(config: Config, *, address: str | None, factories: Factories = NAMED) -> None:
@@ -130,6 +152,8 @@ def check_config(config: Config, *, address: str | None, factories: Factories = 
                 f"data.name={config.data.name}: there is no {folder}; unpack it in data.root={folder.parent} as it is "
                 "published, or set data.download=true"
             )
+    else:
+        check_cluster_address(address)
     check_factories(config, factories)
     if config.swarm.num_peers > _FEWEST_SAMPLES:
         from ray_gossip import data

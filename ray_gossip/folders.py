@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ray_gossip.errors import ConfigError
 
+_PROBE_BYTES = 65_536  # more than a run's first files take: a full disk says so
 _LONGEST_PART, _LONGEST = 255, 2500  # bytes; Linux takes 4,096, and files below a folder have names too
 
 
@@ -30,7 +31,12 @@ def check_writable(folder: Path, option: str = "--run-dir") -> None:
         raise ConfigError(f"{option} {folder} cannot be the name of a folder: name another")
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
     try:
-        Path(tempfile.mkdtemp(prefix=".ray_gossip-", dir=there)).rmdir()
+        made = Path(tempfile.mkdtemp(prefix=".ray_gossip-", dir=there))
+        try:
+            with tempfile.TemporaryFile(dir=made, buffering=0) as probe:
+                probe.write(bytes(_PROBE_BYTES))
+        finally:
+            made.rmdir()
     except NotADirectoryError:
         raise ConfigError(f"cannot write to {option} {folder}: {there} is not a writable folder") from None
     except OSError as error:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_gossip.config import Config, parse, read
+from ray_gossip.errors import ConfigError
 from ray_gossip.factory import Factories, Factory, name_of
+from ray_gossip.screen import screen
+from ray_gossip.storage import is_uri
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class GossipTrainer:
         run_dir: Path | str | None = None,
         verbose: bool = True,
     ) -> None:
+        if run_dir is not None and is_uri(run_dir):
+            raise ConfigError(f"run_dir={run_dir} is a URI, which only a sweep writes to; name a folder")
         values = read(config).model_dump()
         swarm = {"num_peers": num_peers, "cpus_per_peer": cpus_per_peer, "gpus_per_peer": gpus_per_peer}
         values["swarm"] |= {key: value for key, value in swarm.items() if value is not None}
@@ -98,7 +103,7 @@ class GossipTrainer:
 
         address = connected_address() or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
-            stream = sys.stdout if self._verbose else stack.enter_context(Path(os.devnull).open("w"))
+            stream = screen(sys.stdout) if self._verbose else stack.enter_context(Path(os.devnull).open("w"))
             summary = driver.train(
                 self.config,
                 address=None if address in (None, "", "local") else address,

@@ -11,13 +11,28 @@ from pathlib import Path
 from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import ResourceError
 
-Node = Mapping[str, float]  # Ray's resources of one node; one that it does not list is not known yet
+Node = Mapping[str, float]  # Ray's resources of one node; without "GPU", what GPUs it has is not known yet
+
+_KEYS = {"CPU": "cpus_per_peer", "GPU": "gpus_per_peer"}
+_KIND = "accelerator_type:"  # Ray's name of a node's kind of GPU begins so, and the node has 1 of it
+_SHARE_OF_KIND = 0.001  # as Ray itself asks for it: enough to be placed there
 
 
 def bundle(config: SwarmConfig) -> dict[str, float]:
     """What Ray reserves for one peer."""
-    each = {"CPU": config.cpus_per_peer, "GPU": config.gpus_per_peer}
+    each = {"CPU": config.cpus_per_peer, "GPU": config.gpus_per_peer, **config.resources_per_peer}
+    if config.accelerator_type is not None:
+        each[_KIND + config.accelerator_type] = _SHARE_OF_KIND
     return {resource: amount for resource, amount in each.items() if amount > 0}
+
+
+def in_words(config: SwarmConfig) -> str:
+    """A peer's bundle: 2 CPUs and 1 GPUs and 1 fast_network and a H100."""
+    named = [
+        f"a {resource.removeprefix(_KIND)}" if resource.startswith(_KIND) else f"{amount:g} {_plural(resource)}"
+        for resource, amount in bundle(config).items()
+    ]
+    return " and ".join(named)
 
 
 def this_machine() -> Node:
@@ -30,21 +45,25 @@ def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
     """Raise ResourceError unless the nodes, were they idle, could hold every peer's bundle."""
     each = bundle(config)
     for resource, amount in each.items():
-        if not all(resource in node for node in nodes):
-            continue
-        need, have = config.num_peers * amount, sum(node[resource] for node in nodes)
-        if need > have:
-            key = f"swarm.{resource.lower()}s_per_peer"
+        need, have = config.num_peers * amount, sum(_amount(node, resource) for node in nodes)
+        if resource.startswith(_KIND) and have == 0:
+            kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
             raise ResourceError(
-                f"swarm.num_peers={config.num_peers} with {key}={amount:g} needs {need:g} {resource}s but the cluster "
-                f"has {have:g}: lower swarm.num_peers or {key}"
+                f"swarm.accelerator_type={config.accelerator_type} is on no node of the cluster; there "
+                f"{'is ' + ', '.join(kinds) if kinds else 'are no GPUs of a kind that Ray knows'}"
+            )
+        if need > have and not resource.startswith(_KIND):
+            key = f"swarm.{_KEYS.get(resource, f'resources_per_peer.{resource}')}"
+            raise ResourceError(
+                f"swarm.num_peers={config.num_peers} with {key}={amount:g} needs {need:g} {_plural(resource)} but the "
+                f"cluster has {have:g}: lower swarm.num_peers or {key}"
             )
     places = [_num_bundles(each, node) for node in nodes]
     if sum(places) < config.num_peers:
-        wanted = " and ".join(f"{amount:g} {resource}s" for resource, amount in each.items())
         raise ResourceError(
-            f"swarm.num_peers={config.num_peers} but only {sum(places):g} peers with {wanted} each, all on one node, "
-            f"fit on the {len(nodes)} nodes of the cluster: lower swarm.num_peers, cpus_per_peer or gpus_per_peer"
+            f"swarm.num_peers={config.num_peers} but only {sum(places):g} peers with {in_words(config)} each, all on "
+            f"one node, fit on the {len(nodes)} nodes of the cluster: lower swarm.num_peers, cpus_per_peer or "
+            "gpus_per_peer"
         )
     roomy = sum(place >= 1 for place in places)
     if config.placement == "STRICT_SPREAD" and roomy < config.num_peers:
@@ -54,10 +73,19 @@ def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
         )
 
 
+def _amount(node: Node, resource: str) -> float:
+    is_open = "GPU" not in node and (resource == "GPU" or resource.startswith(_KIND))
+    return node.get(resource, math.inf if is_open else 0.0)
+
+
+def _plural(resource: str) -> str:
+    return f"{resource}s" if resource in _KEYS else resource
+
+
 def _num_bundles(each: Node, node: Node) -> float:
     """How many bundles one node holds; infinity when nothing that they need is known of it."""
-    known = [node[resource] / amount for resource, amount in each.items() if resource in node]
-    return min((math.floor(share + 1e-9) for share in known), default=math.inf)
+    shares = [_amount(node, resource) / amount for resource, amount in each.items()]
+    return min((share if math.isinf(share) else math.floor(share + 1e-9) for share in shares), default=math.inf)
 
 
 def num_that_fit(config: SwarmConfig, nodes: Sequence[Node]) -> int:

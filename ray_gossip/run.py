@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,6 @@ from pathlib import Path
 
 from ray.util.placement_group import PlacementGroup
 
-from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config, skipped
 from ray_gossip.errors import SwarmError
 from ray_gossip.factory import NAMED, Factories
@@ -86,13 +86,12 @@ class Run:
         """Save the merged model and write the summary.
 
         Raises:
-            SwarmError: no peer is left to give its model.
+            SwarmError: no peer is left to give its model, or the disk does not take it.
         """
         model = self._swarm.model()
         if model is None:
             raise SwarmError(f"every peer was lost; {self.run_dir / 'events.jsonl'} says why")
-        write_atomically(self.run_dir / "model.pt", model)
-        self.summary = self._log.write_summary(model=self.run_dir / "model.pt")
+        self.summary = self._log.write_summary(model=self._log.save("model.pt", model))
         return self.summary
 
     def stop(self, why: str | None = None, *, show: Callable[[], None] = lambda: None) -> None:
@@ -114,8 +113,8 @@ class Run:
 
     def _how_to_join(self) -> str:
         started = next(peer.started for peer in self.state.live_peers() if peer.started)
-        config = self.run_dir / "config.yaml"
-        return f"from another shell, join with: ray-gossip peer {config} --initial_peer {started.multiaddrs[0]}"
+        words = ["ray-gossip", "peer", str(self.run_dir / "config.yaml"), "--initial_peer", started.multiaddrs[0]]
+        return f"from another shell, join with: {shlex.join(words)}"
 
     def _written(self, records: Iterable[Record | None]) -> Iterator[Record | None]:
         for record in records:

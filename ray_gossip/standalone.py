@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ray_gossip.addresses import check_free, check_identity, check_multiaddr
-from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import Config
 from ray_gossip.console import open_view, print_summary
 from ray_gossip.driver import check, new_run_id
@@ -105,8 +104,7 @@ def run_peer(
                         follow([peer.started()])
                         introduced = True
                     follow(records, wait_s=_GOODBYE_S if peer.is_finished else 0.0)
-                write_atomically(run_dir / "model.pt", peer.model())
-                summary = log.write_summary(model=run_dir / "model.pt")
+                summary = log.write_summary(model=log.save("model.pt", peer.model()))
             except BaseException:
                 step = peer.trainer.local_step
                 left = PeerLeft(peer_index=peer.peer_index, wall_time=time.time(), local_step=step)

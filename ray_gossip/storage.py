@@ -6,14 +6,17 @@ pyarrow is loaded for URIs only.
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
 from ray_gossip.errors import ConfigError
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path makes one slash of two
+
 
 def is_uri(place: str | Path) -> bool:
-    return "://" in str(place)
+    return _SCHEME.match(str(place)) is not None
 
 
 def check_uri(uri: str) -> None:
@@ -28,9 +31,21 @@ def check_uri(uri: str) -> None:
         raise ConfigError(f"--run-dir {uri} names no bucket or folder: write it whole, as s3://bucket/name")
 
 
-def name_of(place: str | Path) -> str:
-    """The last part."""
-    return str(place).rstrip("/").rpartition("/")[2]
+def name_of(place: str) -> str:
+    """The last part, without a URI's query."""
+    return _split(place)[0].rpartition("/")[2]
+
+
+def parent_of(place: str) -> str:
+    """Where this place lies; a URI keeps its query, such as ?endpoint_override=..."""
+    path, query = _split(place)
+    return path.rpartition("/")[0] + query
+
+
+def inside(place: str, name: str) -> str:
+    """The place of this name below another."""
+    path, query = _split(place)
+    return f"{path}/{name}{query}"
 
 
 def write(place: str, name: str, content: bytes) -> None:
@@ -72,6 +87,12 @@ def upload(folder: Path, place: str) -> None:
     files, path = _open(place)
     files.create_dir(path, recursive=True)
     fs.copy_files(str(folder), path, destination_filesystem=files)
+
+
+def _split(place: str) -> tuple[str, str]:
+    """The path, and with its question mark what a URI says of the way there."""
+    path, mark, query = place.partition("?") if is_uri(place) else (place, "", "")
+    return path.rstrip("/"), mark + query
 
 
 def _open(uri: str) -> tuple[Any, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,15 +20,32 @@ class SwarmConfig(Section):
     gpus_per_peer: float = Field(0.0, ge=0, le=1000)
     """Ray GPUs reserved for a peer. 0 trains on the CPU; 1 is the normal choice on a cluster; 0.25 lets four peers
     share a GPU."""
+    accelerator_type: str | None = Field(None, min_length=1, max_length=100)
+    """The kind of GPU that peers are placed on, as Ray names it: A100, H100, ...; unset: any. For clusters of several
+    kinds."""
+    resources_per_peer: dict[str, Annotated[float, Field(ge=0.001, le=1e9)]] = Field(default_factory=dict)
+    """Custom Ray resources reserved for a peer, such as {fast_network: 1}, on nodes that were started with them."""
     placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     """How Ray places the peers. SPREAD over nodes when the network between them is fast and their memory is not."""
     start_s: Seconds = 180.0
     """Deadline in seconds for the swarm to come up. Raise it when many peers share few cores."""
+    silent_s: Seconds = 60.0
+    """Seconds without a sign of life from a peer's process, after which the peer is lost: it is stopped, or hangs. How
+    long a local step or an evaluation takes does not matter. Raise it when machines stand still for a minute and go on
+    after it."""
     stop_s: Seconds = 10.0
     """Deadline in seconds for an orderly stop; what has not stopped by then is killed."""
     final_s: Seconds = 60.0
     """Deadline in seconds for the final rounds, in which the swarm mixes to agreement. A peer that is done waits at
     most this long for slower ones: raise it when peers differ much in speed."""
+
+    @field_validator("resources_per_peer")
+    @classmethod
+    def _custom(cls, resources: dict[str, float]) -> dict[str, float]:
+        own = {"CPU": "cpus_per_peer", "GPU": "gpus_per_peer"}
+        for name in own.keys() & resources.keys():
+            raise ValueError(f"{name} has a key of its own: set swarm.{own[name]}")
+        return resources
 
     @field_validator("gpus_per_peer")
     @classmethod

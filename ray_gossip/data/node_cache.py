@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -113,15 +114,25 @@ def _write(array: Path, manifest: Path, decoding: Decoding) -> None:
         images: Any = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
             unfinished, mode="w+", dtype=np.uint8, shape=decoding.shape
         )
+        _reserve(unfinished)
         decoding.decode(images)
         images.flush()
         written = {"crc32": _crc32(images), "labels": decoding.labels}
         unfinished.replace(array)
         write_atomically(manifest, json.dumps(written).encode())
     except OSError as error:
-        raise DataError(f"cannot write {array} on {socket.gethostname()}: {error}") from error
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"cannot write {array} on {socket.gethostname()}: {reason}; set data.cache to a folder with room"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _reserve(file: Path) -> None:
+    """Have the disk set aside what is mapped: writing to a page that it has no room for would kill the process."""
+    with file.open("r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def _crc32(images: Images) -> int:

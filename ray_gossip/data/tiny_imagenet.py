@@ -6,6 +6,7 @@
     val/images/*.JPEG, val/val_annotations.txt   50 of each class; its labels
     test/images/*.JPEG                           without labels: not used
 
+The validation images may also have been sorted into a folder for each class, as is usual for torchvision's ImageFolder.
 Classes are numbered in the alphabetical order of their ids, as torchvision's ImageFolder does. A few images are grey;
 they become RGB. Decoded images are kept on disk, once per node.
 """
@@ -38,6 +39,7 @@ SHAPE = (3, 64, 64)
 # ImageNet's own, as everybody uses: those of this subset differ by a hundredth
 _SCALE = Scale(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _REPORT_EVERY = 500  # images
+_SORTED = ("val/{wnid}/images", "val/{wnid}", "val/images/{wnid}")  # where scripts leave the images of a class
 
 Labelled = list[tuple[Path, int]]  # JPEG, class
 
@@ -103,6 +105,24 @@ class _Tree:
         return files
 
     def _val_files(self, classes: dict[str, int]) -> Labelled:
+        """In the order of their names, however they are sorted into folders: all peers number them alike."""
+        first = next(iter(classes))
+        for place in _SORTED:
+            if (self._folder / place.format(wnid=first)).is_dir():
+                return self._sorted_val_files(classes, place)
+        return self._listed_val_files(classes)
+
+    def _sorted_val_files(self, classes: dict[str, int], place: str) -> Labelled:
+        files: Labelled = []
+        for wnid, number in classes.items():
+            folder = place.format(wnid=wnid)
+            names = [name for name in self._names(folder) if name.endswith(".JPEG")]
+            if len(names) != NUM_VAL_PER_CLASS:
+                raise self._error(f"{self._folder / folder} has {len(names)} images instead of {NUM_VAL_PER_CLASS}")
+            files += [(self._folder / folder / name, number) for name in names]
+        return sorted(files, key=lambda file: file[0].name)
+
+    def _listed_val_files(self, classes: dict[str, int]) -> Labelled:
         annotations = self._folder / "val" / "val_annotations.txt"
         fields = [line.split("\t") for line in self._lines("val/val_annotations.txt")]
         if any(len(field) < 2 or field[1] not in classes for field in fields):

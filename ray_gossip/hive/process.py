@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import ipaddress
 import logging
+import multiprocessing.util
 import os
 import resource
 import signal
 import socket
 import stat
 import struct
+import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -35,6 +38,7 @@ from ray_gossip.errors import SwarmError
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _OPEN_FILES = 65_536
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # a socket's path holds 107 bytes
 _guarded = False
 
 
@@ -50,6 +54,7 @@ def guard_forks() -> None:
     _guarded = True
     # torch's default on Linux, which hivemind changes when it is imported: memory without a name ...
     torch.multiprocessing.set_sharing_strategy("file_descriptor")
+    _shorten_sockets()
     _allow_open_files(_OPEN_FILES)  # ... but with an open file for each tensor: engine=hivemind shares all of a model's
     parent = os.getpid()
     inherited = _open_sockets()
@@ -68,6 +73,18 @@ def guard_forks() -> None:
         gc.freeze()  # else its first full collection writes into every inherited page: a copy of 60 MB
 
     os.register_at_fork(after_in_child=in_child)
+
+
+def _shorten_sockets() -> None:
+    """Have multiprocessing keep its sockets in /tmp, as libp2p's daemon does, if their paths would be too long below
+    TMPDIR. Python 3.15 does so itself."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # makes one, for this process and those that it forks
+        finally:
+            tempfile.tempdir = usual
 
 
 def _allow_open_files(number: int) -> None:
@@ -150,6 +167,11 @@ class Listen:
     host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
     identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
+
+    @classmethod
+    def at(cls, ip_address: str) -> Listen:
+        """A free port of this address, of version 4 or 6."""
+        return cls((f"/ip{ipaddress.ip_address(ip_address).version}/{ip_address}/tcp/0",))
 
 
 def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -> hivemind.DHT:

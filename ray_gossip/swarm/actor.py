@@ -18,7 +18,8 @@ from ray_gossip.factory import Factories
 from ray_gossip.records import PeerStarted, Record
 
 
-@ray.remote(concurrency_groups={"control": 2}, max_restarts=0, max_task_retries=0)
+# A call of the group "control" may wait for the final rounds; nothing but a process that is stuck holds up "pulse".
+@ray.remote(concurrency_groups={"control": 2, "pulse": 1}, max_restarts=0, max_task_retries=0)
 class PeerActor:
     """One peer in a Ray actor. `__init__` is on the main thread, as hivemind's forks need.
 
@@ -48,7 +49,7 @@ class PeerActor:
         self._index = peer_index
         self._peer = Peer(
             config,
-            listen=Listen((f"/ip4/{'127.0.0.1' if loopback else get_node_ip_address()}/tcp/0",)),
+            listen=Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
             founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
             initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
             node=ray.get_runtime_context().get_node_id(),
@@ -66,6 +67,10 @@ class PeerActor:
     @ray.method(concurrency_group="control")
     def started(self) -> PeerStarted:
         return self._peer.started()
+
+    @ray.method(concurrency_group="pulse")
+    def ping(self) -> None:
+        """Its answer says that this process runs."""
 
     @ray.method(num_returns="streaming")
     def run(self, *, founders: int) -> Iterator[list[Record]]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import ray
 
 from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import UserError
-from ray_gossip.resources import Node, check_fits, this_machine
+from ray_gossip.resources import Node, check_fits
+from ray_gossip.swarm.local import local_ray, own_signal_handlers
 
-_LOCAL_OBJECT_STORE_BYTES = 200 * 2**20  # reports and one model pass through it, nothing else
 _DIAL_S = 5.0  # longest that the cluster's first answer may take
 
 
@@ -27,19 +24,11 @@ def cluster(swarms: Sequence[SwarmConfig], *, address: str | None) -> Iterator[N
         UserError: there is no such cluster, or (ResourceError) it cannot hold each of the swarms. Nothing of them has
             been started then.
     """
-    if ray.is_initialized():
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.enter_context(_local() if address is None else _connected(address))
         _check_all_fit(swarms)
         yield
-        return
-    try:
-        if address is None:
-            _start_local()
-        else:
-            _connect(address)
-        _check_all_fit(swarms)
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _check_all_fit(swarms: Sequence[SwarmConfig]) -> None:
@@ -52,29 +41,31 @@ def connected_address() -> str | None:
     return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
 
 
-def _start_local() -> None:
+@contextlib.contextmanager
+def _local() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(local_ray())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+        yield
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
     try:
-        with _own_signal_handlers(hold_ctrl_c=True):
-            ray.init(
-                address="local",
-                num_cpus=int(this_machine()["CPU"]),
-                include_dashboard=False,
-                object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-                logging_level="ERROR",
-                log_to_driver=False,  # what matters is in our records
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+        _connect(address)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _connect(address: str) -> None:
-    if address.startswith("ray://"):
-        raise UserError(f"cannot drive a swarm through Ray Client ({address}): use ray job submit")
     try:
         host, _, port = address.rpartition(":")
         if host and port.isdecimal():  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=_DIAL_S).close()
-        with _own_signal_handlers(hold_ctrl_c=False):
+        with own_signal_handlers(hold_ctrl_c=False):
             # no runtime environment here: the job's own one counts, and Ray takes it from one source only
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except ray.exceptions.RayError as error:  # of authentication, which is asked for before anything else
@@ -87,43 +78,9 @@ def _connect(address: str) -> None:
         raise UserError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}") from error
 
 
-@contextlib.contextmanager
-def _own_signal_handlers(*, hold_ctrl_c: bool) -> Iterator[None]:
-    """Keep ray.init from taking over.
-
-    Its handlers of SIGTERM print a stack and abort the process 3 s later, whatever it is doing: ours come back. A
-    Ctrl-C while it starts processes would leave some of them behind: the first one is held back until it is done.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone may touch handlers
-        yield
-        return
-    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    held: list[int] = []
-
-    def hold(number: int, frame: Any) -> None:
-        if held and callable(interrupt):
-            interrupt(number, frame)
-        held.append(number)
-
-    if hold_ctrl_c and callable(interrupt):
-        signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    except SystemExit as ended:  # so Ray answers SIGTERM meanwhile
-        held.append(signal.SIGTERM)
-        if ended.code != signal.SIGTERM:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, terminate)
-    if held:
-        signal.raise_signal(held[0])
-
-
 def nodes() -> list[Node]:
     """What each live node of the cluster has."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [{"CPU": node.get("CPU", 0.0), "GPU": node.get("GPU", 0.0)} for node in resources]
+    return [{"CPU": 0.0, "GPU": 0.0, **node["Resources"]} for node in ray.nodes() if node["Alive"]]
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from ray_gossip.records import Notice, PeerFinished, PeerLost, Record
 from ray_gossip.resources import bundle
 from ray_gossip.swarm.actor import PeerActor, pack
 from ray_gossip.swarm.cluster import nodes
+from ray_gossip.swarm.pulse import Pulse
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
 _ROOM_POLL_S = 1  # the same while Ray looks for room; there it counts whole seconds
@@ -58,6 +59,7 @@ class Swarm:
         self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
         self._streams: dict[Any, int] = {}
         self._finished: dict[int, PeerFinished] = {}
+        self._pulse = Pulse(limit_s=config.swarm.silent_s)
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
     def __enter__(self) -> Swarm:
@@ -214,8 +216,18 @@ class Swarm:
                 else:
                     self._finished.update({r.peer_index: r for r in records if isinstance(r, PeerFinished)})
                     yield from records
+            yield from self._give_up_silent()
             if not ready:
                 yield None
+
+    def _give_up_silent(self) -> Iterator[PeerLost]:
+        """A peer whose process does not answer is lost, or the run would wait for it for ever."""
+        awaited = {index: self._actors[index] for index in self._streams.values()}
+        for index in self._pulse.silent(awaited):
+            self._streams = {stream: other for stream, other in self._streams.items() if other != index}
+            ray.kill(self._actors.pop(index))
+            limit_s = self.config.swarm.silent_s
+            yield _lost(index, f"its process has not answered for swarm.silent_s={limit_s:g}: it is stopped, or hangs")
 
     def _lose(self, index: int, error: ray.exceptions.RayError) -> PeerLost:
         ray.kill(self._actors.pop(index))  # it may live on, when it was only its code that raised

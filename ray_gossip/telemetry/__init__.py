@@ -10,8 +10,18 @@
 `state` folds records into the current picture; `curves` and `summary` read it; only `log` touches the disk.
 """
 
-from ray_gossip.telemetry.log import RunLog, dump_json
+from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState
 from ray_gossip.telemetry.summary import Summary, summarise
 
-__all__ = ["PeerState", "RunLog", "Status", "Summary", "SwarmRound", "SwarmState", "dump_json", "summarise"]
+__all__ = [
+    "RUN_FILES",
+    "PeerState",
+    "RunLog",
+    "Status",
+    "Summary",
+    "SwarmRound",
+    "SwarmState",
+    "dump_json",
+    "summarise",
+]

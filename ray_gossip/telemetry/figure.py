@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # which else tells of a home that it cannot write to
 
 
 def who_met_whom(meetings: Mapping[tuple[int, int], int], peers: Sequence[int]) -> bytes:

@@ -6,21 +6,23 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ray_gossip.checkpoint import write_atomically
+from ray_gossip.checkpoint import Journal, write_atomically
 from ray_gossip.config import Config, dump
-from ray_gossip.records import PeerLost, PeerStarted, Record, to_json
+from ray_gossip.errors import SwarmError
+from ray_gossip.records import Notice, PeerLost, PeerStarted, Record, to_json
 from ray_gossip.telemetry.curves import Curves, Point
+from ray_gossip.telemetry.event_file import EventFile
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
 from ray_gossip.telemetry.state import SwarmState
 from ray_gossip.telemetry.summary import Summary, summarise
 
-# TensorBoard's own thread flushes this often, so that a killed driver loses a second of curves at most.
-_FLUSH_S = 1.0
+# What a run overwrites in its folder.
+RUN_FILES = ("events.jsonl", "config.yaml", "summary.json", "model.pt")
 
 _PICTURE_S = 30.0  # between two pictures of who met whom; each takes a tenth of a second
 
@@ -29,7 +31,8 @@ class RunLog:
     """Writes what happens in a run, and keeps the picture of it in `state`.
 
     Use as a context manager: entering makes the directory, leaving closes every file. A record is in
-    `events.jsonl` when `write` returns, even if the driver is killed then.
+    `events.jsonl` when `write` returns, even if the driver is killed then. What a full disk does not take is left out,
+    which a notice says once; the run goes on, and is written again when there is room.
 
     Args:
         run_dir: made if missing; files of an earlier part of the run are added to.
@@ -52,17 +55,19 @@ class RunLog:
         self.state = SwarmState(peers=indices, total_steps=config.train.local_steps)
         self._started_at = time.time() if started_at is None else started_at
         self._curves = Curves(self.state)
-        self._writers: dict[str, Any] = {}  # by the name of the TensorBoard run
+        self._event_files: dict[str, EventFile] = {}  # by the name of the TensorBoard run
         self._pictured_at = time.monotonic()
         self._classes_are_pictured = False
         self._files = ExitStack()
-        self._events: BinaryIO
+        self._events: Journal
+        self._told_of_disk = False
 
     def __enter__(self) -> RunLog:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.run_dir / "config.yaml", dump(self.config).encode())
-        # unbuffered: a line is one system call, so that a kill leaves whole lines
-        self._events = self._files.enter_context((self.run_dir / "events.jsonl").open("ab", buffering=0))
+        with _or_swarm_error(self.run_dir):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._events = Journal(self.run_dir / "events.jsonl")
+            self._files.callback(self._events.close)
+        self.save("config.yaml", dump(self.config).encode())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,9 +77,11 @@ class RunLog:
     def write(self, record: Record) -> None:
         """Fold a record into `state`; write it and what it completes to the event log and to TensorBoard."""
         for each in (record, *self.state.fold(record)):
-            self._events.write(f"{dump_json(to_json(each))}\n".encode())
-            for point in self._curves.points(each):
-                self._add(point)
+            points = list(self._curves.points(each))
+            with self._as_far_as_there_is_room():
+                self._events.write(f"{dump_json(to_json(each))}\n".encode(errors=_ESCAPED))
+                for point in points:
+                    self._add(point)
         if time.monotonic() - self._pictured_at > _PICTURE_S:
             self._add_picture()
         if isinstance(record, (PeerStarted, PeerLost)) and not self._classes_are_pictured:
@@ -85,6 +92,9 @@ class RunLog:
 
         Args:
             model: where the merged model was saved, if it was.
+
+        Raises:
+            SwarmError: as `save`.
         """
         summary = summarise(
             self.state,
@@ -96,9 +106,32 @@ class RunLog:
             model=model,
         )
         text = dump_json(summary, indent=2)
-        write_atomically(self.run_dir / "summary.json", f"{text}\n".encode())
+        self.save("summary.json", f"{text}\n".encode(errors=_ESCAPED))
         written: Summary = json.loads(text)
         return written
+
+    def save(self, name: str, content: bytes) -> Path:
+        """Write a file of the run, whole; returns where it is.
+
+        Raises:
+            SwarmError: the disk does not take it.
+        """
+        with _or_swarm_error(self.run_dir / name):
+            write_atomically(self.run_dir / name, content)
+        return self.run_dir / name
+
+    @contextmanager
+    def _as_far_as_there_is_room(self) -> Iterator[None]:
+        """What curves and events lose to a full disk is not worth the run."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told_of_disk:
+                self._told_of_disk = True
+                text = (
+                    f"cannot write to {self.run_dir}: {error.strerror}; the run goes on, and what does not fit is lost"
+                )
+                self.state.fold(Notice(peer_index=-1, wall_time=time.time(), text=text))
 
     def _add(self, point: Point) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -129,19 +162,25 @@ class RunLog:
 
         width, height = struct.unpack(">II", png[16:24])  # of PNG's first chunk
         image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-        self._add_value("swarm", Summary.Value(tag=tag, image=image), step=step, wall_time=time.time())
+        with self._as_far_as_there_is_room():
+            self._add_value("swarm", Summary.Value(tag=tag, image=image), step=step, wall_time=time.time())
 
     def _add_value(self, run: str, value: Any, *, step: int, wall_time: float) -> None:
-        # TensorBoard's own writer: torch's wrapper of it costs the driver 4 s and 600 MB, for importing torch
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        if run not in self._event_files:
+            self._event_files[run] = EventFile(self.run_dir / run)
+            self._files.callback(self._event_files[run].close)
+        self._event_files[run].add(value, step=step, wall_time=wall_time)
 
-        if run not in self._writers:
-            writer = EventFileWriter(str(self.run_dir / run), flush_secs=_FLUSH_S)
-            self._files.callback(writer.close)
-            self._writers[run] = writer
-        self._writers[run].add_event(Event(wall_time=wall_time, step=step, summary=Summary(value=[value])))
+
+_ESCAPED = "backslashreplace"  # bytes of a path that are no text become \\udc80 and the like, as JSON writes them
+
+
+@contextmanager
+def _or_swarm_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SwarmError(f"cannot write {path}: {error.strerror}") from error
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_gossip import config as configs
+from ray_gossip import storage
 from ray_gossip.checkpoint import write_atomically
 from ray_gossip.telemetry import dump_json
 from ray_gossip.tuning import plots
@@ -65,10 +67,10 @@ def print_report(report: Report, *, stream: TextIO) -> None:
     lines += [("failed", f"{each['trial']}: {each['cause']}") for each in report["ranking"] if each["cause"]]
     folder = report["run_dir"]
     if report["best"] is not None:
-        lines.append(("best", f"ray-gossip train {folder}/best.yaml"))
+        lines.append(("best", shlex.join(["ray-gossip", "train", storage.inside(folder, "best.yaml")])))
     lines += [
         ("files", f"{folder}: report.json, {', '.join(plots.NAMES)}"),
-        ("curves", f"tensorboard --logdir {folder}"),
+        ("curves", shlex.join(["tensorboard", "--logdir", folder])),
     ]
     stream.write("\n" + "".join(f"{name:<9} {text}\n" for name, text in lines))
     stream.flush()

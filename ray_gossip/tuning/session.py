@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import signal
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def run_sweep(
             tuner = _tuner(sweep, points, place)
         for notice in notices:
             LOG.info(notice)
-        LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), place)
+        LOG.info("%s; tensorboard --logdir %s", _room(sweep, points), shlex.quote(place))
         interrupt = _Interrupt()
         with interrupt, warnings.catch_warnings():
             # advice for scheduler=pbt: what takes time is to start a swarm, not the process that drives it
@@ -107,7 +108,7 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
         ),
         run_config=tune.RunConfig(
             name=storage.name_of(place),
-            storage_path=place.rstrip("/").rpartition("/")[0],
+            storage_path=storage.parent_of(place),
             sync_config=tune.SyncConfig(sync_artifacts=storage.is_uri(place), sync_period=60),
             # scheduler=pbt alone saves trials; the last ones are kept, since another may be about to go on from them
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS, checkpoint_at_end=False),

@@ -26,6 +26,7 @@ BASELINE = "baseline"  # of a point: its name, or NO_BASELINE; no key of the con
 NO_BASELINE = "none"
 
 SWEEP_FILE = "sweep.yaml"  # in a sweep's folder, what was asked for; `--resume` needs nothing else
+SWEEP_FILES = ("report.json", "best.yaml", "accuracy_bytes.png", "accuracy_seconds.png", "parallel.png")  # in its end
 
 _BASELINES: Mapping[Baseline, Point] = {
     "all": {"gossip.schedule": "all"},
@@ -153,7 +154,7 @@ class Sweep:
             sizes = {key: d.checked() for key, d in self.space.items() if key.startswith("swarm.")}
             for values in itertools.product(*sizes.values()):
                 possible.append(configs.replace(self.base, dict(zip(sizes, values, strict=True))).swarm)
-        return list(dict.fromkeys(possible))
+        return list({swarm.model_dump_json(): swarm for swarm in possible}.values())
 
     def dump(self) -> str:
         """The sweep as YAML; `load` of it gives the same sweep."""

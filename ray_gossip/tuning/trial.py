@@ -49,7 +49,7 @@ class SwarmTrial(tune.Trainable):
         self._local_step: int  # of the latest evaluation that was reported
         sys.path += [folder for folder in modules if folder not in sys.path]
         own_folder = Path(self.logdir)
-        self._destination = f"{place}/{own_folder.name}" if storage.is_uri(place) else None
+        self._destination = storage.inside(place, own_folder.name) if storage.is_uri(place) else None
         self._run_dir = own_folder if self._destination else Path(place) / own_folder.name
         self._config, self._target_accuracy = sweep.config(config), sweep.settings.tune.target_accuracy
 

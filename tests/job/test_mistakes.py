@@ -53,7 +53,28 @@ def test_the_folder_of_an_earlier_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert f"{tmp_path / 'file'} is not a writable folder" in mistake("--run-dir", str(tmp_path / "file" / "run"))
+    folder = tmp_path / "file" / "run"
+    assert f"cannot write to the run's folder {folder}: Not a directory" in mistake("--run-dir", str(folder))
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/sys/run"])
+def test_a_folder_that_looks_writable_and_is_not_is_refused(folder: str) -> None:
+    assert f"cannot write to the run's folder {folder}: " in mistake("--run-dir", folder)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.pt", "summary.json"])
+def test_a_file_of_the_user_s_own_is_not_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    assert f"would overwrite the {name} that is there" in mistake("--run-dir", str(tmp_path))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_report_of_an_earlier_sweep_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").write_text("mine")
+    done = finish("tune", "configs/tune_digits.yaml", "--run-dir", str(tmp_path), within_s=60.0)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert "would overwrite the best.yaml that is there" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["best.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +82,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     [
         ("127.0.0.1:1", "cannot connect to the Ray cluster at 127.0.0.1:1: Connection refused"),
         ("nonsense", "cannot connect to the Ray cluster at nonsense: "),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is where jobs are submitted"),
         ("ray://127.0.0.1:10001", "cannot drive a swarm through Ray Client (ray://127.0.0.1:10001)"),
     ],
 )

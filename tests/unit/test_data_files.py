@@ -253,6 +253,34 @@ def edited(tiny: DataConfig, tmp_path: Path, name: str) -> tuple[DataConfig, Pat
     return tiny.model_copy(update={"root": copy.parent, "cache": tmp_path / "new"}), copy / name
 
 
+@pytest.mark.parametrize("place", ["val/{wnid}", "val/{wnid}/images", "val/images/{wnid}"])
+def test_validation_images_that_are_sorted_into_class_folders_are_the_same_data_in_the_same_order(
+    tiny: DataConfig, tmp_path: Path, place: str
+) -> None:
+    config, folder = sorted_by_class(tiny, tmp_path, place)
+    as_published, here = data.load(tiny), data.load(config)
+    assert torch.equal(here.test_labels, as_published.test_labels)
+    assert torch.equal(here.test_inputs, as_published.test_inputs)
+    next(folder.iterdir()).unlink()
+    line = complaint(config.model_copy(update={"cache": tmp_path / "newer"}))
+    assert f"{folder} has 49 images instead of 50" in line
+
+
+def sorted_by_class(tiny: DataConfig, tmp_path: Path, place: str) -> tuple[DataConfig, Path]:
+    """A config of the same tree, its validation images where this says; and the folder of a class."""
+    assert tiny.root
+    source, copy = tiny.root / "tiny-imagenet-200", tmp_path / "sorted" / "tiny-imagenet-200"
+    copy.mkdir(parents=True)
+    for name in ("wnids.txt", "train"):
+        (copy / name).symlink_to(source / name)
+    for line in (source / "val" / "val_annotations.txt").read_text().splitlines():
+        name, wnid, *_ = line.split("\t")
+        folder = copy / place.format(wnid=wnid)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(source / "val" / "images" / name)
+    return tiny.model_copy(update={"root": copy.parent, "cache": tmp_path / "new"}), folder
+
+
 TRAIN_IMAGE = f"train/{WNIDS[4]}/images/{WNIDS[4]}_0.JPEG"
 
 

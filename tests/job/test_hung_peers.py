@@ -1,0 +1,61 @@
+"""A peer whose process is stopped, like one on a machine that hangs: nobody waits for it for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.job.processes import family, wait_until_gone
+from tests.job.runs import Run
+
+
+def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(tmp_path: Path) -> None:
+    words = ("swarm.num_peers=3", "swarm.silent_s=5", "swarm.final_s=10", "train.local_steps=2000")
+    with Run(tmp_path / "run", *words) as run:
+        run.wait_until_training()
+        victim = next(peer for peer in run.events("PeerStarted") if peer["peer_index"] == 1)
+        stopped = family(victim["pid"])
+        os.kill(victim["pid"], signal.SIGSTOP)
+        (lost,) = run.wait_for("PeerLost", within_s=20.0)
+        assert lost["peer_index"] == 1
+        assert lost["cause"] == "its process has not answered for swarm.silent_s=5: it is stopped, or hangs"
+        wait_until_gone(stopped, within_s=15.0)
+        assert run.finish().code == 0, run
+    assert {finished["peer_index"] for finished in run.events("PeerFinished")} == {0, 2}
+    assert run.summary["merged_accuracy"] > 0.9
+
+
+SLOW = """
+import time
+from torch import nn
+
+class Slow(nn.Sequential):
+    def forward(self, inputs):
+        if not self.training:
+            time.sleep(4)
+        return super().forward(inputs)
+
+def build(in_shape, num_classes):
+    return Slow(nn.Flatten(), nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], num_classes))
+"""
+
+
+def test_neither_a_long_evaluation_nor_a_driver_that_stood_still_makes_a_peer_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    words = ("model.factory=slow:build", "swarm.num_peers=2", "swarm.silent_s=2", "train.local_steps=400")
+    with Run(tmp_path / "run", *words, "train.eval_every=200", "train.eval_samples=32") as run:
+        run.wait_until_training()
+        run.send(signal.SIGSTOP)
+        run.look()  # its peers go on
+        time.sleep(6.0)
+        run.send(signal.SIGCONT)
+        assert run.finish().code == 0, run
+    assert run.events("PeerLost") == []
+    assert len(run.events("Evaluation")) == 6
