@@ -136,3 +136,11 @@ def test_a_shortcut_of_resnet20_has_no_parameters_and_passes_the_image_on() -> N
     assert passed.shape == (1, 32, 4, 4)
     assert passed[:, :16].equal(image[:, :, ::2, ::2])
     assert not passed[:, 16:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
+def test_a_constant_of_any_type_is_no_parameter(dtype: torch.dtype) -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("constant", torch.ones(3, dtype=dtype))
+    model.register_parameter("frozen", nn.Parameter(torch.ones(3, dtype=dtype), requires_grad=False))
+    models.check(model, called="the model")
