@@ -13,8 +13,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's stream by this one only
 
 import msgpack
 import numpy as np
@@ -164,8 +164,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         handover = self._hand_over()
         return [handover.local_step, *handover.rest], (handover.state, *handover.rest.values()), None
 
-    def download(self, *, donor: str = "") -> MPFuture[Handover | None]:
-        """The model of a peer that shares it: of this one, or of any; None if there is none."""
+    def download(self, *, donor: str = "") -> MPFuture[Handover | str]:
+        """The model of a peer that shares it: of this one, or of any; if there is none, why."""
         return self._call("_download", donor=donor)
 
     def _call(self, method: str, **arguments: Any) -> MPFuture[Any]:
@@ -211,16 +211,21 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             async for message in send(handover):
                 yield message
 
-    async def _download(self, donor: str) -> Handover | None:
+    async def _download(self, donor: str) -> Handover | str:
         others = [each.peer_id for each in self._membership.view.present if each.peer_id != self._own.peer_id]
         random.shuffle(others)
+        why = "nobody is there"
         for peer_id in [donor] if donor else others:
-            with contextlib.suppress(*GONE, asyncio.TimeoutError, EOFError):
+            try:
                 stream = await self._stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
-                handover = await receive(stream, layout=self._shape.layout)
-                if handover is not None:
-                    return handover
-        return None
+                handover = await receive(stream, size=self._shape.size, layout=self._shape.layout)
+            except (*GONE, asyncio.TimeoutError, EOFError) as error:
+                why = str(error) or type(error).__name__
+                continue
+            if handover is not None:
+                return handover
+            why = "it shares none yet"
+        return why
 
     async def _leave(self) -> None:
         await self._membership.leave()

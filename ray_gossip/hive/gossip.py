@@ -392,14 +392,16 @@ class GossipEngine:
         """Download the model of a peer and take it over; returns the local step at which that peer is."""
         assert self._state is not None
         while True:
-            handover: Handover | None = self._wait(self.averager.download(donor=donor))
-            if handover is not None:
+            handover: Handover | str = self._wait(self.averager.download(donor=donor))
+            if isinstance(handover, Handover):
                 self._state.take_rest(handover.rest)
                 self._state.write_state(handover.state)
                 self._take_snapshot(handover.local_step)
                 return handover.local_step
             if time.monotonic() > deadline:
-                raise SwarmError(f"no peer shared its state within swarm.start_s={self.swarm.start_s:g} s")
+                raise SwarmError(
+                    f"no peer gave its model within swarm.start_s={self.swarm.start_s:g} s; the last one: {handover}"
+                )
             time.sleep(_POLL_S)
 
     def _ask(self, future: MPFuture[Any]) -> Any:

@@ -15,6 +15,7 @@ import torch
 from hivemind.proto import averaging_pb2, runtime_pb2
 from torch import Tensor
 
+from ray_gossip.errors import SwarmError
 from ray_gossip.memory import bytes_of
 
 _CHUNK_BYTES = 2**19
@@ -43,11 +44,11 @@ async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
             yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=payload))
 
 
-async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, layout: str) -> Handover | None:
+async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, size: int, layout: str) -> Handover | None:
     """What a donor sends; None when it shares nothing.
 
     Raises:
-        ValueError: it averages other tensors, or sends nonsense.
+        SwarmError: it averages other tensors.
         EOFError: it ended in the middle.
         asyncio.TimeoutError: it has fallen silent.
     """
@@ -55,9 +56,10 @@ async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, layout
         head = await asyncio.wait_for(anext(messages), _PROGRESS_S)
     except StopAsyncIteration:
         return None
-    local_step, theirs, size, described = msgpack.unpackb(head.metadata)
-    if theirs != layout:
-        raise ValueError("it averages other tensors: use the same model")
+    local_step, theirs, num_elements, described = msgpack.unpackb(head.metadata)
+    if (num_elements, theirs) != (size, layout):
+        other = f"{num_elements:,} elements, this peer has {size:,}" if num_elements != size else "other tensors"
+        raise SwarmError(f"the swarm averages {other}: use the same model, with the same parts frozen")
     state = torch.empty(size)
     rest = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in described}
     for tensor in (state, *rest.values()):

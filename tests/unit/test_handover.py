@@ -11,6 +11,7 @@ import pytest
 import torch
 from hivemind.proto import averaging_pb2
 
+from ray_gossip.errors import SwarmError
 from ray_gossip.hive import handover
 from ray_gossip.hive.handover import Handover, receive, send
 from ray_gossip.hive.sharing import Sharing
@@ -34,7 +35,7 @@ def a_model(size: int) -> Handover:
 def test_what_arrives_is_bit_for_bit_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
     sent = a_model(12_345)
-    arrived = asyncio.run(receive(send(sent), layout="abc"))
+    arrived = asyncio.run(receive(send(sent), size=12_345, layout="abc"))
     assert arrived is not None
     assert (arrived.local_step, arrived.layout, list(arrived.rest)) == (300, "abc", list(REST))
     assert torch.equal(arrived.state, sent.state)
@@ -57,8 +58,10 @@ def test_the_first_message_goes_out_before_anything_is_serialised() -> None:
 
 
 def test_another_model_is_refused_before_it_is_sent() -> None:
-    with pytest.raises(ValueError, match="averages other tensors"):
-        asyncio.run(receive(send(a_model(10)), layout="another"))
+    with pytest.raises(SwarmError, match="averages other tensors"):
+        asyncio.run(receive(send(a_model(10)), size=10, layout="another"))
+    with pytest.raises(SwarmError, match="averages 10 elements, this peer has 11"):
+        asyncio.run(receive(send(a_model(10)), size=11, layout="abc"))
 
 
 async def nothing() -> AsyncIterator[averaging_pb2.DownloadData]:
@@ -68,7 +71,7 @@ async def nothing() -> AsyncIterator[averaging_pb2.DownloadData]:
 
 
 def test_a_peer_that_shares_nothing_is_no_donor() -> None:
-    assert asyncio.run(receive(nothing(), layout="abc")) is None
+    assert asyncio.run(receive(nothing(), size=1, layout="abc")) is None
 
 
 def test_a_donor_that_ends_in_the_middle_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +83,7 @@ def test_a_donor_that_ends_in_the_middle_is_none(monkeypatch: pytest.MonkeyPatch
             yield await anext(messages)
 
     with pytest.raises(EOFError):
-        asyncio.run(receive(cut(), layout="abc"))
+        asyncio.run(receive(cut(), size=12_345, layout="abc"))
 
 
 def test_progress_counts_and_silence_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +95,9 @@ def test_progress_counts_and_silence_ends_it(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(pause_s)
             yield message
 
-    assert asyncio.run(receive(paused(0.1), layout="abc")) is not None  # 16 chunks, 1.6 s
+    assert asyncio.run(receive(paused(0.1), size=2_000, layout="abc")) is not None  # 16 chunks, 1.6 s
     with pytest.raises(asyncio.TimeoutError):
-        asyncio.run(receive(paused(0.6), layout="abc"))
+        asyncio.run(receive(paused(0.6), size=2_000, layout="abc"))
 
 
 def test_a_newcomer_is_answered_between_two_local_steps_or_not_at_all() -> None:
