@@ -49,8 +49,12 @@ class BenchmarkPeer:
     def multiaddrs(self) -> list[str]:
         return [str(address) for address in self.dht.get_visible_maddrs()]
 
-    def open_engine(self, config: Config, run_id: str, state: TrainingState, state_size: int) -> None:
-        """Build the engine that the config names, and join the swarm `run_id`."""
+    first_step = 0  # the local step at which this peer begins
+
+    def open_engine(
+        self, config: Config, run_id: str, state: TrainingState, state_size: int, *, is_founder: bool = True
+    ) -> None:
+        """Build the engine that the config names, and join the swarm `run_id`, which begins or runs."""
         self.config = config
         charter = Charter.of(config, run_id=run_id, has_driver=False)
         self.engine = build_engine(
@@ -61,7 +65,10 @@ class BenchmarkPeer:
             shape=StateShape(size=state_size, num_parameters=state_size),
         )
         self.engine.attach(state)
-        self.engine.join(founders=config.swarm.num_peers)
+        if is_founder:
+            self.engine.join(founders=config.swarm.num_peers)
+        else:
+            self.first_step = self.engine.join_running()
 
     def close_engine(self) -> None:
         self.engine.shutdown()
@@ -123,6 +130,11 @@ class SteppingPeer(BenchmarkPeer):
     def open(self, config: Config, run_id: str, size: int) -> None:
         self.model = FlatModel(size)
         self.open_engine(config, run_id, self.model, size)
+
+    def enter(self, config: Config, run_id: str, size: int) -> None:
+        """Join a swarm that runs."""
+        self.model = FlatModel(size)
+        self.open_engine(config, run_id, self.model, size, is_founder=False)
 
     def train(self, fixed_s: float, seconds: float) -> Pace:
         """Local steps of `fixed_s` for so many seconds."""
