@@ -29,6 +29,7 @@ from ray_gossip.hive.handover import Handover
 from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.pace import Pace, Stopwatch, rounds_before
+from ray_gossip.hive.process import NetworkProcesses
 from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, RoundResult
 from ray_gossip.hive.sharing import Sharing
 from ray_gossip.records import Record, RoundReport
@@ -99,6 +100,7 @@ class GossipEngine:
             seed=config.seed,
         )
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
+        self._network = NetworkProcesses(dht)
         self.members: tuple[int, ...] | None = None
         self.notices: list[str] = []  # for a person to read, about how this peer has joined
         self._charter = charter
@@ -417,6 +419,7 @@ class GossipEngine:
 
     def _check_averager(self) -> None:
         """Raise SwarmError when the averager process cannot go on: it bounds its rounds itself while it lives."""
+        self._network.check()
         if not self.averager.is_alive():
             raise SwarmError("the averager process of this peer died")
         if self.averager.signals.averager_silent_s > _HUNG_S:

@@ -19,6 +19,7 @@ import socket
 import stat
 import struct
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import hivemind
+import psutil
 import torch
 from hivemind.p2p import P2PDaemonError
 from hivemind.utils import MPFuture
@@ -39,6 +41,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _OPEN_FILES = 65_536
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # a socket's path holds 107 bytes
+_LOOK_S = 1.0
 _guarded = False
 
 
@@ -199,6 +202,26 @@ def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
         raise SwarmError(f"the DHT did not start {where}: {str(error).strip() or type(error).__name__}") from error
     return dht
+
+
+class NetworkProcesses:
+    """The DHT process and its libp2p daemon, watched from the training process that they belong to: without them its
+    peer would train alone and take itself for the last one alive."""
+
+    def __init__(self, dht: hivemind.DHT) -> None:
+        node = psutil.Process(dht.pid)
+        self._watched = [("DHT process", node)]
+        self._watched += [("libp2p daemon", child) for child in node.children() if child.name() == "p2pd"]
+        self._looked_at = time.monotonic()
+
+    def check(self) -> None:
+        """Raise SwarmError if one of them has died. Looks at most once a second."""
+        if time.monotonic() - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        for name, process in self._watched:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise SwarmError(f"the {name} of this peer died")
 
 
 def stop_dht(dht: hivemind.DHT) -> None:

@@ -53,6 +53,29 @@ def shared_memory_of(process: Process) -> list[str]:
     return sorted({line.partition("/dev/shm/")[2] for line in lines if "/dev/shm/torch_" in line})
 
 
+@pytest.mark.parametrize(("name", "called"), [("p2pd", "libp2p daemon"), ("python", "DHT process")])
+def test_a_peer_whose_network_died_says_so_and_does_not_train_alone(name: str, called: str) -> None:
+    with start_swarm(blocking(2), 1000) as peers:
+        dht_pid = peers[1].call(dht_process)
+        pid = dht_pid if name == "python" else next(p.pid for p in descendants(dht_pid) if p.name == name)
+        peers[0].call(GossipPeer.shutdown)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(AssertionError, match=rf"SwarmError: the {called} of this peer died"):
+            peers[1].call(steps_for_a_while)
+
+
+def dht_process(peer: GossipPeer) -> int:
+    pid: int = peer.dht.pid
+    return pid
+
+
+def steps_for_a_while(peer: GossipPeer) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        peer.engine.after_step(0)  # no round is due
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("is_in_a_round", [False, True])
 def test_a_killed_peer_leaves_no_process(is_in_a_round: bool) -> None:
     with start_swarm(blocking(2, "gossip.matchmaking_s=60"), 1000) as peers:
