@@ -28,7 +28,7 @@ from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.handover import Handover
 from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.pace import Pace, Stopwatch, rounds_before
+from ray_gossip.hive.pace import Pace, Stopwatch, resumed
 from ray_gossip.hive.process import NetworkProcesses
 from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, RoundResult
 from ray_gossip.hive.sharing import Sharing
@@ -38,6 +38,7 @@ _FINAL_ATTEMPTS = 3
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 _SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local step; else it gets the last snapshot
+_LEAVE_S = 3.0  # to announce a departure
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
 _READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
 _HUNG_S = 30.0  # an averager process that has given no sign of life for so long is hung
@@ -142,7 +143,7 @@ class GossipEngine:
                 f"this peer began with another model than {first.name}, and has taken over that one's: let the random "
                 "numbers of your model come from torch, which is seeded"
             )
-        self._start(local_step, round=rounds_before(self.gossip, local_step))
+        self._start(resumed(self.gossip, local_step))
         self.members = self._latest_members = takers(view.present)
         return view
 
@@ -172,7 +173,7 @@ class GossipEngine:
         from_round = view.latest_round + 2 + math.ceil(2 * REFRESH_S * rounds_per_s)
         self._is_guest = True
         declared: View = self._ask(self.averager.declare(from_round, is_founder=False))
-        self._start(local_step, round=from_round)
+        self._start(Pace(self.gossip, position=self._position(local_step), round=from_round))
         self.members = self._latest_members = takers(declared.present)
         return local_step
 
@@ -271,17 +272,16 @@ class GossipEngine:
         """Announce the departure and end the averager process; what does not end in time is killed."""
         if self.averager.is_alive():
             with contextlib.suppress(FutureTimeoutError, TimeoutError):
-                self.averager.leave().result(timeout=1.0)  # else others find out when the declaration expires
+                self.averager.leave().result(timeout=_LEAVE_S)  # else others find out when the declaration expires
             self.averager.shutdown()
         self.averager.join(timeout=1.0)
         if self.averager.is_alive():
             self.averager.kill()
 
-    def _start(self, local_step: int, *, round: int) -> None:
+    def _start(self, pace: Pace) -> None:
         """From here on this peer's pace counts."""
         assert self._state is not None
-        position = float(local_step) if self.gossip.seconds is None else time.monotonic()
-        self.pace = Pace(self.gossip, position=position, round=round)
+        self.pace = pace
         self._snapshot_samples = self._state.samples
         self._between_steps.lap()
 

@@ -93,16 +93,17 @@ class Pace:
         return min(self._gossip.matchmaking_s or float("inf"), max(MIN_WAIT_S, self.interval_s))
 
 
-def rounds_before(gossip: GossipConfig, local_step: int) -> int:
-    """How many rounds a swarm has begun that has come to this local step: on a clock in seconds, nobody knows."""
+def resumed(gossip: GossipConfig, local_step: int) -> Pace:
+    """The pace of a swarm that goes on at this local step: the rounds before count as done. On a clock in seconds
+    nobody knows how many they were, and the first interval begins now."""
     pace = Pace(gossip, position=0.0)
     if not pace.is_in_steps:
-        return 0
-    position = 0.0
-    while position + pace.interval(pace.round) <= local_step:
-        position += pace.interval(pace.round)
+        return Pace(gossip, position=time.monotonic())
+    position = pace.interval(0)
+    while position <= local_step:
         pace.begin(position, called=-1)
-    return pace.round
+        position += pace.interval(pace.round)
+    return pace
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import ray_gossip
-from ray_gossip.testing import RemotePeer
+from ray_gossip.testing import START_S, RemotePeer
 from tests import zoo
 
 CONFIG = {"gossip": {"steps": 1, "overlap": False, "matchmaking_s": 20}, "swarm": {"final_s": 20, "start_s": 30}}
@@ -57,10 +57,10 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[RemotePeer, RemotePee
     with ExitStack() as stack:
         first = RemotePeer(Loop, request.param, [])
         stack.callback(first.close)
-        first.receive(30)
+        first.receive(START_S)
         second = RemotePeer(Loop, request.param, first.call(Loop.multiaddrs))
         stack.callback(second.close)
-        second.receive(30)
+        second.receive(START_S)
         yield first, second
 
 

@@ -121,16 +121,11 @@ def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(s
         )
         assert ended.unchanged
         assert ended.report.allreduce_s < 3.0 + SLACK_S
-    assert_average(survivors, [4, 5, 6], ["peer-02 did not come within 3 s"])
+    assert_average(survivors, [4, 5, 6], ["peer-02 does not answer"])
     os.kill(pid, signal.SIGCONT)
     late: Ended = swarm[VICTIM].receive()
     assert late.unchanged
     assert late.report.outcome in ("partial", "failed")
-    skipped: Ended = swarm[VICTIM].call(gossip)
-    assert skipped.report.outcome == "alone"  # the others' round was over, which its host says or each of them
-    assert re.fullmatch(
-        r"came after its group had begun|no group of 2: (peer-0[013] has met already(; )?){3}", skipped.report.cause
-    )
     assert_average(swarm, [4, 5, 6, 7])
 
 

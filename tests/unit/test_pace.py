@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_gossip.config import GossipConfig
-from ray_gossip.hive.pace import MIN_WAIT_S, Pace, rounds_before
+from ray_gossip.hive.pace import MIN_WAIT_S, Pace, resumed
 from tests.unit.simulated_swarm import Ended, Event, Network, longest_alone, run_swarm, share_averaged, wanted
 
 SEARCH = settings(
@@ -60,9 +60,11 @@ def test_a_stretch_makes_intervals_longer_and_leaves_out_no_round_number() -> No
 def test_a_swarm_that_goes_on_counts_the_rounds_before_as_done(steps: int, warmup_rounds: int) -> None:
     gossip = GossipConfig(steps=steps, warmup_rounds=warmup_rounds)
     begun = beginnings(gossip, 130)
-    assert [rounds_before(gossip, step) for step in range(130)] == [
-        sum(position <= step for position in begun) for step in range(130)
-    ]
+    for local_step in range(130):
+        pace = resumed(gossip, local_step)
+        assert pace.round == sum(position <= local_step for position in begun)
+        assert not pace.is_due(begun[pace.round] - 1)
+        assert pace.is_due(begun[pace.round])
 
 
 def test_a_peer_waits_as_long_as_its_interval_and_not_much_less_than_a_call_takes() -> None:
