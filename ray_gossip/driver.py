@@ -19,8 +19,6 @@ from ray_gossip.storage import check_uri, is_uri
 from ray_gossip.telemetry import Summary
 from ray_gossip.tuning.sweep import Sweep, holds_one
 
-_FEWEST_SAMPLES = 1000  # no data set has fewer; to count them, torch must be loaded: seconds
-
 
 def new_run_id() -> str:
     """Sorts by time and is unique: 20261122-081530-3fa9c1."""
@@ -131,7 +129,3 @@ def check_config(config: Config, *, address: str | None, factories: Factories = 
                 "published, or set data.download=true"
             )
     check_factories(config, factories)
-    if config.swarm.num_peers > _FEWEST_SAMPLES:
-        from ray_gossip import data
-
-        data.deal(data.load(config.data, factory=factories.data).train_labels, config.swarm.num_peers, seed=config.seed)

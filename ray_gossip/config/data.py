@@ -76,6 +76,11 @@ class DataConfig(Section):
                 raise ValueError(f"{key}={pixels} covers whole images of {edge}x{edge}; lower it")
 
     @property
+    def num_train(self) -> int | None:
+        """Training samples, where they are known without loading them."""
+        return None if self.name is None else _SIZES[self.name][0]
+
+    @property
     def augments(self) -> bool:
         """Whether training images are augmented."""
         return self.augment == "standard" or (self.augment == "auto" and self.is_published)
