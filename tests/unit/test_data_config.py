@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("data.name=cifar10", "set data.root to the folder that holds it"),
         ("data.name=cifar", "should be 'digits', 'cifar10' or 'tiny_imagenet'"),
         ("data.shards=by_size", "set both, or neither"),
-        ("data.dirichlet_alpha=0", "greater than or equal to 0.001"),
+        ("data.dirichlet_alpha=0", "should be greater than or equal to"),
         ("model.name=resnet34", "resnet18"),
     ],
 )
