@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 import time
@@ -103,7 +104,7 @@ def properties(
 SCHEMA = dict(properties(SweepConfig.model_json_schema(), SweepConfig.model_json_schema()))
 PLAUSIBLE = {
     key: [
-        str(each).lower()
+        json.dumps(each).strip('"')
         for each in (*told.get("enum", ()), *(told[word] for word in [*BOUNDS, "default"] if word in told))
     ]
     for key, told in SCHEMA.items()
