@@ -20,8 +20,6 @@ from ray_gossip.storage import check_uri, is_uri
 from ray_gossip.telemetry import RUN_FILES, Summary
 from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
 
-_FEWEST_SAMPLES = 1000  # no data set has fewer; to count them, torch must be loaded: seconds
-
 
 def new_run_id() -> str:
     """Sorts by time and is unique: 20261122-081530-3fa9c1."""
@@ -155,7 +153,3 @@ def check_config(config: Config, *, address: str | None, factories: Factories = 
     else:
         check_cluster_address(address)
     check_factories(config, factories)
-    if config.swarm.num_peers > _FEWEST_SAMPLES:
-        from ray_gossip import data
-
-        data.deal(data.load(config.data, factory=factories.data).train_labels, config.swarm.num_peers, seed=config.seed)

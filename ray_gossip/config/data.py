@@ -60,7 +60,7 @@ class DataConfig(Section):
     """How samples are dealt to peers. iid: shuffled, then cut into equal parts. dirichlet: every class is split among
     peers in shares drawn from Dirichlet(dirichlet_alpha). label_sorted: sorted by class, then cut into equal parts, so
     that a peer sees few classes. by_size: shuffled, then cut into parts as unequal as shard_sizes."""
-    dirichlet_alpha: float = Field(0.5, ge=0.001, le=1e6)
+    dirichlet_alpha: float = Field(0.5, ge=1e-9, le=1e9)
     """shards=dirichlet: how even the shares are. 100 is close to iid, 0.1 leaves a peer two or three classes."""
     shard_sizes: tuple[ShardSize, ...] = Field((), max_length=10_000)
     """shards=by_size: relative sizes of the peers' shards, repeated when there are more peers. [1, 4]: every second
@@ -74,6 +74,11 @@ class DataConfig(Section):
         for key, pixels in (("crop_padding", self.crop_padding), ("cutout", self.cutout or 0)):
             if self.augments and pixels >= edge:
                 raise ValueError(f"{key}={pixels} covers whole images of {edge}x{edge}; lower it")
+
+    @property
+    def num_train(self) -> int | None:
+        """Training samples, where they are known without loading them."""
+        return None if self.name is None else _SIZES[self.name][0]
 
     @property
     def augments(self) -> bool:

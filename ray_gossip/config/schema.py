@@ -41,6 +41,11 @@ class Config(Section):
                 f"gossip.average_momentum needs optimizer.name=SGD with momentum, not {other} with "
                 f"momentum={optimizer.momentum:g}; switch it off"
             )
+        if self.data.num_train is not None and self.swarm.num_peers > self.data.num_train:
+            raise ValueError(
+                f"swarm.num_peers={self.swarm.num_peers} is above the {self.data.num_train} training samples of "
+                f"data.name={self.data.name}, so that some peers would get none; lower it"
+            )
         if self.engine == "hivemind" and gossip.seconds is not None:
             raise ValueError("gossip.seconds is unknown to engine=hivemind, which counts samples; set gossip.steps")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
@@ -80,7 +81,10 @@ def _parsed(key: str, name: str, module: ModuleSpec) -> ast.Module:
 # A sweep asks for thousands of configs, which name the same few modules.
 @lru_cache(maxsize=64)
 def _tree(source: str) -> ast.Module:
-    return ast.parse(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # whoever imports it is told
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.parse(source)
 
 
 @lru_cache(maxsize=64)

@@ -153,7 +153,8 @@ class Sweep:
         if self.settings.tune.searcher == "optuna":
             sizes = {key: d.checked() for key, d in self.space.items() if key.startswith("swarm.")}
             for values in itertools.product(*sizes.values()):
-                possible.append(configs.replace(self.base, dict(zip(sizes, values, strict=True))).swarm)
+                with contextlib.suppress(ConfigError):  # Optuna's suggestions of these values are left out too
+                    possible.append(configs.replace(self.base, dict(zip(sizes, values, strict=True))).swarm)
         return list({swarm.model_dump_json(): swarm for swarm in possible}.values())
 
     def dump(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_gossip import data
-from ray_gossip.config import DataConfig
+from ray_gossip.config import DataConfig, parse
 from ray_gossip.data.augment import Augmenter, Normaliser
 from ray_gossip.errors import ConfigError
 
@@ -156,9 +156,15 @@ def test_every_data_set_has_a_sensible_augmentation(
     assert data.augmentation(config, in_shape=in_shape) == expected
 
 
-def test_a_cutout_of_whole_images_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.cutout=32 covers whole images of 32x32"):
-        data.augmentation(DataConfig(name="cifar10", root="/", cutout=32), in_shape=(3, 32, 32))
+@pytest.mark.parametrize(
+    ("key", "line"), [("cutout", r"cutout=32 covers whole"), ("crop_padding", r"crop_padding=32 could crop")]
+)
+def test_what_would_leave_nothing_of_an_image_is_refused(key: str, line: str) -> None:
+    own = {"factory": "my:images", "augment": "standard", key: 32}
+    with pytest.raises(ConfigError, match=rf"^data\.{line} images of 32x32"):
+        data.augmentation(parse({"data": own}).data, in_shape=(3, 32, 32))
+    with pytest.raises(ConfigError, match=rf"^data: {key}=32 covers whole images of 32x32; lower it$"):
+        parse({"data": {"name": "cifar10", "root": "/", key: 32}})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -118,7 +118,7 @@ def test_class_counts_name_every_class() -> None:
     [
         ({"shards": "by_size"}, "set both"),
         ({"shard_sizes": (1, 2)}, "set both"),
-        ({"shards": "by_size", "shard_sizes": (1, 0)}, "every size must be above 0"),
+        ({"shards": "by_size", "shard_sizes": (1, 0)}, "should be greater than or equal to 0.000001"),
     ],
 )
 def test_shard_sizes_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:

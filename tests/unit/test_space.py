@@ -283,6 +283,14 @@ def test_the_sweeps_that_come_with_the_project_are_sound_and_survive_being_writt
     assert len(shipped.points()[0]) >= 8
 
 
+def test_a_swarm_that_can_be_no_config_need_not_fit() -> None:
+    learning = sweep("space.swarm.num_peers.choice=[2, 1434]", "tune.searcher=optuna")
+    assert {swarm.num_peers for swarm in learning.swarms([])} == {2}
+    tried, told = sweep("space.swarm.num_peers.choice=[2, 1434]").points()
+    assert [point["swarm.num_peers"] for point in tried] == [2]
+    assert "swarm.num_peers=1434 is above the 1433 training samples of data.name=digits" in told[0]
+
+
 def test_resume_needs_the_folder_of_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--resume needs --run-dir"):
         sweeps.load_earlier(None)
