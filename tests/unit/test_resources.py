@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from ray_gossip.config import Config, load, parse
@@ -16,7 +18,7 @@ def swarm(**values: object) -> Config:
     return parse({"swarm": {"cpus_per_peer": 1, "num_peers": 8, **values}})
 
 
-def complaint(config: Config, *nodes: dict[str, float]) -> str:
+def complaint(config: Config, *nodes: Mapping[str, float]) -> str:
     with pytest.raises(ResourceError) as refused:
         check_fits(config.swarm, nodes)
     return str(refused.value)
