@@ -36,6 +36,7 @@ from ray_gossip.hive import (
 )
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.records import Outcome, RoundReport
+from ray_gossip.resources import machine_id
 from ray_gossip.state import ModelState, state_size
 
 
@@ -91,6 +92,7 @@ def join(
             charter=charter,
             peer_index=peer_index,
             state_size=state_size(model),
+            node=machine_id(),
             has_own_data=True,
         )
         peer = LoopPeer(model, engine, dht)

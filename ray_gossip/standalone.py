@@ -14,6 +14,7 @@ from ray_gossip.console import open_view, print_summary
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
 from ray_gossip.records import PeerLeft, Record
+from ray_gossip.resources import machine_id
 from ray_gossip.telemetry import RunLog
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run_peer(
             check_multiaddr(name, address, names_peer=name == "--initial_peer")
     if config.engine != "gossip":
         raise ConfigError(f"engine={config.engine} cannot be joined by single peers: give engine=gossip")
-    check(config, address="", run_dir=run_dir or Path("runs"))
+    check(config, address="", run_dir=run_dir or Path("runs") / new_run_id())
 
     import torch  # what follows loads it, and hivemind: after what can be checked without
 
@@ -72,6 +73,7 @@ def run_peer(
         listen=Listen(tuple(host_maddrs) or Listen.host_maddrs, tuple(announce_maddrs), identity_path),
         initial_peers=lambda: initial_peers,
         founder=founder,
+        node=machine_id(),
     )
     summary: dict[str, Any] | None = None
     run_id = peer.charter.run_id
