@@ -101,6 +101,8 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
         raise ConfigError(f"--run-dir {place} already holds a sweep: add --resume, or name a new folder")
     if not resume and not is_uri(place):
         check_overwrites_nothing(Path(place), SWEEP_FILES)
+    if address is not None:
+        check_cluster_address(address)
     points, notices = sweep.points()
     configs = sweep.configs(points)
     for config in configs:

@@ -38,6 +38,7 @@ from ray_gossip.hive import (
 )
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.records import Outcome, RoundReport
+from ray_gossip.resources import machine_id
 
 
 def join(
@@ -95,6 +96,7 @@ def join(
             charter=charter,
             peer_index=peer_index,
             shape=StateShape.of(averaged),
+            node=machine_id(),
             has_own_data=True,
         )
         peer = LoopPeer(averaged, engine, dht)

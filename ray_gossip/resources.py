@@ -41,6 +41,11 @@ def this_machine() -> Node:
     return {"CPU": float(len(os.sched_getaffinity(0))), **({} if may_have_gpus else {"GPU": 0.0})}
 
 
+def machine_id() -> str:
+    """The same for all processes that share this machine, in whatever container or Ray node, and for nobody else."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
     """Raise ResourceError unless the nodes, were they idle, could hold every peer's bundle."""
     each = bundle(config)

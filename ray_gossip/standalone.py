@@ -15,6 +15,7 @@ from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.rehearsal import perform
+from ray_gossip.resources import machine_id
 from ray_gossip.telemetry import RunLog
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run_peer(
         check_identity("--identity_path", identity_path)
     if config.engine != "gossip":
         raise ConfigError(f"engine={config.engine} cannot be joined by single peers: give engine=gossip")
-    check(config, address="", run_dir=run_dir or Path("runs"))
+    check(config, address="", run_dir=run_dir or Path("runs") / new_run_id())
 
     import torch  # what follows loads it, and hivemind: after what can be checked without
 
@@ -79,6 +80,7 @@ def run_peer(
         listen=Listen(tuple(host_maddrs) or Listen.host_maddrs, tuple(announce_maddrs), identity_path),
         initial_peers=lambda: initial_peers,
         founder=founder,
+        node=machine_id(),
     )
     summary: dict[str, Any] | None = None
     run_id = peer.charter.run_id

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import multiprocessing.util
 import os
+import re
 import resource
 import signal
 import socket
@@ -32,8 +33,9 @@ from typing import Any
 import hivemind
 import psutil
 import torch
+from hivemind.dht.protocol import ValidationError
 from hivemind.p2p import P2PDaemonError
-from hivemind.utils import MPFuture
+from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
 
@@ -42,6 +44,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _OPEN_FILES = 65_536
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # a socket's path holds 107 bytes
 _LOOK_S = 1.0
+_CLOCKS = re.compile(r"local: (?P<local>[\d.]+), peer: (?P<peer>[\d.]+)")  # in hivemind's message, seconds since 1970
 _guarded = False
 
 
@@ -197,10 +200,10 @@ def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -
     )
     try:
         dht.run_in_background(await_ready=True, timeout=start_s)
-    except (P2PDaemonError, OSError, FutureTimeoutError) as error:
+    except (P2PDaemonError, OSError, FutureTimeoutError, ValidationError) as error:
         stop_dht(dht)
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
-        raise SwarmError(f"the DHT did not start {where}: {str(error).strip() or type(error).__name__}") from error
+        raise SwarmError(f"the DHT did not start {where}: {_reason(error)}") from error
     return dht
 
 
@@ -222,6 +225,20 @@ class NetworkProcesses:
         for name, process in self._watched:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise SwarmError(f"the {name} of this peer died")
+
+
+def _reason(error: Exception) -> str:
+    """What others have against this peer, or the operating system."""
+    text = str(error).strip() or type(error).__name__
+    clocks = _CLOCKS.search(text)
+    if clocks is None:
+        return text
+    ahead_s = float(clocks["local"]) - float(clocks["peer"])
+    side = "ahead of" if ahead_s > 0 else "behind"
+    return (
+        f"the clock of this machine is {abs(ahead_s):.1f} s {side} that of the swarm, "
+        f"and may differ by {MAX_DHT_TIME_DISCREPANCY_SECONDS} s: set both by NTP"
+    )
 
 
 def stop_dht(dht: hivemind.DHT) -> None:

@@ -16,6 +16,7 @@ from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import Factories
 from ray_gossip.records import PeerStarted, Record
+from ray_gossip.resources import machine_id
 
 
 # A call of the group "control" may wait for the final rounds; nothing but a process that is stuck holds up "pulse".
@@ -52,7 +53,7 @@ class PeerActor:
             listen=Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
             founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
             initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
-            node=ray.get_runtime_context().get_node_id(),
+            node=machine_id(),
             factories=factories,
             start=start,
         )

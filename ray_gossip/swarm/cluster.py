@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import ray
 
 from ray_gossip.config import SwarmConfig
-from ray_gossip.errors import UserError
+from ray_gossip.errors import ResourceError, UserError
 from ray_gossip.resources import Node, check_fits
+from ray_gossip.swarm.autoscaler import may_grow
 from ray_gossip.swarm.local import local_ray, own_signal_handlers
 
 _DIAL_S = 5.0  # longest that the cluster's first answer may take
@@ -21,8 +22,8 @@ def cluster(swarms: Sequence[SwarmConfig], *, address: str | None) -> Iterator[N
     """Connect to the Ray cluster at `address`, or start a local one; leave it (or end it) afterwards.
 
     Raises:
-        UserError: there is no such cluster, or (ResourceError) it cannot hold each of the swarms. Nothing of them has
-            been started then.
+        UserError: there is no such cluster, or (ResourceError) it cannot hold each of the swarms, and no autoscaler is
+            there to change that. Nothing of them has been started then.
     """
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
@@ -33,7 +34,11 @@ def cluster(swarms: Sequence[SwarmConfig], *, address: str | None) -> Iterator[N
 
 def _check_all_fit(swarms: Sequence[SwarmConfig]) -> None:
     for swarm in swarms:
-        check_fits(swarm, nodes())
+        try:
+            check_fits(swarm, nodes())
+        except ResourceError:
+            if not may_grow():
+                raise
 
 
 def connected_address() -> str | None:

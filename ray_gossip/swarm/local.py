@@ -17,8 +17,7 @@ from ray_gossip.errors import UserError
 from ray_gossip.resources import this_machine
 
 _OBJECT_STORE_BYTES = 200 * 2**20  # reports and one model pass through it, nothing else
-# A socket's path holds 107 characters; Ray adds /ray/session_2026-11-26_00-59-43_934724_4194304/sockets/plasma_store.
-_LONGEST_FOLDER = 107 - 70
+_LONGEST_SOCKET = 107  # bytes of its path; Linux
 
 
 @contextlib.contextmanager
@@ -48,12 +47,11 @@ def local_ray() -> Iterator[None]:
 
 def _short_folder() -> str | None:
     """Where Ray keeps its sockets; None: where it would."""
+    longest = _LONGEST_SOCKET - len(f"/ray/session_2026-11-26_00-59-43_934724_{os.getpid()}/sockets/plasma_store")
     chosen = os.environ.get("RAY_TMPDIR")
-    if chosen is not None and len(os.fsencode(chosen)) > _LONGEST_FOLDER:
-        raise UserError(
-            f"RAY_TMPDIR={chosen} is too long for sockets: name a folder of at most {_LONGEST_FOLDER} bytes"
-        )
-    is_long = len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_FOLDER
+    if chosen is not None and len(os.fsencode(chosen)) > longest:
+        raise UserError(f"RAY_TMPDIR={chosen} is too long for Ray's sockets: name a folder of at most {longest} bytes")
+    is_long = len(os.fsencode(os.environ.get("TMPDIR", ""))) > longest
     return "/tmp/ray" if chosen is None and is_long else None
 
 

@@ -21,7 +21,7 @@ from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, PeerFinished, PeerLost, Record
-from ray_gossip.resources import bundle
+from ray_gossip.resources import bundle, num_that_fit
 from ray_gossip.swarm.actor import PeerActor, pack
 from ray_gossip.swarm.cluster import nodes
 from ray_gossip.swarm.pulse import Pulse
@@ -162,16 +162,18 @@ class Swarm:
         swarm = self.config.swarm
         wanted = f"{swarm.num_peers} times {bundle(swarm)}"
         self._group = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
+        if num_that_fit(swarm, nodes()):
+            why, fix = "other jobs hold the resources", "wait for them, or ask for less"
+        else:
+            why, fix = "nodes are missing, which its autoscaler is to bring", "ask for less, or raise swarm.start_s"
         say_at = time.monotonic() + _PATIENCE_S
         while not self._group.wait(_ROOM_POLL_S):
             if time.monotonic() >= deadline:
-                raise SwarmError(
-                    f"Ray found no room for {wanted} within swarm.start_s={swarm.start_s:g}: other jobs hold the "
-                    "resources; wait for them, or ask for less"
-                )
+                limit_s = swarm.start_s
+                raise SwarmError(f"Ray found no room for {wanted} within swarm.start_s={limit_s:g}: {why}; {fix}")
             if time.monotonic() >= say_at:
                 say_at = math.inf
-                yield _notice(f"waiting for Ray to find room for {wanted}: other jobs hold the resources")
+                yield _notice(f"waiting for Ray to find room for {wanted}: {why}")
             yield None
 
     def _create_actors(self) -> None:

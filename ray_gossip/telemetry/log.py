@@ -65,9 +65,10 @@ class RunLog:
     def __enter__(self) -> RunLog:
         with _or_swarm_error(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._events = Journal(self.run_dir / "events.jsonl")
-            self._files.callback(self._events.close)
         self.save("config.yaml", dump(self.config).encode())
+        with _or_swarm_error(self.run_dir / "events.jsonl"):
+            self._events = Journal(self.run_dir / "events.jsonl")
+        self._files.callback(self._events.close)
         return self
 
     def __exit__(self, *_: object) -> None:

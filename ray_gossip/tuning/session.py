@@ -140,8 +140,8 @@ def _room(sweep: Sweep, points: list[Point]) -> str:
 
 
 def _num_at_once(sweep: Sweep, points: list[Point]) -> set[int]:
-    """How many trials the cluster holds at once, for each size of their swarms."""
-    return {num_that_fit(swarm, nodes()) for swarm in sweep.swarms(points)}
+    """How many trials the cluster holds at once, for each size of their swarms; one at least, if it is yet to grow."""
+    return {max(1, num_that_fit(swarm, nodes())) for swarm in sweep.swarms(points)}
 
 
 def _name(trial: Trial) -> str:

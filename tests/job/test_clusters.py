@@ -74,6 +74,18 @@ def test_a_sweep_of_which_a_trial_can_never_fit_is_refused_with_both_numbers(clu
     assert not (tmp_path / "sweep").exists()
 
 
+def test_custom_resources_and_the_kind_of_gpu_decide_where_peers_are_placed(tmp_path: Path) -> None:
+    plain, fast = {"num_cpus": 4}, {"num_cpus": 2, "resources": {"accelerator_type:H100": 1, "link": 2}}
+    words = ("swarm.accelerator_type=H100", "swarm.resources_per_peer={link: 1}", "train.local_steps=60")
+    with start_cluster(plain, fast) as cluster:
+        refused = finish("train", *words, "--run-dir", str(tmp_path / "three"), RAY_ADDRESS=cluster.address)
+        with Run(tmp_path / "run", *words, "swarm.num_peers=2", address=cluster.address) as run:
+            assert run.finish().code == 0, run
+    assert run.summary["final_outcome"] == ["averaged", "averaged"]
+    assert refused.returncode == 2, refused
+    assert "swarm.resources_per_peer.link=1 needs 4 link but the cluster has 2" in refused.stderr
+
+
 def test_a_swarm_waits_for_room_says_so_and_ctrl_c_ends_the_wait(cluster: Cluster, tmp_path: Path) -> None:
     cluster.reserve({"GPU": 1})
     with Run(tmp_path / "run", *TWO_GPUS, address=cluster.address) as run:

@@ -90,6 +90,13 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str, line: str) -> Non
     assert line in mistake(RAY_ADDRESS=address)
 
 
+def test_a_sweep_too_says_that_an_address_is_that_of_jobs() -> None:
+    words = ("tune", "configs/tune_digits.yaml", "tune.searcher=optuna")
+    done = finish(*words, within_s=60.0, RAY_ADDRESS="http://127.0.0.1:8265")
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert "RAY_ADDRESS=http://127.0.0.1:8265 is where jobs are submitted" in done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [

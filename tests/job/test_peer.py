@@ -151,6 +151,30 @@ def test_guests_join_a_swarm_that_runs_under_ray_leave_it_and_die(tmp_path: Path
     assert (swarm.run_dir / f"peer-{leaver:02d}").is_dir()  # it has curves too
 
 
+def test_a_guest_meets_the_peers_under_ray_on_its_machine_where_groups_are_local(tmp_path: Path) -> None:
+    words = (
+        "swarm.num_peers=2",
+        "gossip.schedule=local",
+        "gossip.cross_every=100000",
+        "train.eval_every=1000",
+        ENDLESS,
+    )
+    with Run(tmp_path / "ray", *words) as swarm:
+        swarm.wait_until_training()
+        (told,) = (n["text"] for n in swarm.events("Notice") if "--initial_peer" in n["text"])
+        with Run(tmp_path / "guest", *told.partition("ray-gossip peer ")[2].split(), command="peer") as guest:
+            assert wait_until_mixed(guest, swarm) == 2
+            wait_for(
+                lambda: any(r["group"] == [0, 1, 2] for r in averaged(guest, peer_index=2)),
+                within_s=JOIN_S,
+                what="a round of the whole machine",
+            )
+            guest.press_ctrl_c()
+            assert guest.finish(within_s=STOP_S).code == 130, guest
+        swarm.press_ctrl_c()
+        assert swarm.finish(within_s=STOP_S).code == 130, swarm
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

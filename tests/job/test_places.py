@@ -42,6 +42,28 @@ def test_a_run_needs_neither_home_nor_short_nor_plain_names_nor_a_reader(tmp_pat
     assert summary["final_outcome"] == ["averaged", "averaged"]
 
 
+IN_A_FOLDER_OF = """
+import os, sys, tempfile
+with tempfile.TemporaryDirectory(prefix="rg-", dir="/tmp", ignore_cleanup_errors=True) as short:
+    room = 107 - len(f"/ray/session_2026-11-26_00-59-43_934724_{os.getpid()}/sockets/plasma_store")
+    folder = os.path.join(short, "x" * (room + int(sys.argv[1]) - len(short) - 1))
+    os.mkdir(folder)
+    os.environ["RAY_TMPDIR"] = folder
+    from ray_gossip.swarm.local import local_ray
+    with local_ray():
+        print("it runs")
+"""
+
+
+@pytest.mark.parametrize(("too_many", "answer"), [(0, "it runs"), (1, "is too long for Ray's sockets: name a folder")])
+def test_the_longest_folder_that_sockets_allow_will_do_and_one_letter_more_is_refused(
+    too_many: int, answer: str
+) -> None:
+    done = finish_in(ROOT, [sys.executable, "-c", IN_A_FOLDER_OF, str(too_many)])
+    assert (done.returncode == 0) == (too_many == 0), done
+    assert answer in done.stdout + done.stderr
+
+
 @contextlib.contextmanager
 def full_disk(pid: int, *, num_bytes: int) -> Iterator[None]:
     """As if the disk were full for this process: no file of it grows beyond this."""
