@@ -29,7 +29,7 @@ from ray_gossip.hive import (
     Charter,
     Listen,
     StateShape,
-    free_index,
+    claim_index,
     guard_forks,
     quiet_hivemind,
     read_charter,
@@ -228,8 +228,7 @@ def _place(dht: Any, config: Config, *, founds: bool) -> tuple[Charter, int]:
         return replace(charter, num_peers=1), 0
     charter = read_charter(dht, within_s=config.swarm.start_s)
     charter.check(config, only=("engine", "seed", "gossip."))  # data, model and steps are each loop's own
-    peer_index = free_index(dht, charter, within_s=config.swarm.start_s)
-    return charter, peer_index + secrets.randbelow(1000)  # others may look for one at the same moment
+    return charter, claim_index(dht, charter, within_s=config.swarm.start_s)
 
 
 def _check(model: nn.Module, config: Config) -> None:

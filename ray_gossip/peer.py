@@ -25,7 +25,7 @@ from ray_gossip.hive import (
     Listen,
     StateShape,
     build_engine,
-    free_index,
+    claim_index,
     guard_forks,
     quiet_hivemind,
     read_charter,
@@ -254,7 +254,7 @@ class Peer:
             return founder.peer_index, charter
         charter = read_charter(self.dht, within_s=self.config.swarm.start_s)
         charter.check(self.config)
-        return free_index(self.dht, charter, within_s=self.config.swarm.start_s), charter
+        return claim_index(self.dht, charter, within_s=self.config.swarm.start_s), charter
 
     def _shard(self) -> Tensor:
         """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""

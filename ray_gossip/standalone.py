@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def run_peer(
     )
     summary: dict[str, Any] | None = None
     run_id = peer.charter.run_id
-    run_dir = run_dir or Path("runs") / f"{run_id}-peer-{peer.peer_index:02d}"
+    run_dir = run_dir or _new_folder(Path("runs") / f"{run_id}-peer-{peer.peer_index:02d}")
     try:
         _say_where(peer, join_command, stream)
         with (
@@ -118,6 +119,12 @@ def run_peer(
         if summary is not None:
             print_summary(summary, run_dir, stream=stream)
     return summary
+
+
+def _new_folder(folder: Path) -> Path:
+    """This one, or the next of its name: a peer that comes back has the index that it had, and a folder already."""
+    names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2)))
+    return next(each for each in names if not each.exists())
 
 
 def _say_where(peer: Peer, join_command: str, stream: TextIO) -> None:

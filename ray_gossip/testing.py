@@ -50,7 +50,7 @@ class VectorState:
         assert not rest
 
     def digest(self) -> str:
-        return ""
+        return str(self.values.double().sum().item())
 
 
 class RemotePeer:

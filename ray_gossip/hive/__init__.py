@@ -14,7 +14,7 @@ from ray_gossip.hive.charter import Charter, read_charter
 from ray_gossip.hive.codec import mend_clipping
 from ray_gossip.hive.engine import Engine, FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
-from ray_gossip.hive.membership import free_index
+from ray_gossip.hive.indices import claim_index
 from ray_gossip.hive.process import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.repairs import mend_late_answers
 from ray_gossip.hive.shipped import HivemindEngine
@@ -27,7 +27,7 @@ __all__ = [
     "StateShape",
     "TrainingState",
     "build_engine",
-    "free_index",
+    "claim_index",
     "guard_forks",
     "quiet_hivemind",
     "read_charter",

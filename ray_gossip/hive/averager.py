@@ -47,6 +47,7 @@ from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome, Record
 from ray_gossip.schedule import group_of, radices
 
+_PIECE_BYTES = 8192  # hivemind's pipe between two processes takes no message above 16 KB
 _TICK_S = 0.5  # the averager gives a sign of life this often
 _MOVES = 3  # a peer that finds its round over moves on to a later one at most so often
 _WINDOW_S = 5.0  # of hivemind's own matchmaking
@@ -88,6 +89,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._guests = GuestBook(charter.num_peers)
         self._charter = charter
         self._untold: list[bytes] = []
+        self._pieces = b""  # of a record that is on its way from the training process
         self._telling = asyncio.Lock()
         self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
         self._shape, self._hand_over = shape, hand_over
@@ -149,7 +151,11 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     def tell_driver(self, record: Record) -> MPFuture[None]:
         """A guest's record, by way of one of the driver's own peers; it is lost when none of them can be reached."""
-        return self._call("_tell_driver", wire=pack(record))
+        wire = pack(record)
+        pieces = [wire[start : start + _PIECE_BYTES] for start in range(0, len(wire), _PIECE_BYTES)]
+        for piece in pieces[:-1]:
+            self._call("_take_piece", piece=piece)
+        return self._call("_tell_driver", last_piece=pieces[-1])
 
     def take_guest_records(self) -> MPFuture[list[Record]]:
         """What guests have told this peer for the driver."""
@@ -237,8 +243,12 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     async def _take_guest_records(self) -> list[Record]:
         return self._guests.take(self._membership.view)
 
-    async def _tell_driver(self, wire: bytes) -> None:
-        self._untold.append(wire)
+    async def _take_piece(self, piece: bytes) -> None:
+        self._pieces += piece
+
+    async def _tell_driver(self, last_piece: bytes) -> None:
+        self._untold.append(self._pieces + last_piece)
+        self._pieces = b""
         async with self._telling:  # in order; whoever waited here may find that its record has gone with another
             told, self._untold = self._untold, []
             request = averaging_pb2.JoinRequest(gather=msgpack.packb(told))

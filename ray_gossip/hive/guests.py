@@ -20,7 +20,7 @@ _MAX_KEPT = 4096  # records; a driver that takes none must not cost memory
 
 
 def pack(record: Record) -> bytes:
-    """For the wire. Sketches as float32: hivemind's pipe between two processes takes no message above 16 KB."""
+    """For the wire. Sketches as float32."""
     fields = to_json(record, with_sketches=True)
     for key in fields:
         if key.startswith("sketch"):

@@ -17,7 +17,7 @@ import hivemind
 from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
-from ray_gossip.hive.charter import Charter, declare_charter, look_up
+from ray_gossip.hive.charter import Charter, declare_charter
 from ray_gossip.hive.consensus import stretch
 
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
@@ -138,17 +138,6 @@ def takers(members: Iterable[Member]) -> tuple[int, ...]:
 
 def members_key(run_id: str) -> str:
     return f"{run_id}.members"
-
-
-def free_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
-    """A peer index that nobody has in a running swarm: above all that are or were lately there.
-
-    Raises:
-        SwarmError: the DHT does not answer in time.
-    """
-    record = look_up(dht, members_key(charter.run_id), within_s=within_s)
-    indices = [member.peer_index for member, _ in declarations(record)]
-    return max([charter.num_peers - 1, *indices]) + 1
 
 
 def declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Member, float]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from ray_gossip import config
 from ray_gossip.config import Config
-from ray_gossip.records import RoundReport
+from ray_gossip.records import PeerStarted, RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 
 SIZE = 2000
@@ -130,11 +130,84 @@ def test_every_way_of_averaging_brings_peers_together_and_keeps_their_mean(setti
         torch.testing.assert_close(mean, torch.stack(start).mean(dim=0), atol=2e-2, rtol=0)
 
 
-def test_an_exact_round_reaches_the_mean_of_the_whole_swarm_at_once() -> None:
-    options = settings("swarm.num_peers=4", "gossip.overlap=false", "gossip.exact_every=2", "gossip.schedule=random")
-    with start_swarm(options, SIZE) as peers:
-        peers.each(GossipPeer.set, list(torch.randn(4, SIZE, generator=torch.Generator().manual_seed(0))))
+@pytest.mark.parametrize(
+    ("num_peers", "others"),
+    [
+        (4, ("gossip.group_size=2", "gossip.schedule=random")),
+        (4, ("gossip.group_size=16", "gossip.alpha=0.5", "gossip.compression=fp16")),  # one group, one stage
+        (3, ("gossip.group_size=2", "gossip.alpha=0.5")),  # no grid
+    ],
+)
+def test_an_exact_round_reaches_the_mean_of_the_whole_swarm_at_once(num_peers: int, others: tuple[str, ...]) -> None:
+    fixed = (f"swarm.num_peers={num_peers}", "gossip.steps=1", "gossip.overlap=false", "gossip.exact_every=2")
+    with start_swarm(config.load(None, [*fixed, *others]), SIZE) as peers:
+        peers.each(GossipPeer.set, list(torch.randn(num_peers, SIZE, generator=torch.Generator().manual_seed(0))))
         peers.all(GossipPeer.round)
         assert spread(peers) > 1.0
         peers.all(GossipPeer.round)
         assert spread(peers) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_model_of_one_element_averages_too(size: int) -> None:
+    options = config.load(None, ["swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=1", "gossip.overlap=false"])
+    with start_swarm(options, size) as peers:
+        peers.each(GossipPeer.set, [torch.full((size,), float(value)) for value in (1, 2, 6)])
+        assert [report.outcome for report in peers.all(GossipPeer.round)] == ["averaged"] * 3
+        for values in peers.all(GossipPeer.get):
+            torch.testing.assert_close(values, torch.full((size,), 3.0))
+
+
+def test_founders_that_began_apart_take_over_the_model_of_the_first() -> None:
+    with start_swarm(settings("swarm.num_peers=3"), SIZE, build=OddBeginner) as peers:
+        for values in peers.all(GossipPeer.get):
+            assert torch.equal(values, torch.zeros(SIZE))
+        notices = peers.all(notices_of)
+        assert notices[0] == notices[1] == []
+        assert "began with another model than peer-00, and has taken over that one's" in notices[2][0]
+
+
+class OddBeginner(GossipPeer):
+    """The last of three begins with other values."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        super().__init__(config, peer_index, size, initial_peers)
+        if peer_index == 2:
+            self.state.values.fill_(7.0)
+
+
+def notices_of(peer: GossipPeer) -> list[str]:
+    return peer.engine.notices
+
+
+def test_a_guest_s_record_of_any_length_reaches_the_driver_s_peers() -> None:
+    options = settings("swarm.num_peers=1", "gossip.steps=5")
+    with start_swarm(options, SIZE) as founders:
+        founders[0].call(paced_rounds, 1, 0.02)
+        guest = RemotePeer(GossipPeer, options, 1, SIZE, founders[0].call(GossipPeer.multiaddrs))
+        with Peers([guest]):
+            guest.receive(START_S)
+            guest.call(join_running)
+            guest.call(tell_of_many_classes)
+            wait_until(lambda: founders[0].call(heard_of_classes) == 8000)
+            assert guest.call(num_members) == 2  # its averager lives
+
+
+def tell_of_many_classes(peer: GossipPeer) -> None:
+    started = PeerStarted(
+        peer_index=1,
+        wall_time=0.0,
+        peer_id="",
+        multiaddrs=(),
+        pid=1,
+        node="",
+        device="cpu",
+        num_parameters=1,
+        num_samples=1,
+        class_counts=tuple(range(100_000, 108_000)),
+    )
+    peer.engine.tell_driver([started], wait_s=10.0)
+
+
+def heard_of_classes(peer: GossipPeer) -> int:
+    return sum(len(record.class_counts) for record in peer.engine.guest_records() if isinstance(record, PeerStarted))

@@ -1,0 +1,70 @@
+"""Peer indices of those that join a running swarm: claimed in the DHT, so that no two peers have the same, not even one
+after the other. A peer that comes back with the same identity keeps its index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+import hivemind
+from hivemind.utils import get_dht_time
+
+from ray_gossip.errors import SwarmError
+from ray_gossip.hive.charter import Charter, look_up
+
+_HOLDS_S = 7 * 24 * 3600.0  # a claim outlives its peer, whose curves and folder are there still
+_SETTLE_S = 1.0  # two that claim at the same moment have seen each other's claims by then
+
+
+def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
+    """A peer index that is this peer's alone. Takes a second.
+
+    Raises:
+        SwarmError: the DHT does not answer in time.
+    """
+    deadline = time.monotonic() + within_s
+    key, own = f"{charter.run_id}.indices", dht.peer_id.to_bytes()
+
+    def claims() -> dict[bytes, int]:
+        record = look_up(dht, key, within_s=max(1.0, deadline - time.monotonic()))
+        values = record.value if record is not None and isinstance(record.value, dict) else {}
+        return {peer: entry.value for peer, entry in values.items() if isinstance(entry.value, int)}
+
+    def claim(index: int) -> None:
+        stored = dht.store(key, subkey=own, value=index, expiration_time=get_dht_time() + _HOLDS_S, return_future=True)
+        try:
+            stored.result(timeout=max(1.0, deadline - time.monotonic()))
+        except (FutureTimeoutError, TimeoutError):
+            raise SwarmError(f"the swarm's DHT did not answer within {within_s:g} s") from None
+
+    return settle(own, claims, claim, first=charter.num_peers, pause=lambda: time.sleep(_SETTLE_S))
+
+
+def settle(
+    own: Any,
+    claims: Callable[[], dict[Any, int]],
+    claim: Callable[[int], None],
+    *,
+    first: int,
+    pause: Callable[[], None],
+) -> int:
+    """Claim an index until nobody who goes before this peer claims the same.
+
+    Args:
+        claims: what everybody claims now, by peer.
+        claim: claim an index for this peer, instead of an earlier one.
+        first: the lowest index that may be claimed.
+    """
+    known = claims()
+    index = known.get(own, -1)
+    while True:
+        if index < first:
+            index = max([first - 1, *known.values()]) + 1
+        claim(index)
+        pause()
+        known = claims()
+        if own == min([own, *(peer for peer, claimed in known.items() if claimed == index)]):
+            return index
+        index = -1
