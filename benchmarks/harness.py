@@ -63,6 +63,7 @@ class BenchmarkPeer:
             charter=charter,
             peer_index=self.peer_index,
             shape=StateShape(size=state_size, num_parameters=state_size),
+            data="benchmark",
         )
         self.engine.attach(state)
         if is_founder:

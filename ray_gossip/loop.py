@@ -97,7 +97,6 @@ def join(
             peer_index=peer_index,
             shape=StateShape.of(averaged),
             node=machine_id(),
-            has_own_data=True,
         )
         peer = LoopPeer(averaged, engine, dht)
     except BaseException:

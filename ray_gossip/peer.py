@@ -114,6 +114,7 @@ class Peer:
             peer_index=self.peer_index,
             shape=StateShape.of(averaged),
             node=node,
+            data=dataset.digest(),
         )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)

@@ -172,10 +172,16 @@ class GossipPeer:
         self.dht = start_dht(initial_peers=initial_peers, listen=Listen(), start_s=START_S)
         charter = Charter.of(config, run_id="test", has_driver=True)
         shape = StateShape(size=size, num_parameters=size)
-        self.engine = GossipEngine(config, dht=self.dht, charter=charter, peer_index=peer_index, shape=shape)
+        self.engine = GossipEngine(
+            config, dht=self.dht, charter=charter, peer_index=peer_index, shape=shape, data=self.data_of(peer_index)
+        )
         self.state = VectorState(torch.zeros(size))
         self.engine.attach(self.state)
         self.step = 0
+
+    def data_of(self, peer_index: int) -> str:
+        """A digest of the samples that a peer knows."""
+        return "test"
 
     def multiaddrs(self) -> list[str]:
         return [str(address) for address in self.dht.get_visible_maddrs()]

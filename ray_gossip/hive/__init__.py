@@ -40,8 +40,15 @@ mend_clipping()
 
 
 def build_engine(
-    config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, shape: StateShape, node: str = ""
+    config: Config,
+    *,
+    dht: hivemind.DHT,
+    charter: Charter,
+    peer_index: int,
+    shape: StateShape,
+    node: str = "",
+    data: str = "",
 ) -> Engine:
     """The engine that the config names. On the main thread, before any CUDA call: it forks."""
     engine = HivemindEngine if config.engine == "hivemind" else GossipEngine
-    return engine(config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node)
+    return engine(config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node, data=data)

@@ -21,7 +21,7 @@ import torch
 from hivemind.utils import MPFuture
 
 from ray_gossip.config import Config
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
@@ -65,7 +65,8 @@ class GossipEngine:
     Args:
         shape: of the state that is averaged.
         node: peers with the same node share a machine.
-        has_own_data: the swarm's samples are dealt to the others.
+        data: a digest of the swarm's samples, as this peer has them; empty: it has its own, and the swarm's are dealt
+            to the others.
     """
 
     def __init__(
@@ -77,17 +78,18 @@ class GossipEngine:
         peer_index: int,
         shape: StateShape,
         node: str = "",
-        has_own_data: bool = False,
+        data: str = "",
     ) -> None:
         check_codec(config.gossip.compression)
         self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
         self.snapshot = torch.zeros(shape.size)
-        self._shape, self._sharing = shape, Sharing()
+        self._shape, self._data, self._sharing = shape, data, Sharing()
         own = Member(
             peer_id=dht.peer_id.to_base58(),
             peer_index=peer_index,
             node=node,
-            has_own_data=has_own_data,
+            has_own_data=not data,
+            data=data,
         )
         self.averager = GossipAverager(
             self.snapshot,
@@ -136,6 +138,7 @@ class GossipEngine:
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             view = self._ask(self.averager.read_members())
+        self._check_data(view)
         first = view.members[0]
         if first.began_as != began_as and first.peer_index != self.peer_index:
             self._load_state(deadline, donor=first.peer_id)
@@ -164,6 +167,7 @@ class GossipEngine:
                 raise SwarmError("no running swarm was found: is the run id the same, and has it begun?")
             time.sleep(_POLL_S)
             view = self._ask(self.averager.read_members())
+        self._check_data(view)
         started, first = time.monotonic(), view.latest_round
         local_step = self._load_state(deadline)
         self.averager.allow_state_sharing = True
@@ -365,6 +369,14 @@ class GossipEngine:
         if result.members == self._latest_members and not result.is_hermit:
             self.members = result.members
         self._latest_members = result.members
+
+    def _check_data(self, view: View) -> None:
+        """Raise ConfigError when a peer numbers other samples than this one: their shards would overlap."""
+        for member in view.present:
+            if self._data and member.data and member.data != self._data:
+                raise ConfigError(
+                    f"data: {member.name} has other samples, or in another order: every peer must read the same"
+                )
 
     def _take_snapshot(self, local_step: int) -> None:
         """Copy the state out, for a round and for newcomers that come while this peer takes no local steps."""

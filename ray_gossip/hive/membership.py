@@ -43,6 +43,7 @@ class Member:
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: str = ""  # a digest of the model with which it began
+    data: str = ""  # a digest of the samples that it knows; empty: it has its own
 
     @property
     def name(self) -> str:
@@ -60,6 +61,7 @@ class Member:
             self.left,
             self.has_own_data,
             self.began_as,
+            self.data,
         ]
 
     @classmethod
@@ -77,6 +79,7 @@ class Member:
                 bool(left),
                 bool(has_own_data),
                 str(began_as),
+                str(data),
             ]:
                 return cls(
                     peer_id=peer_id,
@@ -90,6 +93,7 @@ class Member:
                     left=left,
                     has_own_data=has_own_data,
                     began_as=began_as,
+                    data=data,
                 )
         return None
 

@@ -102,11 +102,21 @@ class HivemindEngine:
     """hivemind's own local updates, with `GossipEngine` for joining and for the final rounds."""
 
     def __init__(
-        self, config: Config, *, dht: hivemind.DHT, charter: Charter, peer_index: int, shape: StateShape, node: str = ""
+        self,
+        config: Config,
+        *,
+        dht: hivemind.DHT,
+        charter: Charter,
+        peer_index: int,
+        shape: StateShape,
+        node: str = "",
+        data: str = "",
     ) -> None:
         self.config, self.dht, self.run_id, self.peer_index = config, dht, charter.run_id, peer_index
         self.members: tuple[int, ...] | None = None  # hivemind says nothing of them
-        self._ends = GossipEngine(config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node)
+        self._ends = GossipEngine(
+            config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node, data=data
+        )
         self.notices = self._ends.notices
         self._names: dict[str, int] = {}  # peer id -> peer index
         self._rounds = 0

@@ -211,3 +211,15 @@ def tell_of_many_classes(peer: GossipPeer) -> None:
 
 def heard_of_classes(peer: GossipPeer) -> int:
     return sum(len(record.class_counts) for record in peer.engine.guest_records() if isinstance(record, PeerStarted))
+
+
+class OddReader(GossipPeer):
+    """Each has read other samples."""
+
+    def data_of(self, peer_index: int) -> str:
+        return f"read by {peer_index}"
+
+
+def test_peers_that_have_read_other_samples_are_told_so() -> None:
+    with pytest.raises(AssertionError, match=r"ConfigError: data: peer-0[01] has other samples, or in another order"):
+        start_swarm(settings("swarm.num_peers=2"), SIZE, build=OddReader)
