@@ -40,6 +40,11 @@ def local_ray() -> Iterator[None]:
                     log_to_driver=False,  # what matters is in our records
                     _temp_dir=folder,
                 )
+        except Exception as error:
+            if type(error) is Exception:  # as Ray has it, where a machine is too busy for it to start in time
+                raise RuntimeError(str(error)) from error
+            raise
+        else:
             yield
         finally:
             ray.shutdown()

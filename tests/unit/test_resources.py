@@ -54,8 +54,8 @@ def test_a_local_ray_has_no_custom_resources_and_its_gpus_are_seen_when_it_runs(
     ("override", "line"),
     [
         ("swarm.resources_per_peer={GPU: 1}", "GPU has a key of its own: set swarm.gpus_per_peer"),
-        ("swarm.resources_per_peer={link: 0}", "should be greater than 0"),
-        ("swarm.silent_s=0", "should be greater than 0"),
+        ("swarm.resources_per_peer={link: 0}", "should be greater than or equal to 0.001"),
+        ("swarm.silent_s=0", "should be greater than or equal to 0.001"),
     ],
 )
 def test_a_resource_that_cannot_be_asked_for_is_one_line(override: str, line: str) -> None:
