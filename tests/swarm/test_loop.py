@@ -125,6 +125,23 @@ def test_who_joins_before_the_first_round_starts_from_the_founders_parameters_an
     assert left(first) == left(second) == []
 
 
+def test_who_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of_now(start: Start) -> None:
+    first = start(1.0, steps=100_000)
+    first.receive()
+    first.call(Loop.steps_in_background)
+    time.sleep(0.3)
+    first.call(Loop.set, 4.0)  # no round has seen it
+    newcomer = start(5.0, first.call(multiaddrs), steps=100_000)
+    newcomer.receive()
+    assert newcomer.call(Loop.weights) == [4.0] * 4
+    assert newcomer.call(local_step) >= 5
+    first.call(Loop.stop)
+
+
+def local_step(loop: Loop) -> int:
+    return loop.peer.local_step
+
+
 def test_a_peer_that_is_alone_leaves_at_once_and_only_once(start: Start) -> None:
     loop = start(1.0)
     loop.receive()

@@ -223,3 +223,15 @@ class OddReader(GossipPeer):
 def test_peers_that_have_read_other_samples_are_told_so() -> None:
     with pytest.raises(AssertionError, match=r"ConfigError: data: peer-0[01] has other samples, or in another order"):
         start_swarm(settings("swarm.num_peers=2"), SIZE, build=OddReader)
+
+
+def test_a_final_round_that_meets_nobody_although_others_are_there_is_no_agreement() -> None:
+    with start_swarm(settings("swarm.num_peers=2", "swarm.final_s=1"), SIZE) as peers:
+        assert peers[0].call(finish) == ("alone", False)
+        peers[1].call(GossipPeer.shutdown)
+        assert peers[0].call(finish) == ("alone", True)  # the other has said goodbye
+
+
+def finish(peer: GossipPeer) -> tuple[str, bool]:
+    final = peer.engine.finish(peer.step)
+    return final.outcome, final.agreed
