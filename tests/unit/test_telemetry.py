@@ -450,6 +450,7 @@ class TestTheSummary:
             "peer_accuracy": [0.9, 0.91, 0.92, 0.93],
             "rounds": {"averaged": 4, "partial": 0, "alone": 0, "failed": 0},
             "final_outcome": ["averaged"] * 4,
+            "troubles": [],
             "samples_per_s": 4 * 1280 / 4.0,
             "bytes_sent": 6_000_000,
             "averaged_tensors": 2,
@@ -473,15 +474,17 @@ class TestTheSummary:
         assert summary["rounds"]["failed"] == 1
         assert summary["bytes_sent"] == 1_000_000, "bytes of a failed round were sent all the same"
 
-    def test_takes_the_merged_accuracy_from_a_peer_that_was_in_the_final_round(self, write: Write) -> None:
+    def test_takes_the_merged_accuracy_from_a_peer_that_was_in_the_final_round(self, tmp_path: Path) -> None:
         ends = [
             started(0),
             started(1),
             evaluation(0, 40, 0.5, merged=True),
             evaluation(1, 40, 0.9, merged=True),
         ]
-        log = write([*ends, finished(0, outcome="failed"), finished(1)])
-        assert log.write_summary()["merged_accuracy"] == 0.9
+        with RunLog(tmp_path, a_config(), run_id="a-run") as log:
+            for record in [*ends, finished(0, outcome="failed"), finished(1)]:
+                log.write(record)
+            assert log.write_summary()["merged_accuracy"] == 0.9
 
     def test_of_an_interrupted_run_says_what_is_known(self, write: Write) -> None:
         x, y = sketches(2, seed=13)
