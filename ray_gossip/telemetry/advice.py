@@ -28,12 +28,12 @@ _RULES = (
         True,
     ),
     _Rule(
-        ("is busy", "does not answer", "did not answer"),
-        "machines are overloaded, or peers stand still: raise swarm.cpus_per_peer, or {interval}",
+        ("took longer than", "of the mean arrived"),
+        "the network is slow, or a groupmate stalls: set gossip.compression=fp16, {interval} or gossip.allreduce_s",
     ),
     _Rule(
-        ("took longer than", "of the mean arrived"),
-        "the network is slow or breaks off: set gossip.compression=fp16, or {interval}, or raise gossip.allreduce_s",
+        ("is busy", "does not answer", "did not answer"),
+        "machines are overloaded, or peers stand still: raise swarm.cpus_per_peer, or {interval}",
     ),
     _Rule(("matchmaking found nobody",), "set gossip.schedule=grid, or raise gossip.matchmaking_s"),
     _Rule(("did not come within",), "{late}"),

@@ -80,7 +80,7 @@ class Tally:
         """Whose rounds have it, and how many of them."""
         seen = self._telling()
         num_bad = sum(each.is_bad for each in seen)
-        return f"{num_bad} of the last {len(seen)} rounds of {_peers({each.report.peer_index for each in seen})}"
+        return f"{num_bad} of the last {len(seen)} rounds of {peers_named({each.report.peer_index for each in seen})}"
 
     def _telling(self) -> list[_Seen]:
         """The latest rounds of those that are sick."""
@@ -107,7 +107,8 @@ def _mean(values: Iterable[bool]) -> float:
     return sum(known) / len(known)
 
 
-def _peers(indices: Iterable[int]) -> str:
+def peers_named(indices: Iterable[int]) -> str:
+    """Of a few peers their indices, else how many there are."""
     named = sorted(indices)
     if len(named) > 4:
         return f"{len(named)} peers"

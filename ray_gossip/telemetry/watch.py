@@ -10,7 +10,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
 | distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
 | apart | a peer began with another model | that peer says so itself |
-| agreement | a final round that did not average | at the end |
+| agreement | a final round that did not average, or in parts only | at the end |
 | merged | the merged model is worse than the peers' mean by 0.03 | at the end; short runs came to 0.021 (docs/log.md) |
 
 | kind | likely cause | key |
@@ -33,12 +33,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
     Notice,
+    PeerFinished,
     PeerLeft,
     PeerLost,
     PeerStarted,
@@ -46,14 +48,15 @@ from ray_gossip.records import (
     RoundReport,
 )
 from ray_gossip.telemetry.advice import advice_on, is_lasting, longer
-from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble
-from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally
+from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble, distance_of_sketches
+from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, peers_named
 
 _FEW = 3  # rounds running
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
 _WORSE = 0.03  # of accuracy
+_ROUNDING = 1e-3  # of the norm: generous, for those who end with the same mean
 _LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
 _NOBODY = "no other member in the swarm"
 _EXCUSED = ("scheduled alone", "done its local steps", "has left")
@@ -204,27 +207,26 @@ class Watch:
     def _see_agreement(self, finished: list[PeerState]) -> None:
         """A peer that ends alone has agreed with nobody, unless it was the only one."""
         is_lone = len([peer for peer in self._state.live_peers() if peer.peer_index in self._state.founders]) <= 1
-        apart = [
-            peer
-            for peer in finished
-            if peer.finished
-            and peer.finished.final_outcome != "averaged"
-            and not (peer.finished.final_outcome == "alone" and is_lone and peer.merged)
-        ]
-        if apart:
-            first = apart[0].finished
-            assert first is not None
-            indices = ", ".join(str(peer.peer_index) for peer in apart[:4]) + (", ..." if len(apart) > 4 else "")
-            self._begins(
-                "agreement",
-                f"no agreement in the end: the final round was {first.final_outcome} for peer {indices}"
-                f"{f' ({first.final_cause})' if first.final_cause else ''}; what is saved may be one peer's own model: "
-                "raise swarm.final_s",
-                count=len(apart),
-            )
+        agreed: list[PeerFinished] = []
+        without: list[PeerFinished] = []
+        for peer in finished:
+            if (end := peer.finished) is not None:
+                is_only_one = end.final_outcome == "alone" and is_lone and peer.merged is not None
+                (agreed if end.final_outcome == "averaged" or is_only_one else without).append(end)
+        sketches = [end.sketch for end in agreed if end.sketch]
+        if without:
+            first, peers = without[0], peers_named(end.peer_index for end in without)
+            cause = f" ({first.final_cause})" if first.final_cause else ""
+            text = f"the final round was {first.final_outcome} for {peers}{cause}"
+        elif len(sketches) > 1 and _are_apart(sketches):
+            text = "the peers averaged in parts that had lost sight of each other"
+        else:
+            return
+        text = f"no agreement in the end: {text}; what is saved may be one peer's own model: raise swarm.final_s"
+        self._begins("agreement", text, count=len(without) or 1)
 
     def _see_merged(self, finished: list[PeerState]) -> None:
-        merged = [peer.merged for peer in finished if peer.merged and not self._is_apart(peer)]
+        merged = [peer.merged for peer in finished if peer.merged]
         own = [peer.evaluation for peer in finished if peer.evaluation]
         if len(own) < 2 or not merged:
             return
@@ -238,10 +240,6 @@ class Watch:
                 f"they are too far apart: lower {'gossip.steps' if self._gossip.seconds is None else 'gossip.seconds'}"
                 f"{also}",
             )
-
-    @staticmethod
-    def _is_apart(peer: PeerState) -> bool:
-        return peer.finished is not None and peer.finished.final_outcome != "averaged"
 
     # ---- what is told ---------------------------------------------------------------------------------------------
 
@@ -268,3 +266,9 @@ def _is_stalled(report: RoundReport, before: RoundReport) -> bool | None:
     if report.outcome != "averaged":
         return None
     return report.blocked_s > _STALLED * (report.wall_time - before.wall_time)
+
+
+def _are_apart(sketches: Sequence[Sequence[float]]) -> bool:
+    """After a final round that all have averaged in, peers differ by rounding alone."""
+    norm = math.sqrt(math.fsum(x * x for sketch in sketches for x in sketch) / len(sketches))
+    return distance_of_sketches(sketches) > _ROUNDING * norm
