@@ -126,6 +126,15 @@ class TestRoundsThatDoNotAverage:
         assert swarm.present() == ["rounds"], "it is back, and the table shows it"
         assert len(swarm.told) == 1, "but nobody is told twice"
 
+    def test_that_are_over_are_not_counted_again_with_the_next_unlucky_one(self) -> None:
+        swarm = Watched()
+        for number in range(12):
+            swarm.round(number, outcome="alone", cause=BUSY)
+        for number in range(12, 17):
+            swarm.round(number)
+        swarm.round(17, outcome="alone", cause=BUSY)
+        assert swarm.present() == []
+
     def test_of_one_peer_of_many_are_told_with_its_name(self) -> None:
         swarm = Watched(8)
         for number in range(8):
@@ -196,6 +205,8 @@ class TestRoundsThatDoNotAverage:
 class TestAPeerThatSeesNobody:
     def test_is_told_after_three_rounds_though_its_swarm_is_well(self) -> None:
         swarm = Watched(8)
+        for number in range(10):
+            swarm.round(number)
         for number in range(10, 13):
             assert swarm.told == []
             swarm.see(rounds_of(range(1, 8), number))
@@ -204,11 +215,12 @@ class TestAPeerThatSeesNobody:
         assert swarm.present() == ["hermit"]
 
     def test_is_no_trouble_when_the_others_are_done(self) -> None:
-        swarm = Watched(2)
-        swarm.see([progress(1, 1000), finished(1)])
-        for number in range(20):
-            swarm.see(rounds_of([0], number, outcome="alone", cause="no other member in the swarm"))
-        assert swarm.told == []
+        for ends in ([progress(1, 1000)], [progress(1, 1000), finished(1)]):  # at its final round, or past it
+            swarm = Watched(2)
+            swarm.see(ends)
+            for number in range(20):
+                swarm.see(rounds_of([0], number, outcome="alone", cause="no other member in the swarm"))
+            assert swarm.told == []
 
     def test_is_over_when_it_meets_others_again(self) -> None:
         swarm = Watched(2)
