@@ -128,11 +128,11 @@ class TestRoundsThatDoNotAverage:
 
     def test_that_are_over_are_not_counted_again_with_the_next_unlucky_one(self) -> None:
         swarm = Watched()
-        for number in range(12):
+        for number in range(20):
             swarm.round(number, outcome="alone", cause=BUSY)
-        for number in range(12, 17):
+        for number in range(20, 25):
             swarm.round(number)
-        swarm.round(17, outcome="alone", cause=BUSY)
+        swarm.round(25, outcome="alone", cause=BUSY)
         assert swarm.present() == []
 
     def test_of_one_peer_of_many_are_told_with_its_name(self) -> None:
