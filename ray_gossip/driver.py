@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ray_gossip.config import Config
-from ray_gossip.console import open_view, print_summary
+from ray_gossip.console import open_view
 from ray_gossip.errors import ConfigError, DataError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.factory import check as check_factories
 from ray_gossip.folders import check_writable
+from ray_gossip.lines import print_summary
 from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import check_uri, is_uri

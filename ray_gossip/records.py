@@ -130,6 +130,9 @@ class Notice(Record):
     text: str
 
 
+BEGAN_APART = "this peer began with another model than"  # how a notice says so: the driver tells it of the swarm
+
+
 _KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (PeerStarted, Progress, Evaluation, RoundReport, PeerFinished, PeerLost, PeerLeft, Notice)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ray_gossip.addresses import check_free, check_identity, check_multiaddr
 from ray_gossip.config import Config
-from ray_gossip.console import open_view, print_summary
+from ray_gossip.console import open_view
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
+from ray_gossip.lines import print_summary
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.rehearsal import perform
 from ray_gossip.resources import machine_id

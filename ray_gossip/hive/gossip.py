@@ -32,7 +32,7 @@ from ray_gossip.hive.pace import Pace, Stopwatch, resumed
 from ray_gossip.hive.process import NetworkProcesses
 from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, RoundResult
 from ray_gossip.hive.sharing import Sharing
-from ray_gossip.records import Record, RoundReport
+from ray_gossip.records import BEGAN_APART, Record, RoundReport
 
 _FINAL_ATTEMPTS = 3
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
@@ -143,7 +143,7 @@ class GossipEngine:
         if first.began_as != began_as and first.peer_index != self.peer_index:
             self._load_state(deadline, donor=first.peer_id)
             self.notices.append(
-                f"this peer began with another model than {first.name}, and has taken over that one's: let the random "
+                f"{BEGAN_APART} {first.name}, and has taken over that one's: let the random "
                 "numbers of your model come from torch, which is seeded"
             )
         self._start(resumed(self.gossip, local_step))

@@ -7,11 +7,12 @@
       swarm/            TensorBoard, the swarm: means and extremes under the peers' tags, consensus distance
       summary.json      the end of the story
 
-`state` folds records into the current picture; `curves` and `summary` read it; only `log` touches the disk.
+`state` folds records into the current picture; `watch` says when something is wrong with it, by what `tally` counts and
+`advice` knows; `curves` and `summary` read it; only `log` touches the disk.
 """
 
 from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
-from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState
+from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.summary import Summary, summarise
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Summary",
     "SwarmRound",
     "SwarmState",
+    "Trouble",
     "dump_json",
     "summarise",
 ]

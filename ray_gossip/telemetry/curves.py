@@ -30,6 +30,7 @@ point is the record's `wall_time`.
 | `swarm/samples_per_s` | swarm | sum over the peers |
 | `swarm/sent_mb` | swarm | megabytes (10^6) sent so far |
 | `swarm/rounds_averaged`, `_partial`, `_alone`, `_failed` | swarm | peer-rounds so far |
+| `swarm/trouble` | swarm | how many kinds of trouble the run is in; 0 is healthy; the words are in `events.jsonl` |
 | `swarm/consensus_distance_before` | swarm | over the snapshots of a round |
 | `swarm/consensus_distance` | swarm | over what the round made of them |
 | `swarm/contraction` | swarm | (after / before)^2: the factor of the squared spread |
@@ -44,7 +45,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ray_gossip.records import Evaluation, Outcome, PeerLeft, PeerLost, PeerStarted, Progress, Record, RoundReport
+from ray_gossip.records import (
+    Evaluation,
+    Notice,
+    Outcome,
+    PeerLeft,
+    PeerLost,
+    PeerStarted,
+    Progress,
+    Record,
+    RoundReport,
+)
 from ray_gossip.telemetry.state import SwarmRound, SwarmState
 
 _OUTCOME: dict[Outcome, int] = {"averaged": 1, "alone": 0, "partial": -1, "failed": -2}
@@ -65,6 +76,7 @@ class Curves:
         self._state = state
         self._news: dict[str, dict[int, Progress | Evaluation]] = defaultdict(dict)  # since the swarm's last point
         self._last_step: dict[str, int] = defaultdict(int)
+        self._num_troubles = 0
 
     def points(self, record: Record) -> Iterator[Point]:
         if isinstance(record, (Progress, Evaluation, RoundReport)):
@@ -79,6 +91,8 @@ class Curves:
             case PeerStarted() | PeerLost() | PeerLeft():
                 live = self._state.live_peers()
                 return {"swarm/peers": len(live)}, self._step("train", [peer.local_step for peer in live])
+            case RoundReport() | Notice() if len(self._state.present_troubles()) != self._num_troubles:
+                return self._troubles(), self._step("train", [])  # not with the next sweep, which may never come
             case Progress() | Evaluation():
                 kind = _kind(record)
                 sweep = self._sweep(kind, record)
@@ -104,11 +118,16 @@ class Curves:
         del self._news[kind]
         return [news[peer.peer_index] for peer in peers if peer.is_live and peer.peer_index in news]
 
+    def _troubles(self) -> dict[str, float]:
+        self._num_troubles = len(self._state.present_troubles())
+        return {"swarm/trouble": self._num_troubles}
+
     def _totals(self) -> dict[str, float]:
         state = self._state
         return {
             "swarm/peers": len(state.live_peers()),
             "swarm/sent_mb": state.bytes_sent / 1e6,
+            **self._troubles(),
             **{f"swarm/rounds_{outcome}": count for outcome, count in state.rounds.items()},
         }
 

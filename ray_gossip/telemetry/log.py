@@ -20,6 +20,7 @@ from ray_gossip.telemetry.event_file import EventFile
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
 from ray_gossip.telemetry.state import SwarmState
 from ray_gossip.telemetry.summary import Summary, summarise
+from ray_gossip.telemetry.watch import Watch
 
 # What a run overwrites in its folder.
 RUN_FILES = ("events.jsonl", "config.yaml", "summary.json", "model.pt")
@@ -54,6 +55,7 @@ class RunLog:
         indices = range(config.swarm.num_peers) if peers is None else peers
         self.state = SwarmState(peers=indices, total_steps=config.train.local_steps)
         self._started_at = time.time() if started_at is None else started_at
+        self._watch = Watch(self.state, config.gossip)
         self._curves = Curves(self.state)
         self._event_files: dict[str, EventFile] = {}  # by the name of the TensorBoard run
         self._pictured_at = time.monotonic()
@@ -76,20 +78,30 @@ class RunLog:
             self._add_picture()
 
     def write(self, record: Record) -> None:
-        """Fold a record into `state`; write it and what it completes to the event log and to TensorBoard."""
-        for each in (record, *self.state.fold(record)):
-            points = list(self._curves.points(each))
-            with self._as_far_as_there_is_room():
-                self._events.write(f"{dump_json(to_json(each))}\n".encode(errors=_ESCAPED))
-                for point in points:
-                    self._add(point)
+        """Fold a record into `state`; write it, what it completes, and what is wrong with the run because of it, to the
+        event log and to TensorBoard."""
+        records = [record, *self.state.fold(record)]
+        self._append([*records, *(n for each in records for n in self._tell(self._watch.see(each)))])
         if time.monotonic() - self._pictured_at > _PICTURE_S:
             self._add_picture()
         if isinstance(record, (PeerStarted, PeerLost)) and not self._classes_are_pictured:
             self._add_classes()
 
+    def _tell(self, notices: list[Notice]) -> list[Notice]:
+        for notice in notices:
+            self.state.fold(notice)
+        return notices
+
+    def _append(self, records: Iterable[Record]) -> None:
+        for each in records:
+            points = list(self._curves.points(each))
+            with self._as_far_as_there_is_room():
+                self._events.write(f"{dump_json(to_json(each))}\n".encode(errors=_ESCAPED))
+                for point in points:
+                    self._add(point)
+
     def write_summary(self, *, model: Path | None = None) -> Summary:
-        """Write `summary.json` as things stand now; returns what stands in it.
+        """Say what is wrong with the end, and write `summary.json` as things stand now; returns what stands in it.
 
         Args:
             model: where the merged model was saved, if it was.
@@ -97,6 +109,7 @@ class RunLog:
         Raises:
             SwarmError: as `save`.
         """
+        self._append(self._tell(self._watch.end()))
         summary = summarise(
             self.state,
             run_id=self.run_id,

@@ -44,6 +44,17 @@ class SwarmRound(Record):
 
 
 @dataclass(kw_only=True)
+class Trouble:
+    """A way in which a run is not what it looks like."""
+
+    kind: str  # `watch` lists them
+    text: str  # one line: what, the likely cause, the key to turn
+    first_round: int | None  # None: not of rounds
+    count: int  # in how many rounds, counted for each peer, it was seen
+    is_over: bool
+
+
+@dataclass(kw_only=True)
 class PeerState:
     """The latest record of each kind from one peer, and what follows from them."""
 
@@ -128,6 +139,7 @@ class SwarmState:
         self.bytes_sent = 0
         self.meetings: Counter[tuple[int, int]] = Counter()  # (peer, groupmate) -> rounds averaged together
         self.last_round: SwarmRound | None = None
+        self.troubles: dict[str, Trouble] = {}  # by kind, in the order in which they began; `watch` writes them
         self.news: list[PeerStarted | PeerLost | PeerLeft | Notice] = []  # what a person should read, in order
         self.first_step_time: float | None = None  # seconds since 1970
         self._open_rounds: dict[int, dict[int, RoundReport]] = {}  # round -> peer_index -> report
@@ -170,6 +182,9 @@ class SwarmState:
                     peer.left = record
                 for reports in self._open_rounds.values():
                     reports.pop(record.peer_index, None)
+
+    def present_troubles(self) -> list[Trouble]:
+        return [trouble for trouble in self.troubles.values() if not trouble.is_over]
 
     def live_peers(self) -> list[PeerState]:
         return [peer for _, peer in sorted(self.peers.items()) if peer.is_live]

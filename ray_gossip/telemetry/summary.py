@@ -42,6 +42,7 @@ def summarise(
         "peer_accuracy": [None if peer.lost else peer.accuracy for peer in peers],
         "rounds": dict(state.rounds),
         "final_outcome": [peer.finished.final_outcome if peer.finished else None for peer in peers],
+        "troubles": [dataclasses.asdict(trouble) for trouble in state.troubles.values()],
         "consensus_distance": _consensus_distance(state, peers),
         "samples_per_s": sum(_samples_per_s(peer) for peer in peers),
         "bytes_sent": state.bytes_sent,

@@ -47,6 +47,7 @@ def test_its_rounds_do_not_fail_and_bring_the_swarm_to_agreement(quickstart: Run
     assert summary["rounds"]["averaged"] > 100
     assert summary["final_outcome"] == ["averaged"] * 4
     assert summary["consensus_distance"] < 1e-3
+    assert summary["troubles"] == []
 
 
 def test_the_last_line_of_output_is_the_summary_file(quickstart: Run) -> None:
@@ -119,6 +120,7 @@ def test_one_peer_trains_alone(ray: str, tmp_path: Path) -> None:
     summary = train(tmp_path / "run", "swarm.num_peers=1", "train.local_steps=300", address=ray).summary
     assert summary["merged_accuracy"] > 0.9
     assert set(summary["rounds"]) - {kind for kind, count in summary["rounds"].items() if count == 0} == {"alone"}
+    assert summary["troubles"] == []
 
 
 def test_six_peers_train_in_groups_of_up_to_four(ray: str, tmp_path: Path) -> None:

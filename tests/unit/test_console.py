@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ray_gossip.console import LiveView, PlainView, open_view, print_summary, table
+from ray_gossip.console import LiveView, PlainView, open_view, table
+from ray_gossip.lines import print_summary
 from ray_gossip.records import Notice
 from ray_gossip.telemetry import SwarmState
 from tests.unit.test_telemetry import (
@@ -196,6 +197,7 @@ class TestTheSummary:
             "averaged_tensors": 4,
             "averaged_bytes": 264_192,
             "wall_s": 48.21,
+            "troubles": [],
             "peers_lost": [{"peer_index": 1, "cause": "its process died"}],
             "model": str(run_dir / "model.pt"),
         }

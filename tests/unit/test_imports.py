@@ -26,6 +26,7 @@ trainer
 hive
 telemetry
 testing peer loop
+lines
 console
 swarm
 run

@@ -1,0 +1,110 @@
+"""What is said of a run in a line: how it stands, what happens, and how it has ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted
+from ray_gossip.telemetry import SwarmState
+
+
+def rounds_line(state: SwarmState) -> str:
+    """What became of the rounds, counted once for each peer, and what they cost."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in state.rounds.items() if count)
+    return f"rounds: {counts or 'none yet'}; {state.bytes_sent / 1e6:,.1f} MB sent"
+
+
+def distance_line(state: SwarmState) -> str:
+    """How far apart the peers were in the last complete round."""
+    if state.last_round is None:
+        return "consensus distance -"
+    before, after = state.last_round.consensus_distance_before, state.last_round.consensus_distance
+    return f"consensus distance {before:.3g} -> {after:.3g} in round {state.last_round.round}"
+
+
+def status_line(state: SwarmState) -> str:
+    """The swarm in one line."""
+    peers = list(state.peers.values())
+    live = [peer for peer in peers if peer.is_live]
+    if all(peer.progress is None for peer in peers):
+        return f"starting: {len(live)} of {len(peers)} peers are up"
+    steps = [peer.local_step for peer in live] or [0]
+    span = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)}..{max(steps)}"
+    parts = [
+        f"{len(live)} of {len(peers)} peers",
+        f"step {span}/{state.total_steps}",
+        f"loss {number(mean([peer.loss for peer in live]), '.3f')}",
+        f"accuracy {number(mean([peer.accuracy for peer in live]), '.3f')}",
+        f"{sum(peer.samples_per_s for peer in live):,.0f} samples/s",
+        rounds_line(state),
+        distance_line(state),
+        *(f"TROUBLE: {each.kind}" for each in state.present_troubles()),
+    ]
+    return "; ".join(parts)
+
+
+def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
+    """An event in one line."""
+    match news:
+        case PeerStarted():
+            return (
+                f"peer {news.peer_index} is up on {news.node}: {news.device}, "
+                f"{news.num_parameters:,} parameters, {news.averaged_bytes / 1e6:.3g} MB averaged, "
+                f"{news.num_samples:,} samples"
+            )
+        case PeerLost():
+            return f"peer {news.peer_index} is lost: {_first_line(news.cause)}"
+        case PeerLeft():
+            return f"peer {news.peer_index} has left, at local step {news.local_step}"
+        case Notice():
+            who = f"peer {news.peer_index}: " if news.peer_index >= 0 else ""
+            return who + _first_line(news.text)
+
+
+def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) -> None:
+    """The end of a run, and where to look next.
+
+    Args:
+        summary: what stands in summary.json.
+    """
+    accuracies = [accuracy for accuracy in summary["peer_accuracy"] if accuracy is not None]
+    peers = f"peers {min(accuracies):.3f} to {max(accuracies):.3f}" if accuracies else "no peer was evaluated"
+    rounds = ", ".join(f"{count} {outcome}" for outcome, count in summary["rounds"].items())
+    distance = number(summary["consensus_distance"], ".3g")
+    speed = number(summary["samples_per_s"], ",.0f")
+    all_runs = run_dir.parent if run_dir.parent.name == "runs" else run_dir
+    lines = [
+        ("accuracy", f"merged model {number(summary['merged_accuracy'], '.4f')}, {peers}"),
+        ("rounds", rounds),
+        *(("trouble", each["text"] + "; over in the end" * each["is_over"]) for each in summary["troubles"]),
+        ("distance", f"consensus distance {distance} at the end"),
+        ("averaged", f"{summary['averaged_tensors'] or '-'} tensors, {(summary['averaged_bytes'] or 0) / 1e6:.3g} MB"),
+        ("speed", f"{speed} samples/s, {summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
+        *(("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}") for lost in summary["peers_lost"]),
+        ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),
+        ("curves", shlex.join(["tensorboard", "--logdir", str(all_runs)])),
+    ]
+    if summary["model"]:
+        lines.append(("model", f"torch.load({json.dumps(summary['model'], ensure_ascii=False)}, weights_only=True)"))
+    stream.write("\n" + "".join(f"{name:<9} {text}\n" for name, text in lines))
+    stream.flush()
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None: none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def number(value: float | None, spec: str) -> str:
+    """By a format; a dash for what is not known."""
+    return "-" if value is None else format(value, spec)
+
+
+def _first_line(text: str) -> str:
+    first, *more = text.strip().splitlines() or [""]
+    return f"{first} (the whole text is in events.jsonl)" if more else first

@@ -1,0 +1,69 @@
+"""What is likely behind a round that did not average, by the words of its cause, and the key to turn. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ray_gossip.config import GossipConfig
+from ray_gossip.records import RoundReport
+
+_LONGEST_CAUSE = 100  # characters of a cause that are quoted
+
+
+class _Rule(NamedTuple):
+    words: tuple[str, ...]  # any of them, in the cause
+    advice: str
+    is_lasting: bool = False  # it does not pass by itself
+
+
+# The first that fits counts. The words are those of `hive`: averager, meeting, rendezvous and allreduce.
+_RULES = (
+    _Rule(("not finite",), "the training has diverged: lower optimizer.lr", True),
+    _Rule(("tensors of another size",), "give all peers the same model.name or model.factory", True),
+    _Rule(
+        ("could not be reached",),
+        "open all ports between the machines; a peer behind a router needs --announce_maddr",
+        True,
+    ),
+    _Rule(
+        ("took longer than", "of the mean arrived"),
+        "the network is slow, or a groupmate stalls: set gossip.compression=fp16, {interval} or gossip.allreduce_s",
+    ),
+    _Rule(
+        ("is busy", "does not answer", "did not answer"),
+        "machines are overloaded, or peers stand still: raise swarm.cpus_per_peer, or {interval}",
+    ),
+    _Rule(("matchmaking found nobody",), "set gossip.schedule=grid, or raise gossip.matchmaking_s"),
+    _Rule(("did not come within",), "{late}"),
+)
+_OTHERWISE = _Rule((), "peers are out of step, or the network is slow: {interval}")
+
+
+def advice_on(reports: Sequence[RoundReport], gossip: GossipConfig) -> str:
+    """The commonest cause of these rounds, as the latest of them says it, and what to do about it."""
+    rules = [_rule(report.cause) for report in reports]
+    (rule, _), *_ = Counter(rules).most_common(1)
+    cause = next(report.cause for report, each in zip(reversed(reports), reversed(rules), strict=True) if each == rule)
+    quoted = cause if len(cause) <= _LONGEST_CAUSE else f"{cause[:_LONGEST_CAUSE]}..."
+    advice = rule.advice
+    if cause.startswith("no group of") and gossip.min_group_size > 2 and not rule.is_lasting:
+        advice = f"lower gossip.min_group_size={gossip.min_group_size}"
+    wait_s = gossip.matchmaking_s
+    late = f"unset gossip.matchmaking_s={wait_s:g}" if wait_s else "peers are overloaded: {interval}"
+    return f"{quoted or 'no cause is known'}; " + advice.replace("{late}", late).replace("{interval}", longer(gossip))
+
+
+def is_lasting(cause: str) -> bool:
+    """Whether this does not pass by itself, so that it is no bad luck when it comes again and again."""
+    return _rule(cause).is_lasting
+
+
+def longer(gossip: GossipConfig) -> str:
+    """The key that makes rounds rarer."""
+    return "raise gossip.steps" if gossip.seconds is None else "raise gossip.seconds"
+
+
+def _rule(cause: str) -> _Rule:
+    return next((rule for rule in _RULES if any(words in cause for words in rule.words)), _OTHERWISE)

@@ -1,0 +1,274 @@
+"""Tells when a run is not what it looks like: one line for each kind of trouble, with the likely cause and the key to
+turn. Pure: records in, notices out; the present troubles stand in the swarm's state, where table, curves and summary
+find them. What is over stays there, marked as over. A kind is told once in a run.
+
+| kind | symptom | when it is said, and why then |
+| --- | --- | --- |
+| rounds | a round that should have averaged ends alone, partial or failed | by `tally`: 5 rounds; 8 of one peer |
+| hermit | a peer sees no other member while others train | 3 rounds running: no bad luck of a round does that |
+| pace | a round begins more than 1.5 intervals after an averaged one | by `tally`; a call may cost a step or two |
+| stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
+| distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
+| apart | a peer began with another model | that peer says so itself |
+| agreement | a final round that did not average, or in parts only | at the end |
+| merged | the merged model is worse than the peers' mean by 0.03 | at the end; short runs came to 0.021 (docs/log.md) |
+
+| kind | likely cause | key |
+| --- | --- | --- |
+| rounds | by the words of the round: `advice` | by the same |
+| hermit | its node of the DHT was cut off, or its machine is overloaded | swarm.cpus_per_peer |
+| pace | a round takes longer than the interval | gossip.steps or .seconds, gossip.compression |
+| stall | the same; or local steps wait by config | the same, gossip.overlap |
+| distance | steps too large or rounds too rare for what averaging takes away | optimizer.lr, gossip.* |
+| apart | random numbers without a seed | model.factory |
+| agreement | a peer was late, or lost its group | swarm.final_s |
+| merged | the peers are too far apart, or BatchNorm's statistics are off | gossip.steps, train.recalibrate_samples |
+
+Not counted: rounds that were scheduled alone, or whose groupmates had done their local steps or left; of a peer whose
+groupmates are lost, which is told anyway; of `gossip.group_size=1`; of one peer alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ray_gossip.config import GossipConfig
+from ray_gossip.records import (
+    BEGAN_APART,
+    Notice,
+    PeerFinished,
+    PeerLeft,
+    PeerLost,
+    PeerStarted,
+    Record,
+    RoundReport,
+)
+from ray_gossip.telemetry.advice import advice_on, is_lasting, longer
+from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble, distance_of_sketches
+from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, peers_named
+
+_FEW = 3  # rounds running
+_LATE = 1.5  # intervals
+_STALLED = 0.5  # of the time
+_START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
+_WORSE = 0.03  # of accuracy
+_ROUNDING = 1e-3  # of the norm: generous, for those who end with the same mean
+_LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
+_NOBODY = "no other member in the swarm"
+_EXCUSED = ("scheduled alone", "done its local steps", "has left")
+
+
+class Watch:
+    """Give it each record after `state` has folded it."""
+
+    def __init__(self, state: SwarmState, gossip: GossipConfig) -> None:
+        self._state, self._gossip = state, gossip
+        self._tallies = {kind: Tally() for kind in ("rounds", "hermit", "pace", "stall")}
+        self._before: dict[int, RoundReport] = {}  # the last round of each peer
+        self._lost_at = -math.inf
+        self._distances: deque[float] = deque()  # of the swarm's last rounds, before them
+        self._num_earlier, self._highest = 0, 0.0  # of the rounds before those: their number, the highest distance
+        self._notices: list[Notice] = []
+
+    def see(self, record: Record) -> list[Notice]:
+        """What a person should read because of this record; mostly nothing."""
+        match record:
+            case RoundReport() if self._gossip.group_size > 1:
+                self._see_round(record)
+            case SwarmRound():
+                self._see_distance(record)
+            case PeerStarted() | PeerLost() | PeerLeft():
+                self._before.pop(record.peer_index, None)
+                for tally in self._tallies.values():
+                    tally.forget(record.peer_index)
+                if isinstance(record, PeerLost):
+                    self._lost_at = record.wall_time
+            case Notice() if record.text.startswith(BEGAN_APART):
+                text = "peers began with different models; those that differed took over the first one's: let the "
+                text += "random numbers of model.factory come from torch, which is seeded"
+                self._begins("apart", text, is_over=True)
+        return self._take()
+
+    def end(self) -> list[Notice]:
+        """What is to be said of the end; the same however often it is asked."""
+        finished = [peer for peer in self._state.peers.values() if peer.finished and not peer.lost]
+        self._see_agreement(finished)
+        self._see_merged(finished)
+        return self._take()
+
+    # ---- rounds ---------------------------------------------------------------------------------------------------
+
+    def _see_round(self, report: RoundReport) -> None:
+        before, self._before[report.peer_index] = self._before.get(report.peer_index), report
+        self._count("hermit", report, self._is_hermit(report), in_a_row=_FEW)
+        self._count("rounds", report, self._is_spoilt(report), in_a_row=SOON if is_lasting(report.cause) else IN_A_ROW)
+        if before is not None:
+            self._count("pace", report, self._is_late(report, before))
+            self._count("stall", report, _is_stalled(report, before))
+
+    def _count(self, kind: str, report: RoundReport, is_bad: bool | None, *, in_a_row: int = IN_A_ROW) -> None:
+        if is_bad is None:
+            return
+        tally, known = self._tallies[kind], self._state.troubles.get(kind)
+        was_sick = tally.is_sick
+        tally.add(report, is_bad=is_bad, in_a_row=in_a_row)
+        if tally.is_sick and not was_sick:
+            bad = tally.bad
+            self._begins(kind, self._text(kind, tally), first_round=bad[0].round, count=len(bad))
+        elif known is not None:
+            known.count += is_bad and tally.is_sick
+            known.is_over = not tally.is_sick
+
+    def _is_spoilt(self, report: RoundReport) -> bool | None:
+        if report.outcome == "averaged":
+            return False
+        gone = [peer.peer_index for peer in self._state.peers.values() if peer.lost or peer.left]
+        names_gone = any(f"peer-{index:02d}" in report.cause for index in gone)
+        is_told = names_gone or ("peer-" not in report.cause and report.wall_time - self._lost_at < _LATELY_S)
+        is_last = len(self._state.founders) > 1 and not self._others(report)
+        is_excused = report.cause == _NOBODY or any(words in report.cause for words in _EXCUSED)
+        return None if is_told or is_last or is_excused else True
+
+    def _is_hermit(self, report: RoundReport) -> bool | None:
+        if report.cause == _NOBODY:
+            return True if any(peer.status == "training" for peer in self._others(report)) else None
+        return False
+
+    def _is_late(self, report: RoundReport, before: RoundReport) -> bool | None:
+        gossip = self._gossip
+        if gossip.consensus_target is not None or before.outcome != "averaged":
+            return None  # it lets rounds out on purpose; what is not averaged takes its time, and is told anyway
+        if gossip.steps is not None:
+            return report.local_step - before.local_step > _LATE * gossip.steps + 1
+        return report.wall_time - before.wall_time > _LATE * (gossip.seconds or 0.0)
+
+    def _others(self, report: RoundReport) -> list[PeerState]:
+        return [peer for peer in self._state.live_peers() if peer.owes_reports and peer.peer_index != report.peer_index]
+
+    def _text(self, kind: str, tally: Tally) -> str:
+        last, gossip = tally.bad[-1], self._gossip
+        if kind == "rounds":
+            return f"{tally.subject} did not average: {advice_on(tally.bad, gossip)}"
+        if kind == "hermit":
+            return (
+                f"{tally.subject} met nobody, though others train: its node of the DHT was cut off or is overloaded; "
+                "raise swarm.cpus_per_peer, or start that peer anew"
+            )
+        takes = f"a round takes {last.matchmaking_s:.2g} s to meet and {last.allreduce_s:.2g} s to average"
+        if kind == "pace":
+            key = "gossip.steps" if gossip.steps is not None else "gossip.seconds"
+            return (
+                f"{tally.subject} began later than every {key}={gossip.steps or gossip.seconds:g}: {takes}; "
+                f"{longer(gossip)}, or set gossip.compression=fp16"
+            )
+        overlap = "" if gossip.overlap else " or set gossip.overlap=true,"
+        return f"{tally.subject} held up local steps for more than half of the time: {takes};{overlap} {longer(gossip)}"
+
+    # ---- the swarm ------------------------------------------------------------------------------------------------
+
+    def _see_distance(self, round: SwarmRound) -> None:
+        if round.num_peers < 2:
+            return
+        if len(self._distances) == _BLOCK * _BLOCKS:
+            self._num_earlier += 1
+            self._highest = max(self._highest, self._distances.popleft())
+        self._distances.append(round.consensus_distance_before)
+        if self._num_earlier < _START_UP:
+            return
+        known, values = self._state.troubles.get("distance"), list(self._distances)
+        blocks = [math.fsum(values[i : i + _BLOCK]) / _BLOCK for i in range(0, len(values), _BLOCK)]
+        rises = all(a < b for a, b in pairwise(blocks))
+        if rises and blocks[-1] > max(_GROWTH * blocks[0], self._highest):
+            if known is None or known.is_over:
+                first = round.round - len(values) + 1
+                text = (
+                    f"the peers drift apart: the consensus distance rose from {blocks[0]:.3g} to {blocks[-1]:.3g} in "
+                )
+                text += f"{len(values)} rounds; lower {self._forces()}"
+                self._begins("distance", text, first_round=first, count=len(values))
+            else:
+                known.count += 1
+        elif known is not None and blocks[-1] <= blocks[-2]:
+            known.is_over = True
+
+    def _forces(self) -> str:
+        """The keys whose values may drive the peers apart, the likeliest first."""
+        gossip = self._gossip
+        keys = ["gossip.outer_lr or gossip.outer_momentum"] if gossip.outer != "none" else []
+        keys += ["optimizer.lr", "gossip.steps" if gossip.seconds is None else "gossip.seconds"]
+        return ", ".join(keys) + (f", or raise gossip.alpha={gossip.alpha:g}" if gossip.alpha < 1 else "")
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _see_agreement(self, finished: list[PeerState]) -> None:
+        """A peer that ends alone has agreed with nobody, unless it was the only one."""
+        is_lone = len([peer for peer in self._state.live_peers() if peer.peer_index in self._state.founders]) <= 1
+        agreed: list[PeerFinished] = []
+        without: list[PeerFinished] = []
+        for peer in finished:
+            if (end := peer.finished) is not None:
+                is_only_one = end.final_outcome == "alone" and is_lone and peer.merged is not None
+                (agreed if end.final_outcome == "averaged" or is_only_one else without).append(end)
+        sketches = [end.sketch for end in agreed if end.sketch]
+        if without:
+            first, peers = without[0], peers_named(end.peer_index for end in without)
+            cause = f" ({first.final_cause})" if first.final_cause else ""
+            text = f"the final round was {first.final_outcome} for {peers}{cause}"
+        elif len(sketches) > 1 and _are_apart(sketches):
+            text = "the peers averaged in parts that had lost sight of each other"
+        else:
+            return
+        text = f"no agreement in the end: {text}; what is saved may be one peer's own model: raise swarm.final_s"
+        self._begins("agreement", text, count=len(without) or 1)
+
+    def _see_merged(self, finished: list[PeerState]) -> None:
+        merged = [peer.merged for peer in finished if peer.merged]
+        own = [peer.evaluation for peer in finished if peer.evaluation]
+        if len(own) < 2 or not merged:
+            return
+        mean = math.fsum(each.accuracy for each in own) / len(own)
+        if merged[0].accuracy < mean - _WORSE:
+            samples = "train.recalibrate_samples"
+            also = f", or raise {samples}" if merged[0].batch_norm != "none" else ""
+            self._begins(
+                "merged",
+                f"the merged model is worse than the peers: accuracy {merged[0].accuracy:.3f}, their mean {mean:.3f}; "
+                f"they are too far apart: lower {'gossip.steps' if self._gossip.seconds is None else 'gossip.seconds'}"
+                f"{also}",
+            )
+
+    # ---- what is told ---------------------------------------------------------------------------------------------
+
+    def _begins(
+        self, kind: str, text: str, *, first_round: int | None = None, count: int = 1, is_over: bool = False
+    ) -> None:
+        known = self._state.troubles.get(kind)
+        if known is not None:  # it is back, and was told: the table shows how things are now
+            if known.is_over:
+                known.count += count
+            known.text, known.is_over = text, is_over
+            return
+        self._state.troubles[kind] = Trouble(
+            kind=kind, text=text, first_round=first_round, count=count, is_over=is_over
+        )
+        self._notices.append(Notice(peer_index=-1, wall_time=time.time(), text=f"trouble: {text}"))
+
+    def _take(self) -> list[Notice]:
+        notices, self._notices = self._notices, []
+        return notices
+
+
+def _is_stalled(report: RoundReport, before: RoundReport) -> bool | None:
+    if report.outcome != "averaged":
+        return None
+    return report.blocked_s > _STALLED * (report.wall_time - before.wall_time)
+
+
+def _are_apart(sketches: Sequence[Sequence[float]]) -> bool:
+    """After a final round that all have averaged in, peers differ by rounding alone."""
+    norm = math.sqrt(math.fsum(x * x for sketch in sketches for x in sketch) / len(sketches))
+    return distance_of_sketches(sketches) > _ROUNDING * norm
