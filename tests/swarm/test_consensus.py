@@ -58,7 +58,6 @@ def test_real_peers_send_fewer_bytes_and_their_true_distance_stays_below_the_tar
     usual = Course()
     target = 2 * max(usual.distances())
     controlled = Course(f"gossip.consensus_target={target}")
-    print(len(usual.distances()), len(controlled.distances()), usual.bytes_sent, controlled.bytes_sent, max(controlled.distances())/target)
     assert max(controlled.distances()) < target
     assert controlled.bytes_sent < 0.75 * usual.bytes_sent
     assert len(controlled.distances()) > 10

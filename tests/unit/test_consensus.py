@@ -35,8 +35,9 @@ def noise(rng: np.random.Generator) -> NDArray[np.float64]:
 def skewed(rng: np.random.Generator) -> NDArray[np.float64]:
     """Each peer and each node has samples of its own kind: a group within a node sees little of how far it drifts."""
     own = np.random.default_rng(99)
-    constant = own.standard_normal((NUM_PEERS, SIZE)) + 2 * own.standard_normal((4, SIZE))[NODES]
-    return constant - constant.mean(axis=0) + 0.25 * rng.standard_normal((NUM_PEERS, SIZE))
+    there = own.standard_normal((NUM_PEERS, SIZE)) + 2 * own.standard_normal((4, SIZE))[NODES]
+    there -= there.mean(axis=0)
+    return there + 0.25 * rng.standard_normal((NUM_PEERS, SIZE))
 
 
 def falling(interval: int) -> float:
