@@ -48,9 +48,9 @@ class GossipConfig(Section):
     """Every so manieth round reaches the exact mean of the swarm: log_M N scheduled rounds back to back; 0: never.
     For compression=int8, and against slow drift in swarms that are no full grid."""
     consensus_target: float | None = Field(None, ge=1e-9, le=1e9)
-    """Consensus control: rounds are left out while the consensus distance, as a fraction of the parameter norm, is
-    far below this target, and all held while it is above it. Set `steps` to the shortest interval then. To save
-    bytes late in training; 0.01 to 0.05 are sensible."""
+    """Consensus control: the interval between two rounds becomes up to eight times as long while the consensus distance
+    of the swarm, as a fraction of the parameter norm, is far below this target, and short again above it. Set `steps`
+    to the shortest interval then. To save bytes late in training; 0.01 to 0.05 are sensible."""
     outer: Literal["none", "nesterov", "heavy_ball"] = "none"
     """What a peer does with its group's mean. none: moves to it by alpha. nesterov: an outer SGD step with Nesterov
     momentum towards it (DiLoCo; in small groups NoLoCo), for 50 or more local steps between rounds. heavy_ball: the

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from ray_gossip.config import GossipConfig
 from ray_gossip.hive.allreduce import LOST, StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
+from ray_gossip.hive.consensus import ConsensusControl, summary
 from ray_gossip.hive.deadline import Deadline
 from ray_gossip.hive.engine import StateShape
 from ray_gossip.hive.guests import GuestBook, pack, unpack
@@ -85,7 +85,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self.gossip, self.final_s, self.seed = gossip, final_s, seed
         self.delta = torch.zeros_like(state).share_memory_()
         self.signals = Signals()
-        self._membership = Membership(dht, charter=charter, own=own)
+        control = ConsensusControl(gossip.consensus_target) if gossip.consensus_target is not None else None
+        self._membership = Membership(dht, charter=charter, own=own, control=control)
         self._guests = GuestBook(charter.num_peers)
         self._charter = charter
         self._untold: list[bytes] = []
@@ -266,6 +267,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
     ) -> RoundResult:
         snapshot = self._averaged_tensors[0]
         before = self._sketch(snapshot.numpy())
+        declared = b"" if self.gossip.consensus_target is None else summary(snapshot.numpy(), before)
         run = RoundSoFar(self._own.peer_index, round=round, wait_s=wait_s)
         outcome: Outcome = "averaged"
         change: NDArray[np.float32] | None = None
@@ -273,7 +275,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         try:
             for moves in itertools.count():
                 try:
-                    view = await self._view(run, local_step)
+                    view = await self._view(run, local_step, declared)
                     change = await self._change(view, snapshot, weight, run)
                     break
                 except Behind as behind:
@@ -286,6 +288,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         finally:
             self.signals.reduce(begins=False)
             self._pending_groups_registered.set()
+        if not run.is_final:
+            self._membership.control_consensus()
         moved, after = 0.0, before
         if change is not None:
             self.delta.numpy()[:] = change
@@ -301,20 +305,20 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             moved=moved,
             sketch_before=tuple(before.tolist()),
             sketch_after=tuple(after.tolist()),
-            stretch=self._own.stretch,
+            stretch=self._membership.stretch,
             num_members=len(view.at(run.round)),
             is_hermit=self._membership.is_hermit,
             members=takers(view.at(run.round)),
         )
 
-    async def _view(self, run: RoundSoFar, local_step: int) -> View:
+    async def _view(self, run: RoundSoFar, local_step: int, summary: bytes) -> View:
         """Who counts in this round; a peer that the swarm has left behind by rounds catches up first."""
         if run.is_final:
             return self._membership.view
-        view = await self._membership.at_round(run.round, local_step=local_step)
+        view = await self._membership.at_round(run.round, local_step=local_step, summary=summary)
         if view.latest_round > run.round + 1:
             run.round = view.latest_round
-            view = await self._membership.at_round(run.round, local_step=local_step)
+            view = await self._membership.at_round(run.round, local_step=local_step, summary=summary)
         return view
 
     async def _change(self, view: View, snapshot: torch.Tensor, weight: float, run: RoundSoFar) -> NDArray[np.float32]:
@@ -353,8 +357,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             raise NoRound("failed", "the group's mean is not finite")
         if is_exact:
             self._mixer.set_anchor(state)
-        else:
-            self._control_consensus(view, len(run.group), snapshot, difference)
         return change
 
     def _is_exact(self, round: int) -> bool:
@@ -368,18 +370,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             sides = radices(num_members, self.gossip.group_size)
             return [("grid", turn) for turn in range(len(sides))] if sides else [("all", round)]
         return [(self.gossip.schedule, round)]
-
-    def _control_consensus(self, view: View, group_size: int, snapshot: torch.Tensor, difference: torch.Tensor) -> None:
-        """Estimate the swarm's spread from how far this peer is from its group's mean, and adapt the stretch.
-
-        In a group of M out of N a peer's squared distance from the mean is (1 - 1/M) N/(N-1) Xi^2 in expectation.
-        """
-        if self.gossip.consensus_target is None or group_size < 2:
-            return
-        num_peers = len(view.present)
-        share = (1 - 1 / group_size) * num_peers / (num_peers - 1)
-        distance = float(difference.norm()) / math.sqrt(share) / max(float(snapshot.norm()), 1e-12)
-        self._membership.control_consensus(distance, target=self.gossip.consensus_target)
 
     # ---- meeting the group ----------------------------------------------------------------------------------------
 

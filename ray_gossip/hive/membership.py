@@ -18,11 +18,12 @@ from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
 from ray_gossip.hive.charter import Charter, declare_charter
-from ray_gossip.hive.consensus import stretch
+from ray_gossip.hive.consensus import SUMMARY_BYTES, ConsensusControl, Distance, relative_distance
 
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
 REDECLARE_S = 5.0
 _LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer is cut off
+_LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to be the newest
 _CHANCES = 3  # to renew a declaration before it expires
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
 _READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
@@ -38,8 +39,8 @@ class Member:
     from_round: int = 0  # first round in which it counts
     round: int = -1  # the last round that it began
     local_step: int = 0  # at which it began that round
-    distance: float = 0.0  # its estimate of the consensus distance, as a fraction of the parameter norm; 0: none yet
-    stretch: int = 1  # consensus control: it takes part in every so manieth round
+    summary: bytes = b""  # consensus control: of its parameters when it began that round
+    stretch: int = 1  # consensus control: the intervals that it would let pass between two rounds
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: str = ""  # a digest of the model with which it began
@@ -56,7 +57,7 @@ class Member:
             self.from_round,
             self.round,
             self.local_step,
-            self.distance,
+            self.summary,
             self.stretch,
             self.left,
             self.has_own_data,
@@ -74,13 +75,13 @@ class Member:
                 int(from_round),
                 int(round),
                 int(local_step),
-                float(distance),
+                bytes(summary),
                 int(stretch),
                 bool(left),
                 bool(has_own_data),
                 str(began_as),
                 str(data),
-            ]:
+            ] if len(summary) in (0, SUMMARY_BYTES):
                 return cls(
                     peer_id=peer_id,
                     peer_index=peer_index,
@@ -88,7 +89,7 @@ class Member:
                     from_round=from_round,
                     round=round,
                     local_step=local_step,
-                    distance=distance,
+                    summary=summary,
                     stretch=stretch,
                     left=left,
                     has_own_data=has_own_data,
@@ -123,14 +124,18 @@ class View:
         return max((member.local_step for member in self.present), default=0)
 
     @property
-    def distance(self) -> float:
-        """Consensus distance over parameter norm: the mean of what the members estimate; 0: nobody knows yet."""
-        known = [member.distance for member in self.present if member.distance > 0]
-        return sum(known) / len(known) if known else 0.0
+    def distance(self) -> Distance | None:
+        """How far the swarm was apart as the latest round began of which at least half of the members say."""
+        for round in sorted({member.round for member in self.present if member.summary}, reverse=True):
+            members = self.at(round)
+            summaries = [member.summary for member in members if member.round == round and member.summary]
+            if len(summaries) >= max(2, len(members) / 2):
+                return Distance(round, relative_distance(summaries, num_peers=len(members)))
+        return None
 
     @property
     def stretch(self) -> int:
-        """The median of what the members do: those that differ for a moment find back to the others."""
+        """The median of what the members propose: those that differ for a moment find back to the others."""
         values = sorted(member.stretch for member in self.present)
         return values[len(values) // 2] if values else 1
 
@@ -160,10 +165,16 @@ def view_of(declared: Iterable[tuple[Member, float]], own: Member) -> View:
 
 
 class Membership:
-    """This peer's declaration and its view of the others. Lives in the averager process."""
+    """This peer's declaration and its view of the others. Lives in the averager process.
 
-    def __init__(self, dht: hivemind.DHT, *, charter: Charter, own: Member) -> None:
-        self._dht, self._charter, self.own = dht, charter, own
+    Args:
+        control: if rounds are held only when they are needed.
+    """
+
+    def __init__(
+        self, dht: hivemind.DHT, *, charter: Charter, own: Member, control: ConsensusControl | None = None
+    ) -> None:
+        self._dht, self._charter, self.own, self._control = dht, charter, own, control
         self._key = members_key(charter.run_id)
         self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
         self.view = View()
@@ -171,6 +182,7 @@ class Membership:
         self._read_at = float("-inf")
         self._vanished_at: dict[str, float] = {}  # peer id -> when its declaration expired
         self._took_s = 0.0  # to declare this peer
+        self._expires_at = 0.0  # DHT time; of the last declaration
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[View] | None = None
@@ -211,34 +223,45 @@ class Membership:
         off, not they."""
         return len(self.view.present) <= 1 and len(self._vanished_at) >= _SEVERAL
 
-    async def at_round(self, round: int, *, local_step: int) -> View:
+    async def at_round(self, round: int, *, local_step: int, summary: bytes = b"") -> View:
         """The view for a round that begins now; the last one if the DHT is slow.
 
         This peer's own progress is declared in the background.
+
+        Args:
+            summary: of this peer's parameters; for consensus control, which sees nothing in an old view.
         """
         if self._renewing is not None and self._renewing.done():
             self._renewing.result()  # raises what has ended it: the others would take this peer for dead
-        self.own = replace(self.own, round=round, local_step=local_step)
-        if time.monotonic() - self._read_at > REFRESH_S:
-            self._declaring = asyncio.create_task(self._declare())
+        self.own = replace(self.own, round=round, local_step=local_step, summary=summary)
+        if self._control is not None or time.monotonic() - self._read_at > REFRESH_S:
+            if self._declaring is None or self._declaring.done():
+                self._declaring = asyncio.create_task(self._declare())
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self.read())
                 await asyncio.wait({self._reading}, timeout=_READ_S)
         return self.view
 
-    def control_consensus(self, distance: float, *, target: float) -> None:
-        """Take this peer's estimate of the distance into account, and adapt how often the swarm meets."""
-        self.own = replace(self.own, distance=distance)
-        now = View((*(member for member in self.view.present if member.peer_id != self.own.peer_id), self.own))
-        self.own = replace(self.own, stretch=stretch(now.stretch, distance=now.distance, target=target))
+    @property
+    def stretch(self) -> int:
+        """Consensus control: how many intervals the swarm lets pass between two rounds."""
+        others = (member for member in self.view.present if member.peer_id != self.own.peer_id)
+        return View((*others, self.own)).stretch
+
+    def control_consensus(self) -> None:
+        """Once a round: adapt what this peer proposes."""
+        if self._control is not None:
+            self._control.begin(self.view.distance, present=self.stretch)
+            self.own = replace(self.own, stretch=self._control.proposal)
 
     async def _declare(self) -> None:
         started = time.monotonic()
+        self._expires_at = max(get_dht_time() + self._ttl_s, self._expires_at + _LATER_S)
         await self._dht.store(
             self._key,
             subkey=self._subkey,
             value=self.own.to_wire(),
-            expiration_time=get_dht_time() + self._ttl_s,
+            expiration_time=self._expires_at,
             return_future=True,
         )
         self._took_s = time.monotonic() - started

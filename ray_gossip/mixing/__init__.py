@@ -14,7 +14,7 @@ from ray_gossip.mixing.closed_form import (
     steady_spread,
 )
 from ray_gossip.mixing.outer import OuterMomentum
-from ray_gossip.mixing.spread import Sketch, consensus_distance, spread_of_sketches, squared_spread
+from ray_gossip.mixing.spread import Sketch, consensus_distance, folded, spread_of_sketches, squared_spread
 from ray_gossip.mixing.twin import Failures, Simulation, average_round, lossless, simulate
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "consensus_distance",
     "contraction",
     "contraction_with_failures",
+    "folded",
     "grid_contraction",
     "injected_spread",
     "lossless",

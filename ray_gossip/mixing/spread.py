@@ -31,6 +31,12 @@ def spread_of_sketches(sketches: Sequence[Sequence[float]] | NDArray[np.float64]
     return squared_spread(np.asarray(sketches, dtype=np.float64))
 
 
+def folded(sketch: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
+    """What `Sketch(size, dim)` with the same seed would make of the same; `dim` divides the length of this sketch."""
+    smaller: NDArray[np.float64] = sketch.reshape(-1, dim).sum(axis=0)
+    return smaller
+
+
 class Sketch:
     """A fixed random projection of `size` numbers to `dim`, the same for the same seed on every machine.
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hivemind.p2p import PeerID
 from hivemind.utils import ValueWithExpiration, get_dht_time
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from ray_gossip.config import Config
 from ray_gossip.hive import Charter, membership
+from ray_gossip.hive.consensus import SUMMARY_BYTES, ConsensusControl, Distance
 from ray_gossip.hive.membership import Member, Membership, View, declarations, members_key, takers, view_of
 from ray_gossip.schedule import groups
 
@@ -60,9 +62,9 @@ class DictionaryDHT:
         return found()
 
 
-def enter(dht: DictionaryDHT, name: str, peer_index: int) -> Membership:
+def enter(dht: DictionaryDHT, name: str, peer_index: int, control: ConsensusControl | None = None) -> Membership:
     made: Any = Membership
-    entered: Membership = made(dht, charter=CHARTER, own=member(name, peer_index))
+    entered: Membership = made(dht, charter=CHARTER, own=member(name, peer_index), control=control)
     return entered
 
 
@@ -84,7 +86,7 @@ FIELDS = st.fixed_dictionaries(
         "node": st.text(max_size=20),
         "from_round": st.integers(0, 2**40),
         "round": st.integers(-1, 2**40),
-        "distance": st.floats(0, 1e6),
+        "summary": st.sampled_from([b"", bytes(range(SUMMARY_BYTES))]),
         "stretch": st.sampled_from([1, 2, 4, 8]),
         "left": st.booleans(),
         "has_own_data": st.booleans(),
@@ -328,6 +330,43 @@ def test_a_round_declares_progress_and_reads_the_swarm_at_most_every_half_second
             return (await second.read()).latest_round == 4
 
         await until(is_declared)
+
+    asyncio.run(test())
+
+
+def test_with_consensus_control_every_round_declares_and_reads_and_all_agree_on_how_often_they_meet() -> None:
+    told = np.ones(1 + 32, dtype="<f4").tobytes()
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peers = [enter(dht, name, index, ConsensusControl(0.1)) for index, name in enumerate("ABC")]
+        for peer in peers:
+            await peer.join(0)
+        for round in range(20):
+            num_stores = dht.num_stores
+            for peer in peers:
+                view = await peer.at_round(round, local_step=round, summary=told)
+            assert [each.round for each in view.members] == [round] * 3
+            assert view.distance == Distance(round, 0.0)
+            assert dht.num_stores == num_stores + 3
+            for peer in peers:
+                peer.control_consensus()
+        await peers[0].read()
+        assert {peer.own.stretch for peer in peers} == {8}
+        assert peers[0].stretch == 8
+
+    asyncio.run(test())
+
+
+def test_the_newest_declaration_counts_though_an_older_one_took_long() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peer = enter(dht, "A", 0)
+        await peer.join(0)
+        peer._took_s = 10.0
+        await peer._declare()
+        await peer.leave()
+        assert dht.records[members_key("test")][b"A"].value == peer.own.to_wire()
 
     asyncio.run(test())
 
