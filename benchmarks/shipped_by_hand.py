@@ -43,7 +43,7 @@ def train(index: int, addresses: Any, together: Any) -> None:
         matchmaking_time=3.0,
         averaging_timeout=6.0,
         tracker_opts={"min_refresh_period": 0.1, "default_refresh_period": 0.2, "max_refresh_period": 0.5},
-        averager_opts={"target_group_size": PEERS, "request_timeout": 1.5},
+        averager_opts={"target_group_size": PEERS, "request_timeout": 1.5, "sync_epoch_when_averaging": True},
     )
     together.wait()
     started = time.monotonic()

@@ -189,6 +189,8 @@ class HivemindEngine:
                 shutdown_timeout=1.0,
                 tracker_opts=_REFRESH_S,
                 averager_opts={
+                    # else a peer that is late by a round stays so, and takes the next one for due after every step
+                    "sync_epoch_when_averaging": True,
                     "target_group_size": gossip.group_size,
                     "min_group_size": gossip.min_group_size,
                     "averaging_alpha": gossip.alpha,
