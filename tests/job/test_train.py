@@ -158,8 +158,8 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
 @pytest.fixture(scope="module")
 def shipped(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three peers with hivemind's own optimizer: ten rounds would be right."""
-    words = ("engine=hivemind", "swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=100")
-    more = ("gossip.matchmaking_s=1.5", "gossip.exact_every=5", "train.local_steps=1000", "train.eval_every=1000")
+    words = ("engine=hivemind", "swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=20")
+    more = ("gossip.matchmaking_s=1.5", "gossip.exact_every=5", "train.local_steps=200", "train.eval_every=1000")
     return train(tmp_path_factory.mktemp("shipped") / "run", *words, *more, address=ray)
 
 
@@ -187,6 +187,6 @@ def test_hivemind_as_shipped_sends_what_an_all_reduce_costs(shipped: Run) -> Non
 def test_hivemind_as_shipped_ends_soon_after_its_first_peer_is_done(shipped: Run) -> None:
     """The others have an interval left at most. A round that lacks a peer waits for matchmaking_s, a peer that is
     alone in one for twice that."""
-    done = [e["wall_time"] for e in shipped.events("Evaluation") if e["model"] == "peer" and e["local_step"] == 1000]
+    done = [e["wall_time"] for e in shipped.events("Evaluation") if e["model"] == "peer" and e["local_step"] == 200]
     assert len(done) == 3
     assert max(done) - min(done) < 12
