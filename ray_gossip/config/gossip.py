@@ -60,7 +60,8 @@ class GossipConfig(Section):
     outer_momentum: float = Field(0.5, ge=0, lt=1)
     """Momentum of the outer step. 0.9 is usual with one group of all; in small groups 0.5 mixes better."""
     overlap: bool = True
-    """Local steps go on while a round runs; its delta is applied when it ends. false: they wait."""
+    """Local steps go on while a round runs; its delta is applied when it ends. false: they wait.
+    With engine=hivemind they always wait."""
     matchmaking_s: Seconds | None = None
     """Longest that a group waits for a missing groupmate before the rest go on, in seconds; unset: as long as the
     interval between two rounds, which costs nothing, and 5 s with overlap=false. Dead and busy ones are not waited for.

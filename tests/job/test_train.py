@@ -157,20 +157,38 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
     assert min(min(classes) for classes in counts) == 0  # a class that some peer never sees
 
 
-def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(ray: str, tmp_path: Path) -> None:
-    run = train(
-        tmp_path / "run",
-        "engine=hivemind",
-        "swarm.num_peers=3",
-        "gossip.group_size=3",
-        "gossip.steps=100",
-        "gossip.matchmaking_s=1.5",
-        "gossip.allreduce_s=10",  # as long as a peer stands still that finds no group
-        "gossip.exact_every=5",
-        "train.local_steps=1000",  # hivemind notices after a second or two that a round is due
-        address=ray,
-    )
-    assert run.summary["engine"] == "hivemind"
-    assert run.summary["merged_accuracy"] > 0.9
-    assert run.summary["rounds"]["averaged"] > 0
-    assert any("gossip.exact_every" in notice["text"] for notice in run.events("Notice"))
+@pytest.fixture(scope="module")
+def shipped(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three peers with hivemind's own optimizer: ten rounds would be right."""
+    words = ("engine=hivemind", "swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=20")
+    more = ("gossip.matchmaking_s=1.5", "gossip.exact_every=5", "train.local_steps=200", "train.eval_every=1000")
+    return train(tmp_path_factory.mktemp("shipped") / "run", *words, *more, address=ray)
+
+
+def test_the_engine_as_hivemind_ships_it_trains_an_odd_swarm(shipped: Run) -> None:
+    assert shipped.summary["engine"] == "hivemind"
+    assert shipped.summary["merged_accuracy"] > 0.9
+    assert any("gossip.exact_every" in notice["text"] for notice in shipped.events("Notice"))
+
+
+def test_hivemind_as_shipped_averages_every_h_local_steps_and_not_more_often(shipped: Run) -> None:
+    for peer_index in range(3):
+        steps = [r["local_step"] for r in shipped.events("RoundReport") if r["peer_index"] == peer_index]
+        assert 2 <= len(steps) <= 12
+
+
+def test_hivemind_as_shipped_sends_what_an_all_reduce_costs(shipped: Run) -> None:
+    """Each peer of a group of M sends (M - 1) / M of the model to others, and as much of the mean back to them."""
+    rounds = [report for report in shipped.events("RoundReport") if report["outcome"] == "averaged"]
+    model_bytes = shipped.summary["averaged_bytes"]
+    expected = sum(2 * model_bytes * (1 - 1 / len(report["group"])) for report in rounds)
+    assert sum(report["bytes_sent"] for report in rounds) == pytest.approx(expected, rel=0.2)
+    assert shipped.summary["bytes_sent"] > expected * 0.8
+
+
+def test_hivemind_as_shipped_ends_soon_after_its_first_peer_is_done(shipped: Run) -> None:
+    """The others have an interval left at most. A round that lacks a peer waits for matchmaking_s, a peer that is
+    alone in one for twice that."""
+    done = [e["wall_time"] for e in shipped.events("Evaluation") if e["model"] == "peer" and e["local_step"] == 200]
+    assert len(done) == 3
+    assert max(done) - min(done) < 12
