@@ -54,12 +54,12 @@ def test_the_folder_of_an_earlier_run_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "run"
-    assert f"cannot write to the run's folder {folder}: Not a directory" in mistake("--run-dir", str(folder))
+    assert f"cannot write to --run-dir {folder}: {folder.parent} is not a writable folder" in mistake("--run-dir", str(folder))
 
 
 @pytest.mark.parametrize("folder", ["/proc/run", "/sys/run"])
 def test_a_folder_that_looks_writable_and_is_not_is_refused(folder: str) -> None:
-    assert f"cannot write to the run's folder {folder}: " in mistake("--run-dir", folder)
+    assert f"cannot write to --run-dir {folder}: " in mistake("--run-dir", folder)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.pt", "summary.json"])
