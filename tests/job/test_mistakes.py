@@ -54,7 +54,9 @@ def test_the_folder_of_an_earlier_run_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "run"
-    assert f"cannot write to --run-dir {folder}: {folder.parent} is not a writable folder" in mistake("--run-dir", str(folder))
+    assert f"cannot write to --run-dir {folder}: {folder.parent} is not a writable folder" in mistake(
+        "--run-dir", str(folder)
+    )
 
 
 @pytest.mark.parametrize("folder", ["/proc/run", "/sys/run"])
