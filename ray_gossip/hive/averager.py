@@ -41,7 +41,7 @@ from ray_gossip.hive.membership import Member, Membership, View, takers
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage, causes_of, settle
-from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, Behind, NoRound, RoundResult, RoundSoFar
+from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound, RoundResult, RoundSoFar
 from ray_gossip.hive.signals import Signals
 from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome, Record
@@ -96,7 +96,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._shape, self._hand_over = shape, hand_over
         self._sketch = Sketch(state.numel())
         self._traffic = Traffic()
-        self._attending: asyncio.Future[Gathering] | None = None
         self._deadline = Deadline(gossip.allreduce_s)
         super().__init__(
             [state],
@@ -145,10 +144,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         return self._call(
             "_gossip_round", round=round, local_step=local_step, weight=weight, wait_s=wait_s, interval_s=interval_s
         )
-
-    def give_up_meeting(self) -> None:
-        """If the round in flight has not found its group yet, it ends now."""
-        self._call("_give_up_meeting")
 
     def tell_driver(self, record: Record) -> MPFuture[None]:
         """A guest's record, by way of one of the driver's own peers; it is lost when none of them can be reached."""
@@ -236,10 +231,6 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     async def _leave(self) -> None:
         await self._membership.leave()
-
-    async def _give_up_meeting(self) -> None:
-        if self._attending is not None:
-            self._attending.cancel()  # no effect on one that has ended
 
     async def _take_guest_records(self) -> list[Record]:
         return self._guests.take(self._membership.view)
@@ -389,15 +380,10 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         if len(group) == 1:
             raise NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
         arrival = Arrival(excuse=excuse, anchor=self._mixer.anchor_id, due_in_s=run.due_in_s, wait_s=run.wait_s)
-        self._attending = asyncio.ensure_future(self._rendezvous.attend(stage, group, arrival))
         try:
-            gathering = await self._attending
+            gathering = await self._rendezvous.attend(stage, group, arrival)
         except NoMeeting as error:
             raise NoRound("failed", str(error)) from None
-        except asyncio.CancelledError:
-            if not self._attending.cancelled():
-                raise
-            raise NoRound("alone", GIVEN_UP) from None
         if excuse:
             raise NoRound("failed", f"nothing was sent: {excuse}")
         names = {member.peer_id: member.name for member in members}

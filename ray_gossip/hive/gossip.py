@@ -30,7 +30,7 @@ from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.pace import Pace, Stopwatch, resumed
 from ray_gossip.hive.process import NetworkProcesses
-from ray_gossip.hive.round import FINAL_ROUND, GIVEN_UP, RoundResult
+from ray_gossip.hive.round import FINAL_ROUND, RoundResult
 from ray_gossip.hive.sharing import Sharing
 from ray_gossip.records import BEGAN_APART, Record, RoundReport
 
@@ -216,10 +216,7 @@ class GossipEngine:
 
     def finish(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
-        reports = []
-        if self._pending is not None:
-            self.averager.give_up_meeting()
-            reports = [self._complete(local_step)]
+        reports = [self._complete(local_step)] if self._pending is not None else []
         assert self._state is not None
         bytes_sent = 0
         for attempt in range(_FINAL_ATTEMPTS):
@@ -235,7 +232,7 @@ class GossipEngine:
             if result.outcome in ("averaged", "alone"):
                 break
         return FinalResult(
-            reports=[report for report in reports if report.cause != GIVEN_UP],
+            reports=reports,
             outcome=result.outcome,
             cause=result.cause,
             agreed=result.outcome == "averaged" or (result.num_members == 1 and not result.is_hermit),

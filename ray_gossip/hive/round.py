@@ -8,8 +8,6 @@ from ray_gossip.records import Outcome
 
 FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
 
-GIVEN_UP = "this peer had done its local steps before its group met"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
