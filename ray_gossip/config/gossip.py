@@ -24,8 +24,8 @@ class GossipConfig(Section):
     """H: local steps between two rounds, 1 or more. Raise it when rounds take longer than H steps; lower it when the
     merged model lags behind."""
     seconds: Seconds | None = None
-    """Seconds between two rounds, instead of `steps`: fast and slow peers then do different numbers of steps and
-    nobody is throttled."""
+    """Seconds between two rounds, instead of `steps`: for swarms whose network decides how often they may meet. With
+    either, fast and slow peers do different numbers of steps, and nobody is throttled."""
     schedule: Literal["grid", "random", "ring", "all", "local", "hivemind"] = "grid"
     """Who meets whom. grid: a mixed-radix hypercube, exact after log_M N rounds when full. random: seeded random
     groups, best under churn. ring: neighbours, for networks where only those are near. all: one group, i.e. local SGD
