@@ -24,9 +24,10 @@ from hivemind.compression import CompressionBase, PerTensorCompression
 from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 
+from ray_gossip.causes import GAVE_UP, HAD_ENDED, LOST, NO_ANSWER
+
 # What hivemind raises when the other side of a stream is gone, or says that it cannot go on.
 _GONE = (AllreduceException, P2PDaemonError, P2PHandlerError, StopAsyncIteration, ConnectionError, EOFError)
-LOST = "was lost in the all-reduce"
 _LINGER_S = 5.0  # a receiver that has not closed its stream by then is gone
 
 
@@ -53,6 +54,7 @@ class StrictAllReduce(AllReduceRunner):
         self._traffic = traffic
         self._seen: dict[PeerID, str] = {}  # peer, or this peer -> what went wrong before this reducer gave up
         self._gave_up: dict[PeerID, PeerID | None] = {}  # groupmate -> whom it blames
+        self._refusals: dict[PeerID, str] = {}  # groupmate that gave up -> in words
         self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
         super().__init__(compression=PerTensorCompression(codecs), **kwargs)
 
@@ -71,9 +73,7 @@ class StrictAllReduce(AllReduceRunner):
     def failures(self) -> dict[str, str]:
         """Peer id -> what went wrong with it. Who gave up because of another is not named, that other is."""
         return {
-            peer_id.to_base58(): "could not average and said so"
-            if peer_id in self._gave_up
-            else self._seen.get(peer_id, LOST)
+            peer_id.to_base58(): self._refusals.get(peer_id) or self._seen.get(peer_id, LOST)
             for peer_id in self._culprits()
         }
 
@@ -88,7 +88,7 @@ class StrictAllReduce(AllReduceRunner):
         if (cancel or exception is not None) and not self._future.done():
             late = [peer_id for peer_id in self._late() if peer_id not in self._seen]
             if late:  # it explains the others: who has closed its streams just now has run into the same deadline
-                self._seen = dict.fromkeys(late, "did not answer in time")
+                self._seen = dict.fromkeys(late, NO_ANSWER)
             self._give_up()
         super().finalize(cancel=cancel, exception=exception)
 
@@ -153,8 +153,10 @@ class StrictAllReduce(AllReduceRunner):
     def _get_peer_stub(self, peer: PeerID) -> _ClosesFirst:
         num_parts = self.tensor_part_container.num_parts_by_peer[self.ordered_peer_ids.index(peer)]
 
-        def on_refusal(blamed: PeerID) -> None:
+        def on_refusal(answer: averaging_pb2.AveragingData) -> None:
+            blamed = PeerID(answer.group_id)
             self._gave_up[peer] = blamed if blamed in self.ordered_peer_ids else None
+            self._refusals[peer] = HAD_ENDED if answer.code == averaging_pb2.BAD_GROUP_ID else GAVE_UP
 
         return _ClosesFirst(super()._get_peer_stub(peer), num_parts, on_refusal)
 
@@ -194,7 +196,7 @@ class _ClosesFirst:
     48 KB), and a complete round looks like a lost groupmate.
     """
 
-    def __init__(self, stub: Any, num_parts: int, on_refusal: Callable[[PeerID], None]) -> None:
+    def __init__(self, stub: Any, num_parts: int, on_refusal: Callable[[averaging_pb2.AveragingData], None]) -> None:
         self._stub, self._num_parts, self._on_refusal = stub, num_parts, on_refusal
 
     async def rpc_aggregate_part(
@@ -212,5 +214,5 @@ class _ClosesFirst:
                 except StopAsyncIteration:
                     return
                 if answer.code != averaging_pb2.AVERAGED_PART:
-                    self._on_refusal(PeerID(answer.group_id))
+                    self._on_refusal(answer)
                 yield answer

@@ -28,8 +28,21 @@ from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture, get_dht_time
 from numpy.typing import NDArray
 
+from ray_gossip.causes import (
+    BUSY,
+    CUT_OFF,
+    GAVE_UP,
+    HAD_ENDED,
+    INCOMPLETE,
+    LOST,
+    NO_OTHERS,
+    NOBODY_FOUND,
+    NOT_FINITE,
+    SCHEDULED_ALONE,
+    TOOK_LONGER,
+)
 from ray_gossip.config import GossipConfig
-from ray_gossip.hive.allreduce import LOST, StrictAllReduce, Traffic
+from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.consensus import ConsensusControl, summary
 from ray_gossip.hive.deadline import Deadline
@@ -321,7 +334,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """
         members = view.at(run.round)
         names = {member.peer_id: member.name for member in members}
-        excuse = "" if np.isfinite(snapshot.numpy()).all() else "its parameters are not finite"
+        excuse = "" if np.isfinite(snapshot.numpy()).all() else f"its parameters are {NOT_FINITE}"
         is_exact = run.is_final or self._is_exact(run.round)
         state = snapshot
         for stage, (schedule, turn) in enumerate(self._schedules(run.round, len(members))):
@@ -345,7 +358,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             snapshot, difference, alpha=1.0 if is_exact else self.gossip.alpha, plain=run.is_final
         )
         if not np.isfinite(change).all():
-            raise NoRound("failed", "the group's mean is not finite")
+            raise NoRound("failed", f"the group's mean is {NOT_FINITE}")
         if is_exact:
             self._mixer.set_anchor(state)
         return change
@@ -378,7 +391,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         group = self._scheduled_group(members, schedule, turn)
         self._rendezvous.go_to(stage, group)
         if len(group) == 1:
-            raise NoRound("alone", "no other member in the swarm" if len(members) == 1 else "scheduled alone")
+            lone = CUT_OFF if self._membership.is_hermit else NO_OTHERS
+            raise NoRound("alone", lone if len(members) == 1 else SCHEDULED_ALONE)
         arrival = Arrival(excuse=excuse, anchor=self._mixer.anchor_id, due_in_s=run.due_in_s, wait_s=run.wait_s)
         try:
             gathering = await self._rendezvous.attend(stage, group, arrival)
@@ -425,7 +439,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._rendezvous.go_to(stage, ())
         found = await self._matchmaking.look_for_group(step)
         if found is None:
-            raise NoRound("alone", f"hivemind's matchmaking found nobody within {2 * self._window_s:g} s")
+            raise NoRound("alone", f"{NOBODY_FOUND} within {2 * self._window_s:g} s")
         present = tuple(peer_id.to_base58() for peer_id in found.peer_ids)
         anchors = frozenset(map(msgpack.unpackb, found.gathered))
         return Gathering(found.group_id, present, {}, anchors)
@@ -445,7 +459,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             return ""
         self.signals.call(round)
         busy_s = self.signals.busy_s if self.gossip.overlap else 0.0
-        return f"is busy: no local step for {busy_s:.0f} s" if busy_s else ""
+        return f"{BUSY}: no local step for {busy_s:.0f} s" if busy_s else ""
 
     async def rpc_meet(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
@@ -494,24 +508,25 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         except asyncio.TimeoutError:
             self._deadline.missed()
             causes = "; ".join(causes_of(allreduce.failures, names))
-            raise NoRound("failed", f"the all-reduce took longer than {deadline_s:.1f} s: {causes}") from None
+            raise NoRound("failed", f"the all-reduce {TOOK_LONGER} {deadline_s:.1f} s: {causes}") from None
         if allreduce.received_share < 1.0:
             failures = await self._explain(allreduce.failures, gathering.present)
             causes = "; ".join(causes_of(failures, names)) or "parts are missing"
             raise NoRound(
                 "partial" if allreduce.received_share > 0 else "failed",
-                f"{allreduce.received_share:.0%} of the mean arrived: {causes}",
+                f"{allreduce.received_share:.0%} {INCOMPLETE}: {causes}",
             )
         self._deadline.met(time.monotonic() - started, num_bytes)
         return difference
 
     async def _explain(self, failures: Mapping[str, str], present: Sequence[str]) -> Mapping[str, str]:
         """Who broke the round. To those that lose a stream, one that gave up because of a dead groupmate looks dead
-        too: asking tells them apart."""
-        if LOST not in failures.values():
+        too, and who comes late finds that all the others have ended: asking tells them apart."""
+        if LOST not in failures.values() and len(failures) == 1:
             return failures
         gone = await self._rendezvous.find_gone(present)
-        others = {peer_id: why for peer_id, why in failures.items() if why != LOST}
+        explained = {LOST, GAVE_UP, HAD_ENDED} if gone else {LOST}
+        others = {peer_id: why for peer_id, why in failures.items() if why not in explained}
         return {**others, **dict.fromkeys(gone, LOST)} or failures
 
     def _prepare(

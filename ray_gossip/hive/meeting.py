@@ -14,9 +14,10 @@ import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
+from ray_gossip.causes import SILENT, TOO_LATE
+
 PROBE_S = 0.25  # a meeting asks after missing members this often: the price of a dead groupmate
 CALL_S = 0.05  # who comes a moment later by itself need not be called
-SILENT = "does not answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class Meeting:
                 self._hear(asked)
                 self._ask_the_missing(asked)
             for peer_id in self._missing():
-                came_not = f"did not come within {self.age_s:.2g} s"
+                came_not = f"{TOO_LATE} {self.age_s:.2g} s"
                 self.absent[peer_id] = came_not if peer_id in self._answered else SILENT
             self._end_if_complete()
         finally:

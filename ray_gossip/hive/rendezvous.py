@@ -16,7 +16,8 @@ import msgpack
 from hivemind.p2p import P2PDaemonError, P2PHandlerError
 from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
-from ray_gossip.hive.meeting import SILENT, Answer, Arrival, Gathering, Meeting
+from ray_gossip.causes import HAS_LEFT, IS_DONE, OTHER_MODEL, SILENT, UNREACHABLE
+from ray_gossip.hive.meeting import Answer, Arrival, Gathering, Meeting
 from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound
 
 Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
@@ -27,8 +28,6 @@ _SILENT_ANSWER_S = 0.5  # of one that was silent the last time: it need not be w
 _HOST_ANSWER_S = 2.0  # a host that does not answer so soon is replaced
 _TOLD = 2  # others, picked at random, whom a peer tells of a round when it first hears of it
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it takes
-UNREACHABLE = "could not be reached"
-_OTHER_MODEL = "averages tensors of another size: not the same model"
 GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
 
@@ -155,9 +154,9 @@ class Rendezvous:
         self._silent.discard(guest)
         (round, turn), calls = msgpack.unpackb(request.gather)
         if has_left:
-            answer = Answer("has left")
+            answer = Answer(HAS_LEFT)
         elif request.schema_hash != self._schema_hash:
-            answer = Answer(_OTHER_MODEL)
+            answer = Answer(OTHER_MODEL)
         else:
             answer = self._own_answer((round, turn), request.group_key, calls)
         return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb([answer.reason, answer.round])])
@@ -165,7 +164,7 @@ class Rendezvous:
     def _own_answer(self, stage: Stage, key: str, calls: bool) -> Answer:
         if self._stage > stage:
             if self._stage[0] >= FINAL_ROUND:
-                return Answer("has done its local steps")
+                return Answer(IS_DONE)
             return Answer("is already in a later round", self._stage[0])
         if self._stage == stage and key not in ("", self._key):
             return Answer("sees other members this round", stage[0])
@@ -218,7 +217,7 @@ class Rendezvous:
         except asyncio.TimeoutError:
             self._silent.add(peer_id)
             return False
-        return answer.reason not in (UNREACHABLE, _OTHER_MODEL)
+        return answer.reason not in (UNREACHABLE, OTHER_MODEL)
 
     async def _ask(self, peer_id: str, stage: Stage, key: str, *, within_s: float, calls: bool = False) -> Answer:
         """Whether this peer is coming.

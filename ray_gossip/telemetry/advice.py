@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ray_gossip import causes
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import RoundReport
 
@@ -18,25 +19,25 @@ class _Rule(NamedTuple):
     is_lasting: bool = False  # it does not pass by itself
 
 
-# The first that fits counts. The words are those of `hive`: averager, meeting, rendezvous and allreduce.
+# The first that fits counts.
 _RULES = (
-    _Rule(("not finite",), "the training has diverged: lower optimizer.lr", True),
-    _Rule(("tensors of another size",), "give all peers the same model.name or model.factory", True),
+    _Rule((causes.NOT_FINITE,), "the training has diverged: lower optimizer.lr", True),
+    _Rule((causes.OTHER_MODEL,), "give all peers the same model.name or model.factory", True),
     _Rule(
-        ("could not be reached",),
+        (causes.UNREACHABLE,),
         "open all ports between the machines; a peer behind a router needs --announce_maddr",
         True,
     ),
     _Rule(
-        ("took longer than", "of the mean arrived"),
+        (causes.TOOK_LONGER, causes.INCOMPLETE),
         "the network is slow, or a groupmate stalls: set gossip.compression=fp16, {interval} or gossip.allreduce_s",
     ),
     _Rule(
-        ("is busy", "does not answer", "did not answer"),
+        (causes.BUSY, causes.SILENT, causes.NO_ANSWER),
         "machines are overloaded, or peers stand still: raise swarm.cpus_per_peer, or {interval}",
     ),
-    _Rule(("matchmaking found nobody",), "set gossip.schedule=grid, or raise gossip.matchmaking_s"),
-    _Rule(("did not come within",), "{late}"),
+    _Rule((causes.NOBODY_FOUND,), "set gossip.schedule=grid, or raise gossip.matchmaking_s"),
+    _Rule((causes.TOO_LATE,), "{late}"),
 )
 _OTHERWISE = _Rule((), "peers are out of step, or the network is slow: {interval}")
 

@@ -36,6 +36,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ray_gossip.causes import CUT_OFF, HAS_LEFT, IS_DONE, NO_OTHERS, SCHEDULED_ALONE
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
@@ -58,8 +59,7 @@ _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, r
 _WORSE = 0.03  # of accuracy
 _ROUNDING = 1e-3  # of the norm: generous, for those who end with the same mean
 _LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
-_NOBODY = "no other member in the swarm"
-_EXCUSED = ("scheduled alone", "done its local steps", "has left")
+_EXCUSED = (NO_OTHERS, CUT_OFF, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
 
 
 class Watch:
@@ -130,11 +130,13 @@ class Watch:
         names_gone = any(f"peer-{index:02d}" in report.cause for index in gone)
         is_told = names_gone or ("peer-" not in report.cause and report.wall_time - self._lost_at < _LATELY_S)
         is_last = len(self._state.founders) > 1 and not self._others(report)
-        is_excused = report.cause == _NOBODY or any(words in report.cause for words in _EXCUSED)
+        is_excused = any(words in report.cause for words in _EXCUSED)
         return None if is_told or is_last or is_excused else True
 
     def _is_hermit(self, report: RoundReport) -> bool | None:
-        if report.cause == _NOBODY:
+        if report.cause == CUT_OFF:
+            return True
+        if report.cause == NO_OTHERS:
             return True if any(peer.status == "training" for peer in self._others(report)) else None
         return False
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -22,14 +23,24 @@ SWARM = {"final_s": 20, "start_s": 30}
 class Loop:
     """A process with a loop of its own; its model is one row of weights."""
 
-    def __init__(self, value: float, initial_peers: Sequence[str], founders: int, size: int, steps: int) -> None:
+    def __init__(
+        self,
+        value: float,
+        initial_peers: Sequence[str],
+        founders: int,
+        size: int,
+        steps: int,
+        identity_path: Path | None,
+    ) -> None:
         config = {"gossip": {**GOSSIP, "steps": steps}, "swarm": SWARM}
         self.model = nn.Linear(size, 1, bias=False)
         nn.init.constant_(self.model.weight, value)
         # a shell that starts tests in the background has them ignore it
         self.handler = signal.default_int_handler
         signal.signal(signal.SIGINT, self.handler)
-        self.peer = ray_gossip.join(self.model, initial_peers=initial_peers, founders=founders, config=config)
+        self.peer = ray_gossip.join(
+            self.model, initial_peers=initial_peers, founders=founders, config=config, identity_path=identity_path
+        )
 
     def weights(self) -> list[float]:
         return self.model.weight.flatten().tolist()
@@ -71,9 +82,14 @@ def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(
-            value: float, initial_peers: Sequence[str] = (), founders: int = 1, size: int = 4, steps: int = 1
+            value: float,
+            initial_peers: Sequence[str] = (),
+            founders: int = 1,
+            size: int = 4,
+            steps: int = 1,
+            identity_path: Path | None = None,
         ) -> RemotePeer:
-            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps)
+            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps, identity_path)
             stack.callback(peer.close)
             return peer
 
@@ -140,6 +156,32 @@ def test_who_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of
 
 def local_step(loop: Loop) -> int:
     return loop.peer.local_step
+
+
+def test_a_peer_that_was_killed_comes_back_with_its_identity_as_the_same_peer_and_averages(
+    start: Start, tmp_path: Path
+) -> None:
+    """Its old declaration still holds when the new one is made: that must not be taken for the later one."""
+    first = start(1.0)
+    first.receive()
+    first.call(Loop.steps_in_background)
+    addresses, identity = first.call(multiaddrs), tmp_path / "identity"
+    indices = []
+    for _ in range(2):
+        comes = start(1.0, addresses, identity_path=identity)
+        comes.receive()
+        indices.append(comes.call(peer_index))
+        assert ("averaged", 2) in comes.call(Loop.steps, 10)
+        comes.process.kill()
+    other = start(1.0, addresses)
+    other.receive()
+    assert indices == [1, 1]
+    assert other.call(peer_index) == 2
+    first.call(Loop.stop)
+
+
+def peer_index(loop: Loop) -> int:
+    return loop.peer.peer_index
 
 
 def test_a_peer_that_is_alone_leaves_at_once_and_only_once(start: Start) -> None:

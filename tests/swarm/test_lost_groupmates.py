@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,29 @@ def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(s
     assert late.unchanged
     assert late.report.outcome in ("partial", "failed")
     assert_average(swarm, [4, 5, 6, 7])
+
+
+def test_a_peer_reports_the_bytes_of_all_its_attempts_at_a_final_round() -> None:
+    with start_swarm(blocking(2), SIZE, build=FaultyPeer) as peers:
+        peers[0].call(FaultyPeer.fail_at, Fault.DECODER_RAISES)
+        for attempts, reported in peers.all(finish_and_count):
+            assert len(attempts) == 3
+            assert min(attempts) > 0
+            assert reported == sum(attempts)
+
+
+def finish_and_count(peer: FaultyPeer) -> tuple[list[int], int]:
+    """What each attempt sent, and what is reported in the end."""
+    attempts: list[int] = []
+    gossip_round = peer.engine.averager.gossip_round
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        future = gossip_round(*args, **kwargs)
+        attempts.append(future.result(timeout=SOON_S).bytes_sent)
+        return future
+
+    peer.engine.averager.gossip_round = count  # type: ignore[method-assign]
+    return attempts, peer.engine.finish(peer.step).bytes_sent
 
 
 def test_the_deadline_of_an_all_reduce_is_learned_from_rounds_before() -> None:

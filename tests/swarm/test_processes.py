@@ -13,11 +13,13 @@ from typing import Literal
 import pytest
 import torch
 
+import ray_gossip.hive.gossip
 from ray_gossip.config import Config
 from ray_gossip.testing import GossipPeer, Peers, start_swarm
 from tests.swarm.swarms import Process, blocking, descendants, gossip
 
 DEADLINE_S = 5.0
+HUNG_S = 3.0
 
 
 def is_running(process: Process) -> bool:
@@ -130,6 +132,28 @@ def test_a_peer_whose_averager_is_killed_says_so_and_ends_cleanly() -> None:
         peers[1].call(GossipPeer.shutdown)
         peers[1].close()
         assert_they_end(processes)
+
+
+class ImpatientPeer(GossipPeer):
+    """To this one an averager process is hung after three seconds without a sign of life, not after thirty."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        ray_gossip.hive.gossip._HUNG_S = HUNG_S
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def test_an_averager_is_hung_when_it_stands_still_not_when_its_round_takes_long() -> None:
+    with start_swarm(blocking(2, f"gossip.matchmaking_s={2 * HUNG_S}"), 1000, build=ImpatientPeer) as peers:
+        ended = peers[0].call(gossip)  # its partner does not come
+        assert ended.report.outcome == "alone"
+        assert ended.seconds > HUNG_S + 1.0
+        pid = peers[0].call(averager_pid)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(AssertionError, match="SwarmError: the averager process of this peer has been hung"):
+                peers[0].call(gossip)
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
 errors
-records storage folders screen memory upload modes recalibration
+causes records storage folders screen memory upload modes recalibration
 addresses averaged
 config
 resources schedule checkpoint factory

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_gossip.causes import CUT_OFF, NO_OTHERS
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import Outcome, Record, RoundReport
 from ray_gossip.telemetry import SwarmRound, SwarmState
@@ -158,7 +159,6 @@ class TestRoundsThatDoNotAverage:
         [
             "scheduled alone",
             "no group of 2: peer-01 has done its local steps",
-            "this peer had done its local steps before its group met",
             "no group of 2: peer-01 has left",
         ],
     )
@@ -183,13 +183,13 @@ class TestRoundsThatDoNotAverage:
         swarm = Watched(2)
         swarm.see([lost(1)])
         for number in range(40):
-            swarm.see(rounds_of([0], 10 + number, outcome="alone", cause="no other member in the swarm"))
+            swarm.see(rounds_of([0], 10 + number, outcome="alone", cause=NO_OTHERS))
         assert swarm.told == []
 
     def test_say_nothing_with_groups_of_one_and_in_a_swarm_of_one(self) -> None:
         for swarm in (Watched(4, group_size=1), Watched(1)):
             for number in range(40):
-                swarm.round(number, outcome="alone", cause="no other member in the swarm")
+                swarm.round(number, outcome="alone", cause=NO_OTHERS)
             assert swarm.told == []
 
     def test_that_follow_each_other_in_a_moment_need_three_seconds(self) -> None:
@@ -210,7 +210,7 @@ class TestAPeerThatSeesNobody:
         for number in range(10, 13):
             assert swarm.told == []
             swarm.see(rounds_of(range(1, 8), number))
-            swarm.see(rounds_of([0], number, outcome="alone", cause="no other member in the swarm"))
+            swarm.see(rounds_of([0], number, outcome="alone", cause=NO_OTHERS))
         assert "peer 0 met nobody, though others train" in swarm.told[0]
         assert swarm.present() == ["hermit"]
 
@@ -219,13 +219,23 @@ class TestAPeerThatSeesNobody:
             swarm = Watched(2)
             swarm.see(ends)
             for number in range(20):
-                swarm.see(rounds_of([0], number, outcome="alone", cause="no other member in the swarm"))
+                swarm.see(rounds_of([0], number, outcome="alone", cause=NO_OTHERS))
             assert swarm.told == []
+
+    def test_that_was_cut_off_says_so_though_nobody_else_tells_it_anything(self) -> None:
+        swarm = Watched(1)  # a peer outside Ray: it hears of its own rounds only
+        for number in range(5):
+            swarm.round(number)
+        for number in range(5, 8):
+            assert swarm.told == []
+            swarm.round(number, outcome="alone", cause=CUT_OFF)
+        assert "peer 0 met nobody, though others train" in swarm.told[0]
+        assert swarm.present() == ["hermit"]
 
     def test_is_over_when_it_meets_others_again(self) -> None:
         swarm = Watched(2)
         for number in range(5):
-            swarm.round(number, outcome="alone", cause="no other member in the swarm")
+            swarm.round(number, outcome="alone", cause=NO_OTHERS)
         assert swarm.present() == ["hermit"]
         for number in range(5, 11):
             swarm.round(number)
@@ -334,7 +344,7 @@ class TestLuck:
         symptom=st.sampled_from(
             [
                 {"outcome": "failed", "cause": "the all-reduce took longer than 5.0 s: "},
-                {"outcome": "alone", "cause": "no other member in the swarm"},
+                {"outcome": "alone", "cause": NO_OTHERS},
                 {"gap": 3 * H},
                 {"blocked_s": 90.0},
             ]

@@ -1,0 +1,31 @@
+"""The words in which a round says why it did not average, or who was missing.
+
+`hive` says them; `telemetry` looks for them, to tell what is likely wrong. A member's name stands before those in lower
+case: `peer-02 could not be reached`.
+"""
+
+# There was nobody to meet.
+SCHEDULED_ALONE = "scheduled alone"  # an odd number in pairs, say
+NO_OTHERS = "no other member in the swarm"
+CUT_OFF = "sees no other member, where several were lately that have not left"
+NOBODY_FOUND = "hivemind's matchmaking found nobody"
+
+# A groupmate did not come to the meeting.
+HAS_LEFT = "has left"
+IS_DONE = "has done its local steps"
+UNREACHABLE = "could not be reached"
+SILENT = "does not answer"
+BUSY = "is busy"
+TOO_LATE = "did not come within"
+OTHER_MODEL = "averages tensors of another size: not the same model"
+
+# The all-reduce was not complete.
+LOST = "was lost in the all-reduce"
+GAVE_UP = "could not average and said so"
+HAD_ENDED = "had ended this round already"
+NO_ANSWER = "did not answer in time"
+INCOMPLETE = "of the mean arrived"
+TOOK_LONGER = "took longer than"
+
+# What would be averaged is no number.
+NOT_FINITE = "not finite"
