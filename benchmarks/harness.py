@@ -52,7 +52,14 @@ class BenchmarkPeer:
     first_step = 0  # the local step at which this peer begins
 
     def open_engine(
-        self, config: Config, run_id: str, state: TrainingState, state_size: int, *, is_founder: bool = True
+        self,
+        config: Config,
+        run_id: str,
+        state: TrainingState,
+        state_size: int,
+        *,
+        is_founder: bool = True,
+        node: str = "",
     ) -> None:
         """Build the engine that the config names, and join the swarm `run_id`, which begins or runs."""
         self.config = config
@@ -63,6 +70,7 @@ class BenchmarkPeer:
             charter=charter,
             peer_index=self.peer_index,
             shape=StateShape(size=state_size, num_parameters=state_size),
+            node=node,
             data="benchmark",
         )
         self.engine.attach(state)
