@@ -6,7 +6,8 @@ a loss voids the round: the reducer that misses a sender answers the others with
 within one round trip, and nobody waits for the time-out.
 
 Reaches into hivemind 1.1 (`_ban_sender`, `_communicate_with_peer`, `_generate_input_for_peer`, `_get_peer_stub`,
-`_accumulate_parts_streaming`, `finalize`, `_future`, the counters of `TensorPartReducer` and `TensorPartContainer`);
+`_accumulate_parts_streaming`, `finalize`, `_future`, the counters of `TensorPartReducer` and `TensorPartContainer`,
+its `accumulate_part`);
 `tests/swarm/test_hivemind_is_as_we_know_it.py` fails when these change.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from hivemind.averaging.allreduce import AllreduceException, AllReduceRunner
+from hivemind.averaging.partition import TensorPartReducer
 from hivemind.compression import CompressionBase, PerTensorCompression
 from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
@@ -57,6 +59,7 @@ class StrictAllReduce(AllReduceRunner):
         self._refusals: dict[PeerID, str] = {}  # groupmate that gave up -> in words
         self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
         super().__init__(compression=PerTensorCompression(codecs), **kwargs)
+        _shield(self.tensor_part_reducer)
 
     async def reduce(self) -> torch.Tensor:
         """The difference between the group's mean and the local tensors, one after the other. Valid only if
@@ -187,6 +190,19 @@ class StrictAllReduce(AllReduceRunner):
             if self._failed_stream == sender:  # else it fails because another has made the round void
                 self._note(sender, error)
             raise
+
+
+def _shield(reducer: TensorPartReducer) -> None:
+    """All senders of a part wait for one future. One whose stream ends is cancelled, and would cancel the future with
+    itself: the next part of another would then look like one that cannot be averaged."""
+    accumulate = reducer.accumulate_part
+
+    async def accumulate_part(*args: Any, **kwargs: Any) -> torch.Tensor:
+        part = asyncio.ensure_future(accumulate(*args, **kwargs))
+        part.add_done_callback(lambda done: done.cancelled() or done.exception())  # there may be nobody waiting for it
+        return await asyncio.shield(part)
+
+    reducer.accumulate_part = accumulate_part
 
 
 class _ClosesFirst:

@@ -12,8 +12,10 @@ import contextlib
 import itertools
 import random
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's stream by this one only
+from concurrent.futures import Future
+from typing import Any, AsyncIterator, NamedTuple  # noqa: UP035 - hivemind knows an RPC's stream by this one only
 
 import msgpack
 import numpy as np
@@ -42,7 +44,9 @@ from ray_gossip.causes import (
     TOOK_LONGER,
 )
 from ray_gossip.config import GossipConfig
+from ray_gossip.errors import SwarmError
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
+from ray_gossip.hive.calls import AVERAGER_DIED, Calls
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.consensus import ConsensusControl, summary
 from ray_gossip.hive.deadline import Deadline
@@ -52,8 +56,9 @@ from ray_gossip.hive.handover import Handover, receive, send
 from ray_gossip.hive.meeting import Arrival, Gathering
 from ray_gossip.hive.membership import Member, Membership, View, takers
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.process import AlwaysForked
+from ray_gossip.hive.process import AlwaysForked, in_background
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage, causes_of, settle
+from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound, RoundResult, RoundSoFar
 from ray_gossip.hive.signals import Signals
 from ray_gossip.mixing import Sketch
@@ -68,7 +73,14 @@ _LONGEST_MEETING_S = 600.0  # mostly it is the first member's interval that ends
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 
 
-class GossipAverager(AlwaysForked, DecentralizedAverager):
+class Change(NamedTuple):
+    """What a round adds to the parameters."""
+
+    values: NDArray[np.float32]  # [size]
+    sketch: NDArray[np.float64]
+
+
+class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
     """hivemind's averager with scheduled groups and honest outcomes.
 
     Args:
@@ -104,7 +116,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         self._charter = charter
         self._untold: list[bytes] = []
         self._pieces = b""  # of a record that is on its way from the training process
-        self._telling = asyncio.Lock()
+        self._telling, self._answering = asyncio.Lock(), asyncio.Lock()
+        self._calls = Calls()
         self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
         self._shape, self._hand_over = shape, hand_over
         self._sketch = Sketch(state.numel())
@@ -133,20 +146,28 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
 
     # ---- called from the training process -------------------------------------------------------------------------
 
-    def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> MPFuture[View]:
+    def run_in_background(self, await_ready: bool = True, timeout: float | None = None) -> None:
+        """As hivemind's; the averager process gets out of the way of the training process."""
+        with in_background():
+            super().run_in_background(await_ready=False)
+        self._calls.listen()
+        if await_ready:
+            self.wait_until_ready(timeout)
+
+    def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
         """Declare this peer, from now on and every few seconds, for as long as this process lives.
 
         The snapshot must hold the parameters with which the peer starts.
         """
         return self._call("_join", from_round=from_round, is_founder=is_founder, began_as=began_as)
 
-    def read_members(self) -> MPFuture[View]:
+    def read_members(self) -> Future[View]:
         """Who is in the swarm now, as far as this peer can see."""
         return self._call("_read_members")
 
     def gossip_round(
         self, round: int, *, local_step: int, weight: float = 1.0, wait_s: float, interval_s: float = 0.0
-    ) -> MPFuture[RoundResult]:
+    ) -> Future[RoundResult]:
         """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add.
 
         Args:
@@ -158,7 +179,7 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             "_gossip_round", round=round, local_step=local_step, weight=weight, wait_s=wait_s, interval_s=interval_s
         )
 
-    def tell_driver(self, record: Record) -> MPFuture[None]:
+    def tell_driver(self, record: Record) -> Future[None]:
         """A guest's record, by way of one of the driver's own peers; it is lost when none of them can be reached."""
         wire = pack(record)
         pieces = [wire[start : start + _PIECE_BYTES] for start in range(0, len(wire), _PIECE_BYTES)]
@@ -166,11 +187,11 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             self._call("_take_piece", piece=piece)
         return self._call("_tell_driver", last_piece=pieces[-1])
 
-    def take_guest_records(self) -> MPFuture[list[Record]]:
+    def take_guest_records(self) -> Future[list[Record]]:
         """What guests have told this peer for the driver."""
         return self._call("_take_guest_records")
 
-    def leave(self) -> MPFuture[None]:
+    def leave(self) -> Future[None]:
         """Announce that this peer is going: others leave it out from the next round on."""
         return self._call("_leave")
 
@@ -179,22 +200,28 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         handover = self._hand_over()
         return [handover.local_step, *handover.rest], (handover.state, *handover.rest.values()), None
 
-    def download(self, *, donor: str = "") -> MPFuture[Handover | str]:
+    def download(self, *, donor: str = "") -> Future[Handover | str]:
         """The model of a peer that shares it: of this one, or of any; if there is none, why."""
         return self._call("_download", donor=donor)
 
-    def _call(self, method: str, **arguments: Any) -> MPFuture[Any]:
-        future: MPFuture[Any] = MPFuture()
-        self._outer_pipe.send(("_answer", [method], {"arguments": arguments, "future": future}))
+    def _call(self, method: str, **arguments: Any) -> Future[Any]:
+        number, future = self._calls.open()
+        try:
+            self._outer_pipe.send(("_answer", [method, number], arguments))
+        except OSError:
+            raise SwarmError(AVERAGER_DIED) from None
         return future
 
     # ---- in the averager process ----------------------------------------------------------------------------------
 
-    async def _answer(self, method: str, *, arguments: dict[str, Any], future: MPFuture[Any]) -> None:
+    async def _answer(self, method: str, number: int, **arguments: Any) -> None:
+        value, bug = None, ""
         try:
-            future.set_result(await getattr(self, method)(**arguments))
-        except Exception as error:  # a bug: it surfaces where the future is read
-            future.set_exception(error)
+            value = await getattr(self, method)(**arguments)
+        except Exception:  # it surfaces where the future is read
+            bug = traceback.format_exc()
+        async with self._answering:  # in a thread: the pipe may be full
+            await asyncio.get_running_loop().run_in_executor(None, self._calls.answer, number, value, bug)
 
     @property
     def _own(self) -> Member:
@@ -274,13 +301,13 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         declared = b"" if self.gossip.consensus_target is None else summary(snapshot.numpy(), before)
         run = RoundSoFar(self._own.peer_index, round=round, wait_s=wait_s)
         outcome: Outcome = "averaged"
-        change: NDArray[np.float32] | None = None
+        change: Change | None = None
         began = time.monotonic()
         try:
             for moves in itertools.count():
                 try:
                     view = await self._view(run, local_step, declared)
-                    change = await self._change(view, snapshot, weight, run)
+                    change = await self._change(view, snapshot, before, weight, run)
                     break
                 except Behind as behind:
                     if moves == _MOVES:
@@ -296,8 +323,8 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             self._membership.control_consensus()
         moved, after = 0.0, before
         if change is not None:
-            self.delta.numpy()[:] = change
-            moved, after = float(np.linalg.norm(change)), before + self._sketch(change)
+            self.delta.numpy()[:] = change.values
+            moved, after = float(np.linalg.norm(change.values)), before + change.sketch
         return RoundResult(
             round=run.round,
             outcome=outcome,
@@ -325,8 +352,13 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
             view = await self._membership.at_round(run.round, local_step=local_step, summary=summary)
         return view
 
-    async def _change(self, view: View, snapshot: torch.Tensor, weight: float, run: RoundSoFar) -> NDArray[np.float32]:
+    async def _change(
+        self, view: View, snapshot: torch.Tensor, sketch: NDArray[np.float64], weight: float, run: RoundSoFar
+    ) -> Change:
         """Run all stages of a round; returns what to add to the parameters.
+
+        Args:
+            sketch: of the snapshot. It sums up all elements, and so is finite just when each of them is.
 
         Raises:
             NoRound: it has ended without averaging.
@@ -334,9 +366,9 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
         """
         members = view.at(run.round)
         names = {member.peer_id: member.name for member in members}
-        excuse = "" if np.isfinite(snapshot.numpy()).all() else f"its parameters are {NOT_FINITE}"
+        excuse = "" if np.isfinite(sketch).all() else f"its parameters are {NOT_FINITE}"
         is_exact = run.is_final or self._is_exact(run.round)
-        state = snapshot
+        state, total = snapshot, None
         for stage, (schedule, turn) in enumerate(self._schedules(run.round, len(members))):
             started = time.monotonic()
             self._pending_groups_registered.clear()  # parts may come before we know that our group is complete
@@ -352,12 +384,13 @@ class GossipAverager(AlwaysForked, DecentralizedAverager):
                 difference = await self._allreduce(gathering, state, weight, names, exact=is_exact)
             finally:
                 run.allreduce_s += time.monotonic() - started
-            state = state + difference
-        difference = state - snapshot
-        change = self._mixer.change(
-            snapshot, difference, alpha=1.0 if is_exact else self.gossip.alpha, plain=run.is_final
-        )
-        if not np.isfinite(change).all():
+            total = difference if total is None else total + difference
+            if is_exact:
+                state = snapshot + total
+        assert total is not None
+        values = self._mixer.change(snapshot, total, alpha=1.0 if is_exact else self.gossip.alpha, plain=run.is_final)
+        change = Change(values, self._sketch(values))
+        if not np.isfinite(change.sketch).all():
             raise NoRound("failed", f"the group's mean is {NOT_FINITE}")
         if is_exact:
             self._mixer.set_anchor(state)

@@ -12,17 +12,18 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
 import hivemind
 import torch
-from hivemind.utils import MPFuture
 
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.calls import AVERAGER_DIED
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.handover import Handover
@@ -41,6 +42,7 @@ _SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local st
 _LEAVE_S = 3.0  # to announce a departure
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
 _READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
+_CHECK_S = 0.5  # how often a trainer looks after the processes that it needs
 _HUNG_S = 30.0  # an averager process that has given no sign of life for so long is hung
 _PATIENCE = 2.0  # local steps wait for an all-reduce at most this many times as long as one usually takes
 _FIRST_PATIENCE_S = 5.0  # before the first one has ended
@@ -52,7 +54,7 @@ class _Pending:
 
     round: int
     local_step: int
-    result: MPFuture[RoundResult]
+    result: Future[RoundResult]
     blocked_s: float  # how long local steps have stood still for it
     has_late_groupmates: bool = False  # it had not met when the next one was due
 
@@ -103,13 +105,13 @@ class GossipEngine:
             seed=config.seed,
         )
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
-        self._network = NetworkProcesses(dht)
+        self._network, self._checked_at = NetworkProcesses(dht), time.monotonic()
         self.members: tuple[int, ...] | None = None
         self.notices: list[str] = []  # for a person to read, about how this peer has joined
         self._charter = charter
         self._latest_members: tuple[int, ...] = ()
         self._is_guest = False
-        self._guest_records: MPFuture[list[Record]] | None = None
+        self._guest_records: Future[list[Record]] | None = None
         self._state: TrainingState | None = None
         self._pending: _Pending | None = None
         self.pace = Pace(config.gossip, position=0.0)
@@ -415,10 +417,10 @@ class GossipEngine:
                 )
             time.sleep(_POLL_S)
 
-    def _ask(self, future: MPFuture[Any]) -> Any:
+    def _ask(self, future: Future[Any]) -> Any:
         return future.result(timeout=self.swarm.start_s)
 
-    def _wait(self, future: MPFuture[Any]) -> Any:
+    def _wait(self, future: Future[Any]) -> Any:
         """What the averager process answers, however long that takes: it bounds what it does itself."""
         while True:
             try:
@@ -428,8 +430,11 @@ class GossipEngine:
 
     def _check_averager(self) -> None:
         """Raise SwarmError when the averager process cannot go on: it bounds its rounds itself while it lives."""
+        if time.monotonic() - self._checked_at < _CHECK_S:
+            return
+        self._checked_at = time.monotonic()
         self._network.check()
         if not self.averager.is_alive():
-            raise SwarmError("the averager process of this peer died")
+            raise SwarmError(AVERAGER_DIED)
         if self.averager.signals.averager_silent_s > _HUNG_S:
             raise SwarmError(f"the averager process of this peer has been hung for {_HUNG_S:g} s")

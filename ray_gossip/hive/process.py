@@ -7,6 +7,7 @@ killed, Ray sees no end of file, and the children live on and answer other peers
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import ipaddress
@@ -22,7 +23,7 @@ import struct
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
@@ -108,6 +109,21 @@ def renew_locks() -> None:
     while it holds one stops the others for ever.
     """
     MPFuture.reset_backend()
+
+
+@contextlib.contextmanager
+def in_background() -> Iterator[None]:
+    """Processes that this thread starts meanwhile get their share of the cores, but do not take one from a process that
+    has just woken, such as a trainer whose GPU is done."""
+    usual, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    if usual != os.SCHED_OTHER:  # somebody has decided otherwise
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, usual, parameters)
 
 
 class AlwaysForked:
@@ -199,7 +215,9 @@ def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -
         use_relay=False,
     )
     try:
-        dht.run_in_background(await_ready=True, timeout=start_s)
+        with in_background():
+            dht.run_in_background(await_ready=False)
+        dht.wait_until_ready(start_s)
     except (P2PDaemonError, OSError, FutureTimeoutError, ValidationError) as error:
         stop_dht(dht)
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"

@@ -1,8 +1,12 @@
-"""A defect of hivemind 1.1 that no subclass of ours can reach: mended where hivemind is imported.
+"""Defects of hivemind 1.1, mended.
 
 `ControlClient` reads all answers of the libp2p daemon in one task. An answer that comes in the moment in which its call
 is given up (a time-out on a busy machine) finds a cancelled future: the task dies of `InvalidStateError`, unseen, and
-from then on the process neither gets an answer nor hears a request, for ever.
+from then on the process neither gets an answer nor hears a request, for ever. No subclass of ours can reach it: it is
+mended where hivemind is imported.
+
+An averager that is shut down in the middle of an all-reduce takes the future of that all-reduce for the all-reduce: it
+ends with a traceback, and its groupmates hear nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +29,17 @@ def mend_late_answers() -> None:
     """From now on an answer that nobody waits for is passed over, as hivemind meant it to be."""
     if ControlClient.__init__ is not _init:
         ControlClient.__init__ = _init
+
+
+class EndsItsRounds:
+    """Mix-in for hivemind's averagers: a shutdown cancels the all-reduces that run."""
+
+    async def _shutdown(self, timeout: float | None) -> None:
+        averager: Any = self
+        for future in list(averager._running_groups.values()):
+            if future.done() and not future.cancelled():
+                future.result().finalize(cancel=True)
+        await asyncio.wait_for(averager.remove_p2p_handlers(averager._p2p, namespace=averager.prefix), timeout)
 
 
 _original_init = ControlClient.__init__

@@ -33,6 +33,7 @@ from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import AlwaysForked
+from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.records import Outcome, Record, RoundReport
 
 _MATCHMAKING_S = 3.0  # as in hivemind's quickstart
@@ -76,7 +77,7 @@ async def _counted(
         yield message
 
 
-class _ObservedAverager(AlwaysForked, TrainingStateAverager):
+class _ObservedAverager(AlwaysForked, EndsItsRounds, TrainingStateAverager):
     """hivemind's averager, which also says what each round received, and sent."""
 
     _rpc_handlers = None

@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import inspect
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from hivemind.averaging.allreduce import AllReduceRunner
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.group_info import GroupInfo
 from hivemind.averaging.matchmaking import Matchmaking
-from hivemind.averaging.partition import AllreduceException, TensorPartContainer
+from hivemind.averaging.partition import AllreduceException, TensorPartContainer, TensorPartReducer
 from hivemind.compression import NoCompression
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID, ServicerBase
 from hivemind.proto import averaging_pb2
@@ -138,13 +139,30 @@ def test_an_all_reduce_that_is_cancelled_says_for_whom_it_waited() -> None:
         own, other = PeerID(b"own"), PeerID(b"other")
         runner = LonelyAllReduce(own, other)
         mine = asyncio.create_task(runner.tensor_part_reducer.accumulate_part(0, 0, torch.zeros(5)))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         runner.finalize(exception=asyncio.CancelledError())
         assert runner.failures == {other.to_base58(): "did not answer in time"}
         with pytest.raises(AllreduceException):
             await mine
 
     asyncio.run(test())
+
+
+def test_a_sender_whose_stream_ends_does_not_cancel_what_the_others_wait_for() -> None:
+    async def test(*, is_shielded: bool) -> torch.Tensor:
+        reducer: Any = LonelyAllReduce(PeerID(b"own"), PeerID(b"other")).tensor_part_reducer
+        accumulate = reducer.accumulate_part
+        if not is_shielded:
+            accumulate = partial(TensorPartReducer.accumulate_part, reducer)
+        ends = asyncio.create_task(accumulate(0, 0, torch.zeros(5)))
+        await asyncio.sleep(0.01)
+        ends.cancel()
+        mean: torch.Tensor = await accumulate(1, 0, torch.ones(5))
+        return mean
+
+    assert asyncio.run(test(is_shielded=True)).tolist() == [0.5] * 5
+    with pytest.raises(asyncio.InvalidStateError):
+        asyncio.run(test(is_shielded=False))
 
 
 def test_the_averager_answers_parts_of_groups_that_are_registered_and_waits_for_those_about_to_be() -> None:

@@ -1,4 +1,4 @@
-"""The defect of hivemind that ray_gossip mends, and the mend."""
+"""The defects of hivemind that ray_gossip mends, and the mends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hivemind import DecentralizedAverager
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import write_unsigned_varint
 from hivemind.proto import p2pd_pb2
 
-import ray_gossip.hive  # noqa: F401  (mends it)
+import ray_gossip.hive  # noqa: F401  (mends the first)
+from ray_gossip.hive.repairs import EndsItsRounds
 
 
 class Pipe:
@@ -60,3 +62,36 @@ def test_an_answer_that_comes_too_late_does_not_deafen_the_process() -> None:
 def test_hivemind_alone_still_needs_the_mend() -> None:
     with pytest.raises(asyncio.InvalidStateError):
         asyncio.run(late_answer_then_another({}))
+
+
+class Averager:
+    """In two groups: with one it averages, the other has not begun."""
+
+    client_mode, prefix, _p2p = False, "run", None
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        begun, waiting = asyncio.Future[Any](), asyncio.Future[Any]()
+        begun.set_result(self)
+        self._running_groups = {b"begun": begun, b"waiting": waiting}
+
+    def finalize(self, *, cancel: bool) -> None:
+        self.told.append("groupmates")
+
+    async def remove_p2p_handlers(self, p2p: None, *, namespace: str) -> None:
+        self.told.append("daemon")
+
+
+async def told_at_the_end(shutdown: Any) -> list[str]:
+    averager = Averager()
+    await shutdown(averager, 1.0)
+    return averager.told
+
+
+def test_an_averager_that_ends_in_an_all_reduce_tells_its_groupmates_and_the_daemon() -> None:
+    assert asyncio.run(told_at_the_end(EndsItsRounds._shutdown)) == ["groupmates", "daemon"]
+
+
+def test_hivemind_alone_still_ends_with_an_error() -> None:
+    with pytest.raises(AttributeError):
+        asyncio.run(told_at_the_end(DecentralizedAverager._shutdown))
