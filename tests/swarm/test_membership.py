@@ -136,6 +136,7 @@ def test_every_way_of_averaging_brings_peers_together_and_keeps_their_mean(setti
         (4, ("gossip.group_size=2", "gossip.schedule=random")),
         (4, ("gossip.group_size=16", "gossip.alpha=0.5", "gossip.compression=fp16")),  # one group, one stage
         (3, ("gossip.group_size=2", "gossip.alpha=0.5")),  # no grid
+        (4, ("gossip.group_size=2", "gossip.alpha=0.5", "gossip.compression=fp16")),  # two stages
     ],
 )
 def test_an_exact_round_reaches_the_mean_of_the_whole_swarm_at_once(num_peers: int, others: tuple[str, ...]) -> None:
