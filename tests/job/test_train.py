@@ -157,6 +157,19 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
     assert min(min(classes) for classes in counts) == 0  # a class that some peer never sees
 
 
+def test_a_run_that_goes_wrong_says_so_on_the_screen_in_its_files_and_in_tensorboard(ray: str, tmp_path: Path) -> None:
+    words = ("swarm.num_peers=2", "train.local_steps=400", "gossip.steps=10", "optimizer.lr=1e6")  # it diverges at once
+    run = train(tmp_path / "run", *words, address=ray)
+    (told,) = (trouble for trouble in run.summary["troubles"] if trouble["kind"] == "rounds")
+    assert "its parameters are not finite; the training has diverged: lower optimizer.lr" in told["text"]
+    assert told["first_round"] < 5
+    assert any(notice["text"] == f"trouble: {told['text']}" for notice in run.events("Notice"))
+    assert f"trouble: {told['text']}" in run.stderr
+    curves = EventAccumulator(str(run.run_dir / "swarm"))
+    curves.Reload()
+    assert max(point.value for point in curves.Scalars("swarm/trouble")) >= 1
+
+
 @pytest.fixture(scope="module")
 def shipped(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three peers with hivemind's own optimizer: ten rounds would be right."""
