@@ -159,8 +159,13 @@ class Swarm:
         self.peers.each(VectorPeer.set, list(values.astype(np.float32)))
 
     def rounds(self, before: Values, num_rounds: int, pause_s: float = 0.0) -> Iterator[Values]:
-        """Rounds from the values `before`, which the peers have; no peer waits for more than its groupmates."""
-        answers = all_at_once(self.peers, VectorPeer.rounds, num_rounds, pause_s, wait_s=WAIT_S)
+        """Rounds from the values `before`, which the peers have. With a pause, no peer waits for more than its
+        groupmates; without one all begin a round together: a peer that falls a whole round behind leaves one out."""
+        answers: list[list[Any]] = [[] for _ in self.peers]
+        for at_once in [num_rounds] if pause_s else [1] * num_rounds:
+            results_of_each = all_at_once(self.peers, VectorPeer.rounds, at_once, pause_s, wait_s=WAIT_S)
+            for answer, results in zip(answers, results_of_each, strict=True):
+                answer += results
         for results in answers:
             self.met_again += met_again([report.group for report, _, _ in results])
         for results in zip(*answers, strict=True):  # of one round, from each peer

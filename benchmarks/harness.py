@@ -116,6 +116,9 @@ class FlatModel:
     def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
         assert not rest
 
+    def drifting(self) -> list[str]:
+        return []
+
     def digest(self) -> str:
         return ""
 

@@ -94,7 +94,7 @@ class ModelState:
         self.size = sum(self._sizes)
         self.num_parameters = sum(part.shape.numel() for part in self._parts if part.kind == "parameter")
         self._upload: Upload | None = None
-        self._live()
+        self._marks = self._fingerprints()
 
     @property
     def layout(self) -> str:
@@ -157,6 +157,20 @@ class ModelState:
                 )
         for own, given in pairs:
             without_repetition(own).copy_(without_repetition(given, like=own))
+        self._marks = self._fingerprints()
+
+    @torch.no_grad()
+    def drifting(self) -> list[str]:
+        """Persistent float buffers that are not averaged and have changed since this peer joined: training moves them,
+        so each peer has its own, in the merged model too."""
+        return [name for name, mark in self._fingerprints().items() if self._marks.get(name, mark) != mark]
+
+    def _fingerprints(self) -> dict[str, bytes]:
+        return {
+            found.name: hashlib.blake2b(bytes_of(found.tensor), digest_size=8).digest()
+            for found in self._rest()
+            if found.is_persistent and found.tensor.is_floating_point() and not isinstance(found.tensor, nn.Parameter)
+        }
 
     @torch.no_grad()
     def digest(self) -> str:

@@ -27,5 +27,6 @@ NO_ANSWER = "did not answer in time"
 INCOMPLETE = "of the mean arrived"
 TOOK_LONGER = "took longer than"
 
-# What would be averaged is no number.
+# What would be averaged is no number, or none that could travel.
 NOT_FINITE = "not finite"
+OUT_OF_RANGE = "its parameters are beyond the range of gossip.compression,"

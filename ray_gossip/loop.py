@@ -39,6 +39,8 @@ from ray_gossip.hive import (
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.records import Outcome, RoundReport
 from ray_gossip.resources import machine_id
+from ray_gossip.telemetry import SwarmState
+from ray_gossip.telemetry.watch import Watch
 
 
 def join(
@@ -98,7 +100,7 @@ def join(
             shape=StateShape.of(averaged),
             node=machine_id(),
         )
-        peer = LoopPeer(averaged, engine, dht)
+        peer = LoopPeer(averaged, engine, dht, settings)
     except BaseException:
         stop_dht(dht)
         raise
@@ -108,6 +110,7 @@ def join(
             peer.local_step = engine.enter(founders=founders)
         else:
             engine.join(founders=founders)
+        peer._tell_notices()
     except BaseException:
         peer.leave(agree=False)
         raise
@@ -117,8 +120,10 @@ def join(
 class LoopPeer:
     """This process as a member of a swarm. Made by `join`; as a context manager, it leaves in the end."""
 
-    def __init__(self, averaged: ModelState, engine: GossipEngine, dht: Any) -> None:
+    def __init__(self, averaged: ModelState, engine: GossipEngine, dht: Any, config: Config) -> None:
         self._engine, self._dht = engine, dht
+        self._seen = SwarmState(peers=[engine.peer_index], total_steps=0)
+        self._watch = Watch(self._seen, config.gossip)
         self.peer_index = engine.peer_index
         self._has_left = False
         self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
@@ -189,7 +194,15 @@ class LoopPeer:
     def _told(self, reports: Sequence[RoundReport]) -> list[RoundReport]:
         """Without the sketches, which are for a driver: whoever collects reports would keep 16 KB of each."""
         self.rounds.update(report.outcome for report in reports)
+        for report in reports:
+            self._seen.fold(report)
+            self._engine.notices += [notice.text for notice in self._watch.see(report)]
+        self._tell_notices()
         return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
+
+    def _tell_notices(self) -> None:
+        while self._engine.notices:
+            print(f"ray_gossip: {self._engine.notices.pop(0)}", file=sys.stderr, flush=True)
 
 
 class _State:
@@ -215,6 +228,9 @@ class _State:
 
     def take_rest(self, rest: Mapping[str, Tensor]) -> None:
         self._state.take_rest(rest)
+
+    def drifting(self) -> list[str]:
+        return self._state.drifting()
 
     def digest(self) -> str:
         return self._state.digest()

@@ -162,14 +162,15 @@ class Peer:
         else:
             self.engine.join(founders=founders, local_step=trainer.local_step)
         trainer.take_progress()  # keeps the wait for the others out of the first rate
-        notices = (*trainer.notices, *self.engine.notices, *self._device_notices())
-        records: list[Record] = [self._notice(text) for text in notices]
+        records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
         records += self._deal_anew()
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
             with self._state_to_itself():
                 trainer.step()
                 reports = self.engine.after_step(trainer.local_step)
+            while self.engine.notices:
+                records.append(self._notice(self.engine.notices.pop(0)))
             for report in reports:
                 bytes_sent += report.bytes_sent
                 records += [report, *self._deal_anew()]

@@ -49,6 +49,9 @@ class VectorState:
     def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
         assert not rest
 
+    def drifting(self) -> list[str]:
+        return []
+
     def digest(self) -> str:
         return str(self.values.double().sum().item())
 

@@ -207,6 +207,9 @@ class Trainer:
         """Take over the rest of another peer's model."""
         self.averaged.take_rest(rest)
 
+    def drifting(self) -> list[str]:
+        return self.averaged.drifting()
+
     def digest(self) -> str:
         """Peers with the same digest have begun with the same model."""
         return self.averaged.digest()

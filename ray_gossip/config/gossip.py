@@ -35,18 +35,19 @@ class GossipConfig(Section):
     """schedule=local: every so manieth round meets across nodes, 1 or more."""
     weight_by_samples: bool = False
     """Weigh each peer by the samples since its last round. For peers of different speed on a clock in seconds. It
-    moves the swarm's mean towards the fast peers, which equal weights never do."""
+    moves the swarm's mean towards the fast peers, which equal weights never do. Exact rounds weigh all alike."""
     average_momentum: bool = False
     """Average SGD's momentum with the parameters, for twice the bytes. For short intervals and skewed shards."""
     compression: Literal["none", "fp16", "int8"] = "none"
-    """How parameters travel. fp16: half the bytes, harmless. int8: a quarter; 8 bits on the difference from an anchor
-    that the group shares (the start, or the last exact round: set exact_every), never on parameters themselves."""
+    """How parameters travel. fp16: half the bytes, harmless up to 65504. int8: a quarter; 8 bits on the difference from
+    an anchor that the group shares (the start, or the last exact round: set exact_every), never on parameters
+    themselves."""
     warmup_rounds: Count = 0
     """Rounds over which the interval grows linearly to `steps` or `seconds`. For large learning rates, when peers
     drift apart early."""
     exact_every: Count = 0
     """Every so manieth round reaches the exact mean of the swarm: log_M N scheduled rounds back to back; 0: never.
-    For compression=int8, and against slow drift in swarms that are no full grid."""
+    For compression=int8, and against slow drift in swarms that are no full grid. It takes no outer step."""
     consensus_target: float | None = Field(None, ge=1e-9, le=1e9)
     """Consensus control: the interval between two rounds becomes up to eight times as long while the consensus distance
     of the swarm, as a fraction of the parameter norm, is far below this target, and short again above it. Set `steps`

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import random
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +53,7 @@ from ray_gossip.hive.engine import StateShape
 from ray_gossip.hive.guests import GuestBook, pack, unpack
 from ray_gossip.hive.handover import Handover, receive, send
 from ray_gossip.hive.meeting import Arrival, Gathering
-from ray_gossip.hive.membership import Member, Membership, View, takers
+from ray_gossip.hive.membership import Member, Membership, View, donors, takers
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked, in_background
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage, causes_of, settle
@@ -120,7 +119,9 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         self._calls = Calls()
         self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
         self._shape, self._hand_over = shape, hand_over
-        self._sketch = Sketch(state.numel())
+        self._sketch = self._parameter_sketch = Sketch(state.numel())
+        if shape.num_parameters < state.numel() and control is not None:
+            self._parameter_sketch = Sketch(shape.num_parameters)
         self._traffic = Traffic()
         self._deadline = Deadline(gossip.allreduce_s)
         super().__init__(
@@ -160,6 +161,10 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         The snapshot must hold the parameters with which the peer starts.
         """
         return self._call("_join", from_round=from_round, is_founder=is_founder, began_as=began_as)
+
+    def start_anew(self) -> Future[None]:
+        """The snapshot has become another one since this peer declared itself: the swarm starts from it."""
+        return self._call("_start_anew")
 
     def read_members(self) -> Future[View]:
         """Who is in the swarm now, as far as this peer can see."""
@@ -232,6 +237,9 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         self._ticking = asyncio.create_task(self._tick())
         return await self._membership.join(from_round, began_as=began_as)
 
+    async def _start_anew(self) -> None:
+        self._mixer.start(self._averaged_tensors[0], is_founder=True)
+
     async def _tick(self) -> None:
         while True:
             self.signals.tick()
@@ -254,10 +262,8 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
                 yield message
 
     async def _download(self, donor: str) -> Handover | str:
-        others = [each.peer_id for each in self._membership.view.present if each.peer_id != self._own.peer_id]
-        random.shuffle(others)
         why = "nobody is there"
-        for peer_id in [donor] if donor else others:
+        for peer_id in [donor] if donor else donors(self._membership.view, self._own.peer_id):
             try:
                 stream = await self._stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
                 handover = await receive(stream, size=self._shape.size, layout=self._shape.layout)
@@ -298,7 +304,10 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
     ) -> RoundResult:
         snapshot = self._averaged_tensors[0]
         before = self._sketch(snapshot.numpy())
-        declared = b"" if self.gossip.consensus_target is None else summary(snapshot.numpy(), before)
+        declared = b""
+        if self.gossip.consensus_target is not None:  # of parameters: statistics may be of any size
+            parameters = snapshot[: self._shape.num_parameters].numpy()
+            declared = summary(parameters, self._parameter_sketch(parameters))
         run = RoundSoFar(self._own.peer_index, round=round, wait_s=wait_s)
         outcome: Outcome = "averaged"
         change: Change | None = None
@@ -366,7 +375,7 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         """
         members = view.at(run.round)
         names = {member.peer_id: member.name for member in members}
-        excuse = "" if np.isfinite(sketch).all() else f"its parameters are {NOT_FINITE}"
+        excuse = self._mixer.refusal(snapshot) if np.isfinite(sketch).all() else f"its parameters are {NOT_FINITE}"
         is_exact = run.is_final or self._is_exact(run.round)
         state, total = snapshot, None
         for stage, (schedule, turn) in enumerate(self._schedules(run.round, len(members))):
@@ -381,14 +390,15 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
             started = time.monotonic()
             self.signals.reduce(begins=True)
             try:
-                difference = await self._allreduce(gathering, state, weight, names, exact=is_exact)
+                # of several all-reduces each but the first would need the weights of whole groups
+                difference = await self._allreduce(gathering, state, 1.0 if is_exact else weight, names, exact=is_exact)
             finally:
                 run.allreduce_s += time.monotonic() - started
             total = difference if total is None else total + difference
             if is_exact:
                 state = snapshot + total
         assert total is not None
-        values = self._mixer.change(snapshot, total, alpha=1.0 if is_exact else self.gossip.alpha, plain=run.is_final)
+        values = self._mixer.change(snapshot, total, alpha=1.0 if is_exact else self.gossip.alpha, plain=is_exact)
         change = Change(values, self._sketch(values))
         if not np.isfinite(change.sketch).all():
             raise NoRound("failed", f"the group's mean is {NOT_FINITE}")

@@ -50,6 +50,9 @@ class TrainingState(Protocol):
     def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
         """Take over the rest of another peer's model."""
 
+    def drifting(self) -> list[str]:
+        """Names of what training changes though it is not averaged, and is no constant therefore."""
+
     def digest(self) -> str:
         """Peers with the same digest have begun with the same model."""
 
@@ -72,7 +75,7 @@ class Engine(Protocol):
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged. On the main thread, after the model is on its device."""
 
-    notices: list[str]  # sentences for a person about how this peer has joined
+    notices: list[str]  # sentences for a person; whoever has passed them on takes them out
 
     members: tuple[int, ...] | None  # peer indices to whom samples are dealt as of late; None: not known
 

@@ -107,10 +107,10 @@ class GossipEngine:
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
         self._network, self._checked_at = NetworkProcesses(dht), time.monotonic()
         self.members: tuple[int, ...] | None = None
-        self.notices: list[str] = []  # for a person to read, about how this peer has joined
+        self.notices: list[str] = []  # for a person to read; whoever has passed them on takes them out
         self._charter = charter
         self._latest_members: tuple[int, ...] = ()
-        self._is_guest = False
+        self._is_guest = self._has_looked = False
         self._guest_records: Future[list[Record]] | None = None
         self._state: TrainingState | None = None
         self._pending: _Pending | None = None
@@ -140,10 +140,16 @@ class GossipEngine:
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             view = self._ask(self.averager.read_members())
+        if len(view.members) < founders:
+            self.notices.append(
+                f"{len(view.members)} of {founders} founders came within swarm.start_s={self.swarm.start_s:g} s: "
+                "this peer begins without the others"
+            )
         self._check_data(view)
         first = view.members[0]
         if first.began_as != began_as and first.peer_index != self.peer_index:
             self._load_state(deadline, donor=first.peer_id)
+            self._ask(self.averager.start_anew())
             self.notices.append(
                 f"{BEGAN_APART} {first.name}, and has taken over that one's: let the random "
                 "numbers of your model come from torch, which is seeded"
@@ -342,6 +348,7 @@ class GossipEngine:
             self._state.add_to_state(self.averager.delta)
         if result.allreduce_s:
             self._recent_allreduce_s.append(result.allreduce_s)
+            self._look_for_drift()
         self.pace.end(result.round, stretch=result.stretch)
         self._note_members(result)
         return RoundReport(
@@ -361,6 +368,17 @@ class GossipEngine:
             sketch_before=result.sketch_before,
             sketch_after=result.sketch_after,
         )
+
+    def _look_for_drift(self) -> None:
+        """After the first round: what is not averaged should have stayed as it was."""
+        if not self._has_looked:
+            self._has_looked = True
+            assert self._state is not None
+            if names := self._state.drifting():
+                self.notices.append(
+                    f"training changes {', '.join(names)}, which is not averaged: each peer has its own, and the "
+                    "merged model has the first one's; what is averaged: ray_gossip/averaged.py"
+                )
 
     def _note_members(self, result: RoundResult) -> None:
         """Who counts, as soon as two views in a row say so: one may have been incomplete. A peer that sees nobody where

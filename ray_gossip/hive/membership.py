@@ -8,6 +8,7 @@ groups.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -162,6 +163,14 @@ def view_of(declared: Iterable[tuple[Member, float]], own: Member) -> View:
     """From the members' declarations, plus this peer's own, which may not have spread yet."""
     others = [member for member, _ in declared if member.peer_id != own.peer_id]
     return View(tuple(sorted([own, *others], key=lambda member: (member.peer_index, member.peer_id))))
+
+
+def donors(view: View, own: str) -> list[str]:
+    """Peer ids of whom to ask for a model, one after the other: those that have come furthest first, because one that
+    stands still may have nothing but an old one; those that are as far in any order."""
+    others = [member for member in view.present if member.peer_id != own]
+    random.shuffle(others)
+    return [member.peer_id for member in sorted(others, key=lambda member: -member.local_step)]
 
 
 class Membership:

@@ -15,6 +15,7 @@ from hivemind.compression import (
 )
 from numpy.typing import NDArray
 
+from ray_gossip.causes import OUT_OF_RANGE
 from ray_gossip.config import GossipConfig
 from ray_gossip.errors import ConfigError
 from ray_gossip.hive.codec import WholeRange8Bit
@@ -26,6 +27,7 @@ _CODECS: dict[str, CompressionBase] = {
     "fp16": Float16Compression(),
     "int8": WholeRange8Bit(),
 }
+_LARGEST = 65504.0  # that 16 bits hold; 8 bits need them while there is no common anchor
 _TOLERANCE = {"none": 0.0, "fp16": 2e-3, "int8": 0.1}  # largest error of a codec on standard normal values, median
 # Of an anchor's norm. An exact round leaves peers apart by 1e-11 to 2e-8 of it, for x + (mean - x) is rounded otherwise
 # in each; what differs by more is another anchor.
@@ -64,6 +66,16 @@ class Mixer:
         if self._gossip.compression == "int8":
             self._anchor = state[: self._num_parameters].clone()
             self.anchor_id = anchor_id(self._anchor)
+        if self._outer is not None:
+            self._outer.restart(state[: self._num_parameters].numpy())
+
+    def refusal(self, state: torch.Tensor) -> str:
+        """Why this state cannot travel, if it cannot: the codec would clip it."""
+        if self._gossip.compression == "none" or not self._num_parameters:
+            return ""
+        low, high = torch.aminmax(state[: self._num_parameters])
+        largest = max(-float(low), float(high))
+        return f"{OUT_OF_RANGE} {_LARGEST:g}: {largest:.3g}" if largest > _LARGEST else ""
 
     def outgoing(
         self, state: torch.Tensor, *, exact: bool, anchors: frozenset[int]

@@ -28,6 +28,10 @@ class OuterMomentum:
         self._velocity = np.zeros_like(anchor)
         self._lr, self._momentum, self._nesterov = lr, momentum, nesterov
 
+    def restart(self, anchor: NDArray[Any]) -> None:
+        """Go on from here [size], where the swarm has just agreed; the velocity stays."""
+        self._anchor[:] = anchor
+
     def step(self, mean: NDArray[Any]) -> NDArray[Any]:
         """Take one step with the mean of the group's parameters [size].
 

@@ -22,6 +22,7 @@ class _Rule(NamedTuple):
 # The first that fits counts.
 _RULES = (
     _Rule((causes.NOT_FINITE,), "the training has diverged: lower optimizer.lr", True),
+    _Rule((causes.OUT_OF_RANGE,), "set gossip.compression=none, or lower optimizer.lr", True),
     _Rule((causes.OTHER_MODEL,), "give all peers the same model.name or model.factory", True),
     _Rule(
         (causes.UNREACHABLE,),

@@ -6,8 +6,8 @@ whose value is not finite is left out of these three.
 
 The x axis of a peer is its own `local_step`. That of the swarm is the mean `local_step` over the peers that
 the point is made of, so that its curves lie where the peers' lie; it never goes back when a newcomer lowers
-the mean. The swarm gets a point when every peer that still owes reports has sent a new value. The time of a
-point is the record's `wall_time`.
+the mean. The swarm gets a point when every peer that still owes reports has sent a new value, and a
+last one when all have ended. The time of a point is the record's `wall_time`.
 
 | tag | runs | what it is |
 | --- | --- | --- |
@@ -49,6 +49,7 @@ from ray_gossip.records import (
     Evaluation,
     Notice,
     Outcome,
+    PeerFinished,
     PeerLeft,
     PeerLost,
     PeerStarted,
@@ -98,6 +99,8 @@ class Curves:
                 sweep = self._sweep(kind, record)
                 values = _of_sweep(sweep) | (self._totals() if sweep and kind == "train" else {})
                 return values, self._step(kind, [each.local_step for each in sweep])
+            case PeerFinished() if not any(peer.owes_reports for peer in self._state.peers.values()):
+                return self._end(), self._step("train", [max(peer.local_step for peer in self._state.peers.values())])
             case SwarmRound():
                 values = {
                     "swarm/consensus_distance_before": record.consensus_distance_before,
@@ -117,6 +120,12 @@ class Curves:
             return ()
         del self._news[kind]
         return [news[peer.peer_index] for peer in peers if peer.is_live and peer.peer_index in news]
+
+    def _end(self) -> dict[str, float]:
+        """The last points, whoever of the peers was done first: totals as in the summary, and what each peer ended
+        with."""
+        ended = [peer.evaluation for peer in self._state.peers.values() if peer.finished and peer.evaluation]
+        return _of_sweep(ended) | self._totals()
 
     def _troubles(self) -> dict[str, float]:
         self._num_troubles = len(self._state.present_troubles())

@@ -4,7 +4,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 
 | kind | symptom | when it is said, and why then |
 | --- | --- | --- |
-| rounds | a round that should have averaged ends alone, partial or failed | by `tally`: 5 rounds; 8 of one peer |
+| rounds | a round that should have averaged ends alone, partial or failed | by `tally`: 5 rounds; 8 of a peer; most |
 | hermit | a peer sees no other member while others train | 3 rounds running: no bad luck of a round does that |
 | pace | a round begins more than 1.5 intervals after an averaged one | by `tally`; a call may cost a step or two |
 | stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
@@ -52,12 +52,13 @@ from ray_gossip.telemetry.advice import advice_on, is_lasting, longer
 from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble, distance_of_sketches
 from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, peers_named
 
-_FEW = 3  # rounds running
+_FEW = 3  # rounds
+_LATEST = 20  # rounds of which the commonest cause is told at the end
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
 _WORSE = 0.03  # of accuracy
-_ROUNDING = 1e-3  # of the norm: generous, for those who end with the same mean
+_ROUNDING = 1e-5  # of the norm: those who end with the same mean differ by 2e-8 at most
 _LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
 _EXCUSED = (NO_OTHERS, CUT_OFF, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
 
@@ -69,6 +70,8 @@ class Watch:
         self._state, self._gossip = state, gossip
         self._tallies = {kind: Tally() for kind in ("rounds", "hermit", "pace", "stall")}
         self._before: dict[int, RoundReport] = {}  # the last round of each peer
+        self._judged = self._num_spoilt = 0  # rounds that should have averaged; that did not
+        self._spoilt = deque[RoundReport](maxlen=_LATEST)  # the latest of these
         self._lost_at = -math.inf
         self._distances: deque[float] = deque()  # of the swarm's last rounds, before them
         self._num_earlier, self._highest = 0, 0.0  # of the rounds before those: their number, the highest distance
@@ -96,6 +99,7 @@ class Watch:
     def end(self) -> list[Notice]:
         """What is to be said of the end; the same however often it is asked."""
         finished = [peer for peer in self._state.peers.values() if peer.finished and not peer.lost]
+        self._see_all_rounds()
         self._see_agreement(finished)
         self._see_merged(finished)
         return self._take()
@@ -105,7 +109,12 @@ class Watch:
     def _see_round(self, report: RoundReport) -> None:
         before, self._before[report.peer_index] = self._before.get(report.peer_index), report
         self._count("hermit", report, self._is_hermit(report), in_a_row=_FEW)
-        self._count("rounds", report, self._is_spoilt(report), in_a_row=SOON if is_lasting(report.cause) else IN_A_ROW)
+        is_spoilt = self._is_spoilt(report)
+        self._count("rounds", report, is_spoilt, in_a_row=SOON if is_lasting(report.cause) else IN_A_ROW)
+        self._judged += is_spoilt is not None
+        if is_spoilt:
+            self._num_spoilt += 1
+            self._spoilt.append(report)
         if before is not None:
             self._count("pace", report, self._is_late(report, before))
             self._count("stall", report, _is_stalled(report, before))
@@ -205,6 +214,13 @@ class Watch:
         return ", ".join(keys) + (f", or raise gossip.alpha={gossip.alpha:g}" if gossip.alpha < 1 else "")
 
     # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _see_all_rounds(self) -> None:
+        """A run of few rounds may be over before any window is full."""
+        if "rounds" not in self._state.troubles and self._num_spoilt >= _FEW and 2 * self._num_spoilt > self._judged:
+            spoilt = f"{self._num_spoilt} of {self._judged} rounds did not average"
+            text = f"{spoilt}: {advice_on(list(self._spoilt), self._gossip)}"
+            self._begins("rounds", text, first_round=self._spoilt[0].round, count=self._num_spoilt, is_over=True)
 
     def _see_agreement(self, finished: list[PeerState]) -> None:
         """A peer that ends alone has agreed with nobody, unless it was the only one."""

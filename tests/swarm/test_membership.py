@@ -137,6 +137,8 @@ def test_every_way_of_averaging_brings_peers_together_and_keeps_their_mean(setti
         (4, ("gossip.group_size=16", "gossip.alpha=0.5", "gossip.compression=fp16")),  # one group, one stage
         (3, ("gossip.group_size=2", "gossip.alpha=0.5")),  # no grid
         (4, ("gossip.group_size=2", "gossip.alpha=0.5", "gossip.compression=fp16")),  # two stages
+        (4, ("gossip.group_size=2", "gossip.weight_by_samples=true")),
+        (4, ("gossip.group_size=2", "gossip.outer=nesterov")),
     ],
 )
 def test_an_exact_round_reaches_the_mean_of_the_whole_swarm_at_once(num_peers: int, others: tuple[str, ...]) -> None:
@@ -145,8 +147,13 @@ def test_an_exact_round_reaches_the_mean_of_the_whole_swarm_at_once(num_peers: i
         peers.each(GossipPeer.set, list(torch.randn(num_peers, SIZE, generator=torch.Generator().manual_seed(0))))
         peers.all(GossipPeer.round)
         assert spread(peers) > 1.0
+        peers.each(see_samples, list(range(1, num_peers + 1)))
         peers.all(GossipPeer.round)
         assert spread(peers) < 1e-6
+
+
+def see_samples(peer: GossipPeer, number: int) -> None:
+    peer.state.samples += number
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -166,6 +173,15 @@ def test_founders_that_began_apart_take_over_the_model_of_the_first() -> None:
         notices = peers.all(notices_of)
         assert notices[0] == notices[1] == []
         assert "began with another model than peer-00, and has taken over that one's" in notices[2][0]
+
+
+def test_founders_that_began_apart_move_no_more_by_an_outer_step() -> None:
+    options = settings("swarm.num_peers=3", "gossip.steps=1", "gossip.overlap=false", "gossip.outer=nesterov")
+    with start_swarm(options, SIZE, build=OddBeginner) as peers:
+        for _ in range(3):
+            peers.all(GossipPeer.round)
+        for values in peers.all(GossipPeer.get):
+            assert torch.equal(values, torch.zeros(SIZE))
 
 
 class OddBeginner(GossipPeer):

@@ -23,6 +23,21 @@ def names(model: nn.Module) -> list[str]:
     return [part.name for part in ModelState(model).tensors()]
 
 
+def test_what_training_moves_though_it_is_not_averaged_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[0].register_buffer("codebook", torch.zeros(3))
+    model[0].register_buffer("mask", torch.ones(3))
+    model[0].register_buffer("cache", torch.zeros(3), persistent=False)
+    state = ModelState(model)
+    model(torch.randn(4, 2))  # moves statistics, which are averaged, and their count
+    model[0].get_buffer("cache").add_(1.0)
+    assert state.drifting() == []
+    model[0].get_buffer("codebook").add_(0.1)
+    assert state.drifting() == ["0.codebook"]
+    state.take_rest(state.rest())
+    assert state.drifting() == [], "a newcomer begins with the swarm's"
+
+
 def test_a_model_that_moves_after_its_state_was_made_is_followed() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     state = ModelState(model)

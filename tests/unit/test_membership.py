@@ -34,6 +34,15 @@ def member(name: str, peer_index: int = 0, **fields: Any) -> Member:
     return Member(peer_id=peer_id(name), peer_index=peer_index, **fields)
 
 
+def test_a_newcomer_asks_those_that_have_come_furthest_first() -> None:
+    """One that stands still may have nothing but an old model."""
+    steps = {"A": 39, "B": 414, "C": 281, "D": 414}
+    view = View(tuple(member(name, index, local_step=steps[name]) for index, name in enumerate(steps)))
+    orders = {tuple(membership.donors(view, peer_id("D"))) for _ in range(20)}
+    assert orders == {tuple(map(peer_id, "BCA"))}
+    assert {membership.donors(view, peer_id("A"))[0] for _ in range(100)} == {peer_id("B"), peer_id("D")}
+
+
 class DictionaryDHT:
     """What Membership asks of a DHT: records with subkeys that expire, one for the whole swarm."""
 

@@ -64,6 +64,27 @@ def test_without_compression_a_state_travels_as_it_is() -> None:
     assert isinstance(codec, NoCompression)
 
 
+@pytest.mark.parametrize(("compression", "refuses"), [("none", False), ("fp16", True), ("int8", True)])
+@pytest.mark.parametrize("value", [1e5, -1e5])
+def test_a_parameter_that_a_codec_would_clip_is_refused_and_a_statistic_is_not(
+    compression: str, refuses: bool, value: float
+) -> None:
+    made, state = mixer(compression=compression), STATE.clone()
+    assert made.refusal(state) == ""
+    state[NUM_PARAMETERS:] = value
+    assert made.refusal(state) == ""
+    state[3] = value
+    assert ("beyond the range of gossip.compression, 65504: 1e+05" in made.refusal(state)) == refuses
+
+
+def test_where_the_swarm_has_agreed_the_outer_step_begins_anew() -> None:
+    """A founder that took over another's model, or an exact round: nobody moves for where it stood before."""
+    made = mixer(outer="nesterov")
+    made.set_anchor(STATE)
+    still = made.change(STATE, torch.zeros_like(STATE), alpha=1.0, plain=False)
+    assert not still.any()
+
+
 def test_eight_bits_are_on_the_difference_from_the_shared_anchor() -> None:
     (sent, codec), _ = sent_by(mixer(compression="int8"))
     assert torch.equal(sent, (STATE - START)[:NUM_PARAMETERS])

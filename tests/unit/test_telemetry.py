@@ -428,6 +428,20 @@ class TestThePicture:
         assert sorted(state.peers) == [0, 1], "a notice of the swarm is no peer"
 
 
+class TestTheEndOfTheSwarmsCurves:
+    def test_has_the_totals_and_what_each_peer_ended_with_though_one_was_done_first(self, write: Write) -> None:
+        records: list[Record] = [*map(started, range(4)), *(progress(peer, 100) for peer in range(4))]
+        records += [evaluation(0, 200, 0.6), progress(0, 200)]  # the others evaluate later, when it reports no more
+        records += [record for peer in (1, 2, 3) for record in (progress(peer, 200), report(peer, 9))]
+        records += [evaluation(peer, 200, 0.4) for peer in (1, 2, 3)]
+        records += [finished(peer, bytes_sent=1_500_000) for peer in range(4)]
+        log = write(records)
+        for tag, value in (("swarm/sent_mb", 6.0), ("swarm/rounds_averaged", 3), ("eval/accuracy", 0.45)):
+            step, last = curve(log, "swarm", tag)[-1]
+            assert step == 200
+            assert last == pytest.approx(value), tag
+
+
 class TestTheSummary:
     def whole_run(self) -> list[Record]:
         ends = ends_of_four()

@@ -34,6 +34,18 @@ class TestTheEnd:
     def own(self, accuracy: float) -> list[Record]:
         return [evaluation(peer, 40, accuracy) for peer in range(2)]
 
+    def test_of_a_run_of_few_rounds_most_of_which_did_not_average_says_so(self) -> None:
+        cause = "no group of 2: peer-00 does not answer"
+        for spoilt, expected in ((2, 0), (3, 1)):  # of four, by one peer of two
+            records = [
+                record
+                for number in range(4)
+                for record in rounds_of([1], number, outcome="alone" if number < spoilt else "averaged", cause=cause)
+            ]
+            told = self.ended(*records)
+            assert len(told) == expected
+        assert "3 of 4 rounds did not average: no group of 2: peer-00 does not answer; " in told[0]
+
     def test_without_agreement_is_told_with_the_cause(self) -> None:
         alone = replace(finished(1, outcome="alone"), final_cause="no group of 2: peer-00 does not answer")
         (text,) = self.ended(*self.own(0.9), finished(0), alone)
