@@ -71,6 +71,7 @@ class Watch:
         self._tallies = {kind: Tally() for kind in ("rounds", "hermit", "pace", "stall")}
         self._before: dict[int, RoundReport] = {}  # the last round of each peer
         self._judged = self._num_spoilt = 0  # rounds that should have averaged; that did not
+        self._first_spoilt = -1  # number of the first of these
         self._spoilt = deque[RoundReport](maxlen=_LATEST)  # the latest of these
         self._lost_at = -math.inf
         self._distances: deque[float] = deque()  # of the swarm's last rounds, before them
@@ -113,6 +114,7 @@ class Watch:
         self._count("rounds", report, is_spoilt, in_a_row=SOON if is_lasting(report.cause) else IN_A_ROW)
         self._judged += is_spoilt is not None
         if is_spoilt:
+            self._first_spoilt = report.round if self._num_spoilt == 0 else self._first_spoilt
             self._num_spoilt += 1
             self._spoilt.append(report)
         if before is not None:
@@ -220,7 +222,7 @@ class Watch:
         if "rounds" not in self._state.troubles and self._num_spoilt >= _FEW and 2 * self._num_spoilt > self._judged:
             spoilt = f"{self._num_spoilt} of {self._judged} rounds did not average"
             text = f"{spoilt}: {advice_on(list(self._spoilt), self._gossip)}"
-            self._begins("rounds", text, first_round=self._spoilt[0].round, count=self._num_spoilt, is_over=True)
+            self._begins("rounds", text, first_round=self._first_spoilt, count=self._num_spoilt, is_over=True)
 
     def _see_agreement(self, finished: list[PeerState]) -> None:
         """A peer that ends alone has agreed with nobody, unless it was the only one."""

@@ -46,6 +46,14 @@ class TestTheEnd:
             assert len(told) == expected
         assert "3 of 4 rounds did not average: no group of 2: peer-00 does not answer; " in told[0]
 
+    def test_tells_when_it_began(self) -> None:
+        swarm = Watched(2)
+        for number in range(5, 45):  # in less than three seconds
+            swarm.see(rounds_of([0, 1], number, interval_s=0.01, outcome="failed", cause="not finite"))
+        assert swarm.told == []
+        assert len(swarm.watch.end()) == 1
+        assert swarm.state.troubles["rounds"].first_round == 5
+
     def test_without_agreement_is_told_with_the_cause(self) -> None:
         alone = replace(finished(1, outcome="alone"), final_cause="no group of 2: peer-00 does not answer")
         (text,) = self.ended(*self.own(0.9), finished(0), alone)
