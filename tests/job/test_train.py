@@ -158,7 +158,7 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
 
 
 def test_a_run_that_goes_wrong_says_so_on_the_screen_in_its_files_and_in_tensorboard(ray: str, tmp_path: Path) -> None:
-    words = ("swarm.num_peers=2", "train.local_steps=2000", "gossip.steps=10", "optimizer.lr=1000")  # it diverges
+    words = ("swarm.num_peers=2", "train.local_steps=1000", "gossip.steps=10", "optimizer.lr=1000")  # it diverges
     run = train(tmp_path / "run", *words, address=ray)
     (told,) = (trouble for trouble in run.summary["troubles"] if trouble["kind"] == "rounds")
     assert "its parameters are not finite; the training has diverged: lower optimizer.lr" in told["text"]
