@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hivemind.averaging.allreduce import AllreduceException, AllReduceRunner
@@ -45,6 +45,13 @@ class Traffic:
         return taken
 
 
+class _Refusal(NamedTuple):
+    """A groupmate's answer that it cannot go on."""
+
+    blamed: PeerID | None  # because of whom
+    words: str
+
+
 class StrictAllReduce(AllReduceRunner):
     """All-reduce of flat tensors in a fixed group. After `reduce()`: `failures` says who broke it and how.
 
@@ -55,8 +62,7 @@ class StrictAllReduce(AllReduceRunner):
     def __init__(self, *, traffic: Traffic, codecs: Sequence[CompressionBase], **kwargs: Any) -> None:
         self._traffic = traffic
         self._seen: dict[PeerID, str] = {}  # peer, or this peer -> what went wrong before this reducer gave up
-        self._gave_up: dict[PeerID, PeerID | None] = {}  # groupmate -> whom it blames
-        self._refusals: dict[PeerID, str] = {}  # groupmate that gave up -> in words
+        self._gave_up: dict[PeerID, _Refusal] = {}  # groupmate -> what it says
         self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
         super().__init__(compression=PerTensorCompression(codecs), **kwargs)
         _shield(self.tensor_part_reducer)
@@ -76,13 +82,15 @@ class StrictAllReduce(AllReduceRunner):
     def failures(self) -> dict[str, str]:
         """Peer id -> what went wrong with it. Who gave up because of another is not named, that other is."""
         return {
-            peer_id.to_base58(): self._refusals.get(peer_id) or self._seen.get(peer_id, LOST)
+            peer_id.to_base58(): self._gave_up[peer_id].words
+            if peer_id in self._gave_up
+            else self._seen.get(peer_id, LOST)
             for peer_id in self._culprits()
         }
 
     def _culprits(self) -> list[PeerID]:
-        innocent = {peer_id for peer_id, blamed in self._gave_up.items() if blamed is not None}
-        blamed = {peer_id for peer_id in self._gave_up.values() if peer_id not in (None, self.peer_id)}
+        innocent = {peer_id for peer_id, refusal in self._gave_up.items() if refusal.blamed is not None}
+        blamed = {refusal.blamed for refusal in self._gave_up.values()} - {None, self.peer_id}
         culprits = (blamed | self._seen.keys() | self._gave_up.keys()) - innocent or self._gave_up.keys()
         return [peer_id for peer_id in self.ordered_peer_ids if peer_id in culprits]
 
@@ -158,8 +166,10 @@ class StrictAllReduce(AllReduceRunner):
 
         def on_refusal(answer: averaging_pb2.AveragingData) -> None:
             blamed = PeerID(answer.group_id)
-            self._gave_up[peer] = blamed if blamed in self.ordered_peer_ids else None
-            self._refusals[peer] = HAD_ENDED if answer.code == averaging_pb2.BAD_GROUP_ID else GAVE_UP
+            self._gave_up[peer] = _Refusal(
+                blamed if blamed in self.ordered_peer_ids else None,
+                HAD_ENDED if answer.code == averaging_pb2.BAD_GROUP_ID else GAVE_UP,
+            )
 
         return _ClosesFirst(super()._get_peer_stub(peer), num_parts, on_refusal)
 

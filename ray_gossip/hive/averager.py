@@ -375,8 +375,10 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         """
         members = view.at(run.round)
         names = {member.peer_id: member.name for member in members}
-        excuse = self._mixer.refusal(snapshot) if np.isfinite(sketch).all() else f"its parameters are {NOT_FINITE}"
         is_exact = run.is_final or self._is_exact(run.round)
+        excuse = "" if is_exact else self._mixer.refusal(snapshot)
+        if not np.isfinite(sketch).all():
+            excuse = f"its parameters are {NOT_FINITE}"
         state, total = snapshot, None
         for stage, (schedule, turn) in enumerate(self._schedules(run.round, len(members))):
             started = time.monotonic()

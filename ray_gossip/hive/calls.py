@@ -45,22 +45,23 @@ class Calls:
         return number, future
 
     def _receive(self) -> None:
-        while True:
-            try:
+        try:
+            while True:
                 number, value, bug = self._reader.recv()
-            except (EOFError, OSError):
-                break
+                with self._lock:
+                    future = self._futures.pop(number)
+                if bug:
+                    future.set_exception(RuntimeError(f"in the averager process: {bug}"))
+                else:
+                    future.set_result(value)
+        except (EOFError, OSError):
+            pass  # it has ended
+        finally:  # an answer that cannot be read ends this thread too, and then nobody may wait for one
             with self._lock:
-                future = self._futures.pop(number)
-            if bug:
-                future.set_exception(RuntimeError(f"in the averager process: {bug}"))
-            else:
-                future.set_result(value)
-        with self._lock:
-            self._has_ended = True
-            for future in self._futures.values():
-                future.set_exception(SwarmError(AVERAGER_DIED))
-            self._futures.clear()
+                self._has_ended = True
+                for future in self._futures.values():
+                    future.set_exception(SwarmError(AVERAGER_DIED))
+                self._futures.clear()
 
     # ---- in the averager process ----------------------------------------------------------------------------------
 

@@ -105,6 +105,8 @@ class Mixer:
         if self._outer is None or plain:
             return (difference * alpha).numpy()
         change: NDArray[np.float32] = difference.numpy().copy()
+        if not np.isfinite(change).all():
+            return change  # which is told, and leaves anchor and velocity as they were
         own = state[: self._num_parameters].numpy()
         change[: self._num_parameters] = self._outer.step(own + change[: self._num_parameters]) - own
         return change
