@@ -252,7 +252,7 @@ class GossipEngine:
         """Announce the departure, then wait until the others have done so too, at most _GOODBYE_S: after a final round
         that all took part in, what is still on its way to them must not be cut off."""
         deadline = time.monotonic() + _GOODBYE_S
-        with contextlib.suppress(FutureTimeoutError, TimeoutError):
+        with contextlib.suppress(FutureTimeoutError, TimeoutError, SwarmError):
             self.averager.leave().result(timeout=_GOODBYE_S)
             while time.monotonic() < deadline:
                 view: View = self.averager.read_members().result(timeout=_GOODBYE_S)
@@ -280,7 +280,7 @@ class GossipEngine:
     def shutdown(self) -> None:
         """Announce the departure and end the averager process; what does not end in time is killed."""
         if self.averager.is_alive():
-            with contextlib.suppress(FutureTimeoutError, TimeoutError):
+            with contextlib.suppress(FutureTimeoutError, TimeoutError, SwarmError):  # it may have died just now
                 self.averager.leave().result(timeout=_LEAVE_S)  # else others find out when the declaration expires
             self.averager.shutdown()
         self.averager.join(timeout=1.0)
