@@ -32,7 +32,7 @@ class GossipConfig(Section):
     with an all-reduce. local: within a node, across nodes every cross_every-th round. hivemind: hivemind's own
     matchmaking, for comparison; with groups smaller than the swarm the same peers keep meeting."""
     cross_every: Positive = 4
-    """schedule=local: every so manieth round meets across nodes, 1 or more."""
+    """schedule=local: each n-th round meets across nodes, 1 or more."""
     weight_by_samples: bool = False
     """Weigh each peer by the samples since its last round. For peers of different speed on a clock in seconds. It
     moves the swarm's mean towards the fast peers, which equal weights never do. Exact rounds weigh all alike."""
@@ -46,7 +46,7 @@ class GossipConfig(Section):
     """Rounds over which the interval grows linearly to `steps` or `seconds`. For large learning rates, when peers
     drift apart early."""
     exact_every: Count = 0
-    """Every so manieth round reaches the exact mean of the swarm: log_M N scheduled rounds back to back; 0: never.
+    """Each n-th round reaches the exact mean of the swarm: log_M N scheduled rounds back to back; 0: never.
     For compression=int8, and against slow drift in swarms that are no full grid. It takes no outer step."""
     consensus_target: float | None = Field(None, ge=1e-9, le=1e9)
     """Consensus control: the interval between two rounds becomes up to eight times as long while the consensus distance

@@ -61,7 +61,7 @@ class ConsensusControl:
     It halves as soon as the distance is above the target. It doubles when the distance is below a quarter of the target
     and has done with rising: an interval twice as long at most doubles the distance of a swarm that has settled, but
     after each change it takes one that mixes slowly many rounds to settle. That it has not risen above its highest for
-    some rounds holds for whole cycles too, as of a schedule that crosses nodes every so manieth round.
+    some rounds holds for whole cycles too, as of a schedule that crosses nodes once in a few rounds.
     """
 
     def __init__(self, target: float) -> None:

@@ -209,7 +209,7 @@ class GossipEngine:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
         self.pace.took(self._between_steps.lap())
         self.averager.signals.stepped(self.pace.usual_step_s)
-        self._check_averager()
+        self.check_processes()
         if self._sharing.is_asked_for:
             self._sharing.answer(self._copy_of_state(local_step))
         reports = []
@@ -444,10 +444,10 @@ class GossipEngine:
             try:
                 return future.result(timeout=1.0)
             except (FutureTimeoutError, TimeoutError):
-                self._check_averager()
+                self.check_processes()
 
-    def _check_averager(self) -> None:
-        """Raise SwarmError when the averager process cannot go on: it bounds its rounds itself while it lives."""
+    def check_processes(self) -> None:
+        """Raise SwarmError when averager, DHT process or libp2p daemon cannot go on. Looks twice a second."""
         if time.monotonic() - self._checked_at < _CHECK_S:
             return
         self._checked_at = time.monotonic()

@@ -29,6 +29,7 @@ from hivemind.utils import MPFuture
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.hive.allreduce import Traffic
+from ray_gossip.hive.calls import AVERAGER_DIED
 from ray_gossip.hive.charter import Charter
 from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
@@ -231,10 +232,11 @@ class HivemindEngine:
     def after_step(self, local_step: int) -> list[RoundReport]:
         """The rounds that hivemind has ended since the last call."""
         self._ends.averager.signals.stepped(0.0)
+        self._ends.check_processes()
         if self._optimizer is None:
             return []
         if not self._optimizer.is_alive():
-            raise SwarmError("the averager process of this peer died")
+            raise SwarmError(AVERAGER_DIED)
         return self._reports(self._optimizer, local_step)
 
     def finish(self, local_step: int) -> FinalResult:

@@ -15,6 +15,8 @@ import torch
 
 import ray_gossip.hive.gossip
 from ray_gossip.config import Config
+from ray_gossip.hive import Charter, StateShape
+from ray_gossip.hive.shipped import HivemindEngine
 from ray_gossip.testing import GossipPeer, Peers, start_swarm
 from tests.swarm.swarms import Process, blocking, descendants, gossip
 
@@ -64,6 +66,33 @@ def test_a_peer_whose_network_died_says_so_and_does_not_train_alone(name: str, c
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(AssertionError, match=rf"SwarmError: the {called} of this peer died"):
             peers[1].call(steps_for_a_while)
+
+
+class ShippedPeer(GossipPeer):
+    """A peer of the engine that wraps hivemind's own optimizer."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        super().__init__(config, peer_index, size, initial_peers)
+        self.shipped = HivemindEngine(
+            config,
+            dht=self.dht,
+            charter=Charter.of(config, run_id="shipped", has_driver=False),
+            peer_index=peer_index,
+            shape=StateShape(size=size, num_parameters=size),
+        )
+
+    def steps_of_shipped(self) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            self.shipped.after_step(0)
+            time.sleep(0.05)
+
+
+def test_so_does_one_of_the_engine_hivemind() -> None:
+    with start_swarm(blocking(1), 1000, build=ShippedPeer) as (peer,):
+        os.kill(next(p.pid for p in descendants(peer.call(dht_process)) if p.name == "p2pd"), signal.SIGKILL)
+        with pytest.raises(AssertionError, match="SwarmError: the libp2p daemon of this peer died"):
+            peer.call(ShippedPeer.steps_of_shipped)
 
 
 def dht_process(peer: GossipPeer) -> int:
