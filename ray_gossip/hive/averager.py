@@ -51,7 +51,7 @@ from ray_gossip.hive.consensus import ConsensusControl, summary
 from ray_gossip.hive.deadline import Deadline
 from ray_gossip.hive.engine import StateShape
 from ray_gossip.hive.guests import GuestBook, pack, unpack
-from ray_gossip.hive.handover import Handover, receive, send
+from ray_gossip.hive.handover import Handover, StandsStill, receive, send
 from ray_gossip.hive.meeting import Arrival, Gathering
 from ray_gossip.hive.membership import Member, Membership, View, donors, takers
 from ray_gossip.hive.mixer import Mixer
@@ -69,6 +69,7 @@ _TICK_S = 0.5  # the averager gives a sign of life this often
 _MOVES = 3  # a peer that finds its round over moves on to a later one at most so often
 _WINDOW_S = 5.0  # of hivemind's own matchmaking
 _LONGEST_MEETING_S = 600.0  # mostly it is the first member's interval that ends a meeting
+_CURRENT = 3  # donors that are asked for a current model before one that stands still will do
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 
 
@@ -203,7 +204,11 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
     def get_current_state(self) -> tuple[list[Any], tuple[torch.Tensor, ...], None]:
         """What a newcomer downloads; runs in the training process."""
         handover = self._hand_over()
-        return [handover.local_step, *handover.rest], (handover.state, *handover.rest.values()), None
+        return (
+            [handover.local_step, handover.is_current, *handover.rest],
+            (handover.state, *handover.rest.values()),
+            None,
+        )
 
     def download(self, *, donor: str = "") -> Future[Handover | str]:
         """The model of a peer that shares it: of this one, or of any; if there is none, why."""
@@ -254,20 +259,26 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         """A newcomer asks for this peer's model."""
         if self.allow_state_sharing:
             metadata, (state, *rest), _ = await self._get_current_state_from_host_process()
-            local_step, *names = self.serializer.loads(metadata)
+            local_step, is_current, *names = self.serializer.loads(metadata)
             handover = Handover(
-                local_step=local_step, state=state, rest=dict(zip(names, rest, strict=True)), layout=self._shape.layout
+                local_step=local_step,
+                state=state,
+                rest=dict(zip(names, rest, strict=True)),
+                layout=self._shape.layout,
+                is_current=is_current,
             )
             async for message in send(handover):
                 yield message
 
     async def _download(self, donor: str) -> Handover | str:
         why = "nobody is there"
-        for peer_id in [donor] if donor else donors(self._membership.view, self._own.peer_id):
+        asked = [donor] if donor else donors(self._membership.view, self._own.peer_id)
+        tries = [(peer_id, False) for peer_id in asked[:_CURRENT]] if len(asked) > 1 else []
+        for peer_id, takes_old in [*tries, *((peer_id, True) for peer_id in asked)]:
             try:
                 stream = await self._stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
-                handover = await receive(stream, size=self._shape.size, layout=self._shape.layout)
-            except (*GONE, asyncio.TimeoutError, EOFError) as error:
+                handover = await receive(stream, size=self._shape.size, layout=self._shape.layout, takes_old=takes_old)
+            except (*GONE, asyncio.TimeoutError, EOFError, StandsStill) as error:
                 why = str(error) or type(error).__name__
                 continue
             if handover is not None:

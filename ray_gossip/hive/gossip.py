@@ -417,7 +417,8 @@ class GossipEngine:
             return fresh
         rest = self._state.rest()
         with self._sharing.lock:
-            return Handover(local_step=self._snapshot_step, state=self.snapshot.clone(), rest=rest)
+            state = self.snapshot.clone()
+            return Handover(local_step=self._snapshot_step, state=state, rest=rest, is_current=False)
 
     def _load_state(self, deadline: float, *, donor: str = "") -> int:
         """Download the model of a peer and take it over; returns the local step at which that peer is."""

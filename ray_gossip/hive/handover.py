@@ -30,12 +30,17 @@ class Handover:
     state: Tensor  # [state_size] float32
     rest: Mapping[str, Tensor] = field(default_factory=dict)  # of the model, which no round touches
     layout: str = ""  # of the state
+    is_current: bool = True  # False: its trainer stands still, and this is what it was at the last round
+
+
+class StandsStill(Exception):
+    """This donor has an old model only; another may have a current one."""
 
 
 async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
     """The messages of a donor."""
     described = [[name, str(each.dtype).removeprefix("torch."), *each.shape] for name, each in handover.rest.items()]
-    head = [handover.local_step, handover.layout, handover.state.numel(), described]
+    head = [handover.local_step, handover.is_current, handover.layout, handover.state.numel(), described]
     yield averaging_pb2.DownloadData(metadata=msgpack.packb(head))
     loop = asyncio.get_running_loop()
     for tensor in (handover.state, *handover.rest.values()):
@@ -44,10 +49,16 @@ async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
             yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=payload))
 
 
-async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, size: int, layout: str) -> Handover | None:
+async def receive(
+    messages: AsyncIterator[averaging_pb2.DownloadData], *, size: int, layout: str, takes_old: bool = False
+) -> Handover | None:
     """What a donor sends; None when it shares nothing.
 
+    Args:
+        takes_old: an old model is better than none.
+
     Raises:
+        StandsStill: its model is an old one.
         SwarmError: it averages other tensors.
         EOFError: it ended in the middle.
         asyncio.TimeoutError: it has fallen silent.
@@ -56,10 +67,12 @@ async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, size: 
         head = await asyncio.wait_for(anext(messages), _PROGRESS_S)
     except StopAsyncIteration:
         return None
-    local_step, theirs, num_elements, described = msgpack.unpackb(head.metadata)
+    local_step, is_current, theirs, num_elements, described = msgpack.unpackb(head.metadata)
     if (num_elements, theirs) != (size, layout):
         other = f"{num_elements:,} elements, this peer has {size:,}" if num_elements != size else "other tensors"
         raise SwarmError(f"the swarm averages {other}: use the same model, with the same parts frozen")
+    if not (is_current or takes_old):
+        raise StandsStill(f"its trainer stands still, at local step {local_step}")
     state = torch.empty(size)
     rest = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in described}
     for tensor in (state, *rest.values()):
@@ -70,7 +83,7 @@ async def receive(messages: AsyncIterator[averaging_pb2.DownloadData], *, size: 
                 raise EOFError("it ended in the middle") from None
             payload = bytearray(message.tensor_part.buffer)
             chunk.copy_(torch.frombuffer(payload, dtype=tensor.dtype))
-    return Handover(local_step=local_step, state=state, rest=rest, layout=theirs)
+    return Handover(local_step=local_step, state=state, rest=rest, layout=theirs, is_current=is_current)
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:

@@ -154,6 +154,26 @@ def test_who_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of
     first.call(Loop.stop)
 
 
+def test_who_joins_takes_the_model_of_one_that_trains_not_of_one_that_stands_still(start: Start) -> None:
+    first = start(1.0, steps=100_000)  # no round tells how far anybody is
+    first.receive()
+    first.call(Loop.steps_in_background)
+    addresses = first.call(multiaddrs)
+    still = start(5.0, addresses, steps=100_000)
+    still.receive()
+    first.call(Loop.set, 4.0)
+    for _ in range(3):
+        newcomer = start(5.0, addresses, steps=100_000)
+        newcomer.receive()
+        assert newcomer.call(Loop.weights) == [4.0] * 4
+        assert newcomer.call(Loop.leave, False) is None
+    first.call(Loop.stop)
+    still.call(Loop.set, 7.0)  # now all stand still: an old model is better than none
+    newcomer = start(5.0, addresses, steps=100_000)
+    newcomer.receive()
+    assert newcomer.call(Loop.weights) in ([1.0] * 4, [4.0] * 4)
+
+
 def local_step(loop: Loop) -> int:
     return loop.peer.local_step
 
