@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_gossip.causes import IS_DONE
 from tests.job.runs import Run, train
 
 WORDS = (
@@ -25,5 +26,8 @@ def test_a_merged_model_is_as_good_as_its_peers(
     summary = run.summary
     assert summary["merged_accuracy"] >= at_least, summary
     assert summary["merged_accuracy"] >= max(summary["peer_accuracy"]) - 0.03
-    assert summary["rounds"]["averaged"] == sum(summary["rounds"].values()) == 12
+    assert summary["rounds"]["averaged"] >= 12
+    # whoever was called to its rounds early may have one more due when its groupmate is done
+    spoilt = [report["cause"] for report in run.events("RoundReport") if report["outcome"] != "averaged"]
+    assert all(IS_DONE in cause for cause in spoilt), spoilt
     assert summary["averaged_bytes"] == averaged_bytes
