@@ -34,7 +34,7 @@ def check_multiaddr(option: str, address: str, *, names_peer: bool) -> None:
         option: where it was typed.
     """
     example = "/ip4/192.0.2.1/tcp/4011" + ("/p2p/Qm..." if names_peer else "")
-    parts = _PARTS.fullmatch(address)
+    parts = _PARTS.fullmatch(str(address))  # of a user's own code, it may be anything
     if parts is None:
         raise ConfigError(f"{option} {address} is no multiaddr; one looks like {example}")
     if not _is_host(parts["kind"], parts["host"]):

@@ -8,6 +8,7 @@ case: `peer-02 could not be reached`.
 SCHEDULED_ALONE = "scheduled alone"  # an odd number in pairs, say
 NO_OTHERS = "no other member in the swarm"
 CUT_OFF = "sees no other member, where several were lately that have not left"
+EXPIRED = "could not renew its declaration in the DHT, so that the others do not see it"
 NOBODY_FOUND = "hivemind's matchmaking found nobody"
 
 # A groupmate did not come to the meeting.

@@ -164,7 +164,8 @@ class LoopPeer:
                 them at most `swarm.final_s`. False: leave at once, while others go on.
 
         Returns:
-            "averaged" when they agree, "alone" when nobody else came; None where that was not asked.
+            "averaged": all that came within `swarm.final_s` of the first of them agree; who did not come is said on
+            standard error. "alone" when nobody else came; None where that was not asked.
         """
         if self._has_left:
             return None
@@ -176,6 +177,9 @@ class LoopPeer:
                 final = self._engine.finish(self.local_step)
                 self._told(final.reports)
                 outcome = final.outcome
+                if outcome == "averaged" and final.cause:
+                    self._engine.notices.append(f"the final average lacks some of the swarm: {final.cause}")
+                    self._tell_notices()
                 if outcome == "averaged":
                     self._engine.say_goodbye()
         finally:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from ray_gossip.causes import (
     BUSY,
     CUT_OFF,
+    EXPIRED,
     GAVE_UP,
     HAD_ENDED,
     INCOMPLETE,
@@ -322,7 +323,6 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
         run = RoundSoFar(self._own.peer_index, round=round, wait_s=wait_s)
         outcome: Outcome = "averaged"
         change: Change | None = None
-        began = time.monotonic()
         try:
             for moves in itertools.count():
                 try:
@@ -332,7 +332,7 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
                 except Behind as behind:
                     if moves == _MOVES:
                         raise NoRound("alone", str(behind)) from None
-                    run.round, run.due_in_s = behind.round, max(0.0, interval_s - (time.monotonic() - began))
+                    run.move_on(behind.round, interval_s=interval_s)
         except NoRound as ended:
             outcome = ended.outcome
             run.notes.insert(0, ended.cause)
@@ -384,6 +384,8 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
             NoRound: it has ended without averaging.
             Behind: this peer came too late.
         """
+        if self._membership.has_expired and not run.is_final:  # they would hear its calls all the same, and begin
+            raise NoRound("alone", EXPIRED)
         members = view.at(run.round)
         names = {member.peer_id: member.name for member in members}
         is_exact = run.is_final or self._is_exact(run.round)

@@ -33,6 +33,7 @@ from ray_gossip.hive.pace import Pace, Stopwatch, resumed
 from ray_gossip.hive.process import NetworkProcesses
 from ray_gossip.hive.round import FINAL_ROUND, RoundResult
 from ray_gossip.hive.sharing import Sharing
+from ray_gossip.hive.signals import Pulse
 from ray_gossip.records import BEGAN_APART, Record, RoundReport
 
 _FINAL_ATTEMPTS = 3
@@ -105,7 +106,7 @@ class GossipEngine:
             seed=config.seed,
         )
         self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
-        self._network, self._checked_at = NetworkProcesses(dht), time.monotonic()
+        self._network, self._pulse, self._checked_at = NetworkProcesses(dht), Pulse(), time.monotonic()
         self.members: tuple[int, ...] | None = None
         self.notices: list[str] = []  # for a person to read; whoever has passed them on takes them out
         self._charter = charter
@@ -281,7 +282,8 @@ class GossipEngine:
         """Announce the departure and end the averager process; what does not end in time is killed."""
         if self.averager.is_alive():
             with contextlib.suppress(FutureTimeoutError, TimeoutError, SwarmError):  # it may have died just now
-                self.averager.leave().result(timeout=_LEAVE_S)  # else others find out when the declaration expires
+                if not self._network.dead:
+                    self.averager.leave().result(timeout=_LEAVE_S)  # else others see the declaration expire
             self.averager.shutdown()
         self.averager.join(timeout=1.0)
         if self.averager.is_alive():
@@ -349,7 +351,7 @@ class GossipEngine:
         if result.allreduce_s:
             self._recent_allreduce_s.append(result.allreduce_s)
             self._look_for_drift()
-        self.pace.end(result.round, stretch=result.stretch)
+        self.pace.end(result.round, stretch=result.stretch, position=self._position(local_step))
         self._note_members(result)
         return RoundReport(
             peer_index=self.peer_index,
@@ -452,8 +454,9 @@ class GossipEngine:
         if time.monotonic() - self._checked_at < _CHECK_S:
             return
         self._checked_at = time.monotonic()
-        self._network.check()
+        if dead := self._network.dead:
+            raise SwarmError(f"the {dead} of this peer died")
         if not self.averager.is_alive():
             raise SwarmError(AVERAGER_DIED)
-        if self.averager.signals.averager_silent_s > _HUNG_S:
+        if self._pulse.feel(self.averager.signals.ticked_ns) > _HUNG_S:
             raise SwarmError(f"the averager process of this peer has been hung for {_HUNG_S:g} s")

@@ -192,6 +192,7 @@ class Membership:
         self._vanished_at: dict[str, float] = {}  # peer id -> when its declaration expired
         self._took_s = 0.0  # to declare this peer
         self._expires_at = 0.0  # DHT time; of the last declaration
+        self._held_until = 0.0  # the same, of the last one that the DHT has taken
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[View] | None = None
@@ -232,6 +233,11 @@ class Membership:
         off, not they."""
         return len(self.view.present) <= 1 and len(self._vanished_at) >= _SEVERAL
 
+    @property
+    def has_expired(self) -> bool:
+        """Whether the others leave this peer out, because the DHT has not taken its declaration for too long."""
+        return self._held_until < get_dht_time()
+
     async def at_round(self, round: int, *, local_step: int, summary: bytes = b"") -> View:
         """The view for a round that begins now; the last one if the DHT is slow.
 
@@ -248,7 +254,8 @@ class Membership:
                 self._declaring = asyncio.create_task(self._declare())
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self.read())
-                await asyncio.wait({self._reading}, timeout=_READ_S)
+                awaited = {self._reading, self._declaring} if self.has_expired else {self._reading}
+                await asyncio.wait(awaited, timeout=_READ_S)
         return self.view
 
     @property
@@ -265,14 +272,16 @@ class Membership:
 
     async def _declare(self) -> None:
         started = time.monotonic()
-        self._expires_at = max(get_dht_time() + self._ttl_s, self._expires_at + _LATER_S)
-        await self._dht.store(
+        self._expires_at = expires_at = max(get_dht_time() + self._ttl_s, self._expires_at + _LATER_S)
+        was_taken = await self._dht.store(
             self._key,
             subkey=self._subkey,
             value=self.own.to_wire(),
-            expiration_time=self._expires_at,
+            expiration_time=expires_at,
             return_future=True,
         )
+        if was_taken:
+            self._held_until = max(self._held_until, expires_at)
         self._took_s = time.monotonic() - started
 
     @property

@@ -65,9 +65,11 @@ class Pace:
         self._began, self.round = position, round + 1
         return round
 
-    def end(self, round: int, *, stretch: int) -> None:
-        """This round has ended, which may be a later one than was begun."""
-        self.round, self.stretch = max(self.round, round + 1), stretch
+    def end(self, round: int, *, stretch: int, position: float) -> None:
+        """This round has ended: the one that was begun, or, if that was over, a later one, which began meanwhile."""
+        if round >= self.round:
+            self._began, self.round = position, round + 1
+        self.stretch = stretch
 
     def took(self, step_s: float) -> None:
         """A local step took so long."""

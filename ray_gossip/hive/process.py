@@ -21,7 +21,6 @@ import socket
 import stat
 import struct
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -44,7 +43,6 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _OPEN_FILES = 65_536
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # a socket's path holds 107 bytes
-_LOOK_S = 1.0
 _CLOCKS = re.compile(r"local: (?P<local>[\d.]+), peer: (?P<peer>[\d.]+)")  # in hivemind's message, seconds since 1970
 _guarded = False
 
@@ -233,16 +231,14 @@ class NetworkProcesses:
         node = psutil.Process(dht.pid)
         self._watched = [("DHT process", node)]
         self._watched += [("libp2p daemon", child) for child in node.children() if child.name() == "p2pd"]
-        self._looked_at = time.monotonic()
 
-    def check(self) -> None:
-        """Raise SwarmError if one of them has died. Looks at most once a second."""
-        if time.monotonic() - self._looked_at < _LOOK_S:
-            return
-        self._looked_at = time.monotonic()
+    @property
+    def dead(self) -> str:
+        """The name of one that has died; empty: both live."""
         for name, process in self._watched:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                raise SwarmError(f"the {name} of this peer died")
+                return name
+        return ""
 
 
 def _reason(error: Exception) -> str:

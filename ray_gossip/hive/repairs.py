@@ -6,15 +6,17 @@ from then on the process neither gets an answer nor hears a request, for ever. N
 mended where hivemind is imported.
 
 An averager that is shut down in the middle of an all-reduce takes the future of that all-reduce for the all-reduce: it
-ends with a traceback, and its groupmates hear nothing.
+ends with a traceback, and its groupmates hear nothing. With a traceback ends one, too, whose daemon has died.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 from uuid import UUID
 
+from hivemind.p2p import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 
 
@@ -39,7 +41,8 @@ class EndsItsRounds:
         for future in list(averager._running_groups.values()):
             if future.done() and not future.cancelled():
                 future.result().finalize(cancel=True)
-        await asyncio.wait_for(averager.remove_p2p_handlers(averager._p2p, namespace=averager.prefix), timeout)
+        with contextlib.suppress(OSError, P2PDaemonError, asyncio.TimeoutError):  # a daemon that is gone calls nobody
+            await asyncio.wait_for(averager.remove_p2p_handlers(averager._p2p, namespace=averager.prefix), timeout)
 
 
 _original_init = ControlClient.__init__

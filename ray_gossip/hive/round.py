@@ -54,10 +54,15 @@ class RoundSoFar:
 
     def __init__(self, peer_index: int, *, round: int, wait_s: float) -> None:
         self.round, self.wait_s = round, wait_s
-        self.due_in_s = 0.0  # how far this peer is ahead of its own pace, after it has moved on to a later round
+        self.due_in_s = 0.0  # until then it calls nobody to the round to which it has moved on
         self.group = {peer_index}
         self.notes: list[str] = []  # who was missing, although the round went on
         self.matchmaking_s = self.allreduce_s = 0.0
+
+    def move_on(self, round: int, *, interval_s: float) -> None:
+        """This round is over: wait for the others at a later one, and call them to it when they leave it out. After a
+        whole interval: one that finds every round over, because the others do not see it, would drive them on."""
+        self.round, self.due_in_s = round, interval_s
 
     @property
     def is_final(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 _BUSY_S = 2.0  # a trainer that has not stepped for this long, and for several usual steps, does something else
 _BUSY_STEPS = 4
+_GLANCE_S = 5.0  # silence between two looks counts as so much at most
 
 
 class _At(IntEnum):
@@ -17,6 +18,25 @@ class _At(IntEnum):
     CALLED = 2  # the latest round to which a groupmate has called this peer
     IS_REDUCING = 3  # 1 in the all-reduce of a round, 0 before and after
     TICKED_NS = 4  # when the averager's event loop last went round
+
+
+class Pulse:
+    """How long another process has given no sign of life, as far as this one was there to see it. One that wakes after
+    a minute in which all of its machine stood still knows nothing of the others yet."""
+
+    def __init__(self) -> None:
+        self._beat, self._silent_s, self._felt_at = -1, 0.0, time.monotonic()
+
+    def feel(self, beat: int) -> float:
+        """Seconds since the beat last changed.
+
+        Args:
+            beat: any number that changes with each sign of life.
+        """
+        now = time.monotonic()
+        self._silent_s = 0.0 if beat != self._beat else self._silent_s + min(now - self._felt_at, _GLANCE_S)
+        self._beat, self._felt_at = beat, now
+        return self._silent_s
 
 
 class Signals:
@@ -47,9 +67,9 @@ class Signals:
         return bool(self._values[_At.IS_REDUCING])
 
     @property
-    def averager_silent_s(self) -> float:
-        """For how long the averager process has given no sign of life."""
-        return (time.monotonic_ns() - int(self._values[_At.TICKED_NS])) / 1e9
+    def ticked_ns(self) -> int:
+        """When the averager process last gave a sign of life, CLOCK_MONOTONIC."""
+        return int(self._values[_At.TICKED_NS])
 
     # ---- the averager process says --------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | kind | symptom | when it is said, and why then |
 | --- | --- | --- |
 | rounds | a round that should have averaged ends alone, partial or failed | by `tally`: 5 rounds; 8 of a peer; most |
-| hermit | a peer sees no other member while others train | 3 rounds running: no bad luck of a round does that |
+| hermit | a peer sees nobody while others train, or they do not see it | 3 rounds running: no bad luck does that |
 | pace | a round begins more than 1.5 intervals after an averaged one | by `tally`; a call may cost a step or two |
 | stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
 | distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
@@ -16,7 +16,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | kind | likely cause | key |
 | --- | --- | --- |
 | rounds | by the words of the round: `advice` | by the same |
-| hermit | its node of the DHT was cut off, or its machine is overloaded | swarm.cpus_per_peer |
+| hermit | its node of the DHT was cut off or stands still, or its machine is overloaded | swarm.cpus_per_peer |
 | pace | a round takes longer than the interval | gossip.steps or .seconds, gossip.compression |
 | stall | the same; or local steps wait by config | the same, gossip.overlap |
 | distance | steps too large or rounds too rare for what averaging takes away | optimizer.lr, gossip.* |
@@ -36,7 +36,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ray_gossip.causes import CUT_OFF, HAS_LEFT, IS_DONE, NO_OTHERS, SCHEDULED_ALONE
+from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, SCHEDULED_ALONE
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
@@ -60,7 +60,7 @@ _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, r
 _WORSE = 0.03  # of accuracy
 _ROUNDING = 1e-5  # of the norm: those who end with the same mean differ by 2e-8 at most
 _LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
-_EXCUSED = (NO_OTHERS, CUT_OFF, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
+_EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
 
 
 class Watch:
@@ -145,10 +145,10 @@ class Watch:
         return None if is_told or is_last or is_excused else True
 
     def _is_hermit(self, report: RoundReport) -> bool | None:
-        if report.cause == CUT_OFF:
+        if report.cause in (CUT_OFF, EXPIRED):
             return True
         if report.cause == NO_OTHERS:
-            return True if any(peer.status == "training" for peer in self._others(report)) else None
+            return True if self._others_train(report) else None
         return False
 
     def _is_late(self, report: RoundReport, before: RoundReport) -> bool | None:
@@ -159,6 +159,9 @@ class Watch:
             return report.local_step - before.local_step > _LATE * gossip.steps + 1
         return report.wall_time - before.wall_time > _LATE * (gossip.seconds or 0.0)
 
+    def _others_train(self, report: RoundReport) -> bool:
+        return any(peer.status == "training" for peer in self._others(report))
+
     def _others(self, report: RoundReport) -> list[PeerState]:
         return [peer for peer in self._state.live_peers() if peer.owes_reports and peer.peer_index != report.peer_index]
 
@@ -167,10 +170,12 @@ class Watch:
         if kind == "rounds":
             return f"{tally.subject} did not average: {advice_on(tally.bad, gossip)}"
         if kind == "hermit":
-            return (
-                f"{tally.subject} met nobody, though others train: its node of the DHT was cut off or is overloaded; "
-                "raise swarm.cpus_per_peer, or start that peer anew"
-            )
+            cut_off = "its node of the DHT was cut off, stands still or is overloaded"
+            if last.cause == CUT_OFF and not self._others_train(last):
+                seen = f"where several were: either they are gone, or {cut_off}; in that case"
+            else:
+                seen = f"though others train: {cut_off};"
+            return f"{tally.subject} met nobody, {seen} raise swarm.cpus_per_peer, or start that peer anew"
         takes = f"a round takes {last.matchmaking_s:.2g} s to meet and {last.allreduce_s:.2g} s to average"
         if kind == "pace":
             key = "gossip.steps" if gossip.steps is not None else "gossip.seconds"

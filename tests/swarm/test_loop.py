@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 import threading
 import time
@@ -17,7 +19,7 @@ from ray_gossip.testing import RemotePeer
 from tests.swarm.swarms import descendants
 
 GOSSIP = {"steps": 1, "overlap": False, "matchmaking_s": 2}
-SWARM = {"final_s": 20, "start_s": 30}
+SWARM = {"start_s": 30}
 
 
 class Loop:
@@ -31,8 +33,9 @@ class Loop:
         size: int,
         steps: int,
         identity_path: Path | None,
+        final_s: float,
     ) -> None:
-        config = {"gossip": {**GOSSIP, "steps": steps}, "swarm": SWARM}
+        config = {"gossip": {**GOSSIP, "steps": steps}, "swarm": {**SWARM, "final_s": final_s}}
         self.model = nn.Linear(size, 1, bias=False)
         nn.init.constant_(self.model.weight, value)
         # a shell that starts tests in the background has them ignore it
@@ -72,6 +75,11 @@ class Loop:
     def leave(self, agree: bool) -> str | None:
         return self.peer.leave(agree=agree)
 
+    def leave_and_tell(self) -> tuple[str | None, str]:
+        """What came of it, and what a person reads."""
+        with contextlib.redirect_stderr(io.StringIO()) as written:
+            return self.peer.leave(), written.getvalue()
+
 
 Start = Callable[..., RemotePeer]
 
@@ -88,8 +96,9 @@ def start() -> Iterator[Start]:
             size: int = 4,
             steps: int = 1,
             identity_path: Path | None = None,
+            final_s: float = 20.0,
         ) -> RemotePeer:
-            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps, identity_path)
+            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps, identity_path, final_s)
             stack.callback(peer.close)
             return peer
 
@@ -98,6 +107,10 @@ def start() -> Iterator[Start]:
 
 def multiaddrs(loop: Loop) -> list[str]:
     return list(loop.peer.multiaddrs)
+
+
+def peer_index(loop: Loop) -> int:
+    return loop.peer.peer_index
 
 
 def left(loop: RemotePeer) -> list[str]:
@@ -139,6 +152,23 @@ def test_who_joins_before_the_first_round_starts_from_the_founders_parameters_an
     assert [loop.receive() for loop in (first, second)] == ["averaged"] * 2
     assert first.call(Loop.weights) == second.call(Loop.weights) == [1.5] * 4
     assert left(first) == left(second) == []
+
+
+def test_who_agrees_with_some_of_the_swarm_only_says_who_was_missing(start: Start) -> None:
+    first = start(1.0, final_s=2)
+    first.receive()
+    others = [start(1.0, first.call(multiaddrs), final_s=2) for _ in range(2)]
+    for loop in others:
+        loop.receive()
+    others[1].call(Loop.steps_in_background)
+    for loop in (first, others[0]):
+        loop.send(Loop.leave_and_tell)
+    missing = max(loop.call(peer_index) for loop in others[1:])
+    for loop in (first, others[0]):
+        outcome, told = loop.receive()
+        assert outcome == "averaged"
+        assert f"ray_gossip: the final average lacks some of the swarm: peer-{missing:02d} did not come" in told
+    others[1].call(Loop.stop)
 
 
 def test_who_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of_now(start: Start) -> None:
@@ -198,10 +228,6 @@ def test_a_peer_that_was_killed_comes_back_with_its_identity_as_the_same_peer_an
     assert indices == [1, 1]
     assert other.call(peer_index) == 2
     first.call(Loop.stop)
-
-
-def peer_index(loop: Loop) -> int:
-    return loop.peer.peer_index
 
 
 def test_a_peer_that_is_alone_leaves_at_once_and_only_once(start: Start) -> None:

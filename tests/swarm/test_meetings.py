@@ -35,7 +35,7 @@ def swarm(started: Peers) -> Peers:
 
 
 def go_on_at(peer: GossipPeer, round: int) -> None:
-    peer.engine.pace.end(round - 1, stretch=1)
+    peer.engine.pace.end(round - 1, stretch=1, position=float(peer.step))
 
 
 class OddPeer(GossipPeer):

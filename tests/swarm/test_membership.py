@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 from ray_gossip import config
+from ray_gossip.causes import EXPIRED
 from ray_gossip.config import Config
+from ray_gossip.hive import membership
 from ray_gossip.records import PeerStarted, RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 
@@ -99,6 +103,51 @@ def test_rounds_begin_every_h_local_steps_which_go_on_meanwhile() -> None:
             assert statistics.median(intervals) == pytest.approx(10, abs=2), begun  # on busy cores a round may be late
             assert all(report.outcome == "averaged" for report in reports)
             assert all(report.staleness_steps >= 1 for report in reports)
+
+
+class SoonForgotten(GossipPeer):
+    """A declaration holds three seconds here, not fifteen."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        membership.MEMBER_TTL_S, membership.REDECLARE_S = 3.0, 0.5
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def paced_for(peer: GossipPeer, seconds: float, step_s: float) -> list[RoundReport]:
+    """Local steps of fixed duration for so many seconds."""
+    reports: list[RoundReport] = []
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        time.sleep(step_s)
+        peer.step += 1
+        reports += peer.engine.after_step(peer.step)
+    return reports
+
+
+def dht_pid(peer: GossipPeer) -> int:
+    pid: int = peer.dht.pid
+    return pid
+
+
+def test_a_peer_whose_dht_process_stands_still_says_so_calls_nobody_meanwhile_and_comes_back() -> None:
+    """Its declaration expires, but it still sees the others, and they would hear its calls."""
+    options = settings("swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=10")
+    with start_swarm(options, SIZE, build=SoonForgotten) as peers:
+        pid = peers[2].call(dht_pid)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            peers.all(paced_for, 8.0, 0.05)
+            *others, unseen = peers.all(paced_for, 6.0, 0.05)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert {report.cause for report in unseen} == {EXPIRED}
+        for reports in others:
+            assert {report.outcome for report in reports} == {"averaged"}, reports
+            begun = [report.local_step for report in reports]
+            intervals = [after - before for before, after in itertools.pairwise(begun)]
+            assert statistics.median(intervals) >= 9, begun
+        peers.all(paced_for, 3.0, 0.05)
+        assert any(report.group == (0, 1, 2) for report in peers.all(paced_for, 4.0, 0.05)[2])
 
 
 def test_on_a_clock_in_seconds_fast_and_slow_peers_do_different_numbers_of_steps_and_all_average() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,15 +58,36 @@ def shared_memory_of(process: Process) -> list[str]:
     return sorted({line.partition("/dev/shm/")[2] for line in lines if "/dev/shm/torch_" in line})
 
 
+class HeardPeer(GossipPeer):
+    """What its processes write to standard error goes into a file."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the peer
+        os.dup2(self.errors.fileno(), 2)
+        super().__init__(config, peer_index, size, initial_peers)
+
+    def shutdown_s(self) -> float:
+        """Ends its processes; how long that took."""
+        started = time.monotonic()
+        self.shutdown()
+        return time.monotonic() - started
+
+    def written(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+
 @pytest.mark.parametrize(("name", "called"), [("p2pd", "libp2p daemon"), ("python", "DHT process")])
 def test_a_peer_whose_network_died_says_so_and_does_not_train_alone(name: str, called: str) -> None:
-    with start_swarm(blocking(2), 1000) as peers:
+    with start_swarm(blocking(2), 1000, build=HeardPeer) as peers:
         dht_pid = peers[1].call(dht_process)
         pid = dht_pid if name == "python" else next(p.pid for p in descendants(dht_pid) if p.name == name)
         peers[0].call(GossipPeer.shutdown)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(AssertionError, match=rf"SwarmError: the {called} of this peer died"):
             peers[1].call(steps_for_a_while)
+        assert peers[1].call(HeardPeer.shutdown_s) < DEADLINE_S
+        assert peers[1].call(HeardPeer.written) == ""
 
 
 class ShippedPeer(GossipPeer):

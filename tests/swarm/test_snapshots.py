@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ray_gossip import config, data, models
+from ray_gossip.causes import IS_DONE
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.hive import Listen
@@ -106,7 +107,8 @@ def test_peers_that_start_from_a_snapshot_have_exactly_its_parameters_and_go_on_
             reports = [record for record in records if isinstance(record, RoundReport)]
             assert [each.round for each in reports[:2]] == [8, 9]
             assert reports[0].local_step == pytest.approx(63, abs=3)  # a peer that is called begins with the faster one
-            assert all(each.outcome == "averaged" for each in reports)
+            spoilt = [each.cause for each in reports if each.outcome != "averaged"]
+            assert all(IS_DONE in cause for cause in spoilt), spoilt
             (finished,) = (record for record in records if isinstance(record, PeerFinished))
             assert (finished.local_step, finished.samples, finished.final_outcome) == (100, 100 * 16, "averaged")
             assert all(record.accuracy > 0.5 for record in records if isinstance(record, Evaluation))

@@ -16,7 +16,7 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.hive.meeting import Arrival
 from ray_gossip.hive.pace import Pace
 from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, Stage, settle
-from ray_gossip.hive.round import Behind, NoRound
+from ray_gossip.hive.round import Behind, NoRound, RoundSoFar
 from ray_gossip.schedule import group_of
 
 LATENCY_S = 0.01
@@ -72,14 +72,18 @@ class Ended:
 
 @dataclass
 class Network:
-    """All peers, and who of them counts in a round: everybody sees the same."""
+    """All peers, and who of them counts in a round: everybody sees the same, but for those who are unseen."""
 
     gossip: GossipConfig
     peers: dict[str, SimulatedPeer] = field(default_factory=dict)
 
-    def members(self, round: int) -> list[SimulatedPeer]:
+    def members(self, round: int, *, seen_by: SimulatedPeer) -> list[SimulatedPeer]:
         now = asyncio.get_running_loop().time()
-        counting = [peer for peer in self.peers.values() if peer.from_round <= round and now < peer.expires_at]
+        counting = [
+            peer
+            for peer in self.peers.values()
+            if peer.from_round <= round and now < peer.expires_at and (peer is seen_by or not peer.is_unseen)
+        ]
         return sorted(counting, key=lambda peer: peer.index)
 
 
@@ -121,6 +125,7 @@ class SimulatedPeer:
         self.network, self.index, self.step_s, self.from_round = network, index, step_s, from_round
         self.name = f"peer-{index:02d}"
         self.is_dead, self.expires_at = False, float("inf")
+        self.is_unseen = False  # by the others: they do not get its declaration
         self.is_running = asyncio.Event()  # not set while the peer is stopped
         self.is_running.set()
         self.local_step, self.ended = 0, list[Ended]()
@@ -135,7 +140,7 @@ class SimulatedPeer:
             schema_hash=b"",
             cap_s=lambda stage: 600.0,
             stub=lambda name: _Stub(network, self, network.peers[name]),
-            others=lambda: [peer.name for peer in network.members(self.rendezvous.round)],
+            others=lambda: [peer.name for peer in network.members(self.rendezvous.round, seen_by=self)],
             on_call=self._on_call,
         )
         network.peers[self.name] = self
@@ -154,48 +159,52 @@ class SimulatedPeer:
             self._after_step()
 
     def _after_step(self) -> None:
+        position = self._now() if self.network.gossip.seconds is not None else float(self.local_step)
         if self._pending is not None and self._pending.done():
             self.ended.append(self._pending.result())
-            self._pace.end(self.ended[-1].round, stretch=1)
+            self._pace.end(self.ended[-1].round, stretch=1, position=position)
             self._pending = None
-        position = self._now() if self.network.gossip.seconds is not None else float(self.local_step)
         if self._pending is None and (self._pace.is_due(position) or self.called >= self._pace.round):
             round = self._pace.begin(position, called=self.called)
             self._pending = asyncio.create_task(self._round(round, self._pace.wait_s, self._pace.interval_s))
 
     async def _round(self, round: int, wait_s: float, interval_s: float) -> Ended:
-        began, due_in_s, outcome, cause = self._now(), 0.0, "averaged", ""
+        run, outcome, cause = RoundSoFar(self.index, round=round, wait_s=wait_s), "averaged", ""
         group: tuple[int, ...] = (self.index,)
         try:
             for moves in range(MOVES + 1):
                 try:
-                    group = await self._meet(round, due_in_s, wait_s)
+                    group = await self._meet(run)
                     break
                 except Behind as behind:
                     if moves == MOVES:
                         raise NoRound("alone", str(behind)) from None
-                    round, due_in_s = behind.round, max(0.0, interval_s - (self._now() - began))
+                    run.move_on(behind.round, interval_s=interval_s)
             await asyncio.sleep(ALLREDUCE_S)
             if any(not self.network.peers[f"peer-{i:02d}"].is_running.is_set() for i in group):
                 await asyncio.sleep(5.0)  # the least deadline of an all-reduce
                 raise NoRound("failed", "a groupmate has stopped")
         except NoRound as ended:
             outcome, cause = ended.outcome, str(ended)
-        return Ended(at_s=self._now(), round=round, outcome=outcome, group=group, cause=cause)
+        return Ended(at_s=self._now(), round=run.round, outcome=outcome, group=group, cause=cause)
 
-    async def _meet(self, round: int, due_in_s: float, wait_s: float) -> tuple[int, ...]:
-        members, gossip = self.network.members(round), self.network.gossip
+    async def _meet(self, run: RoundSoFar) -> tuple[int, ...]:
+        members, gossip = self.network.members(run.round, seen_by=self), self.network.gossip
         chosen = group_of(
-            members.index(self), gossip.schedule, round=round, num_members=len(members), group_size=gossip.group_size
+            members.index(self),
+            gossip.schedule,
+            round=run.round,
+            num_members=len(members),
+            group_size=gossip.group_size,
         )
-        first = round % len(chosen)
+        first = run.round % len(chosen)
         group = [members[i].name for i in (*chosen[first:], *chosen[:first])]
-        stage: Stage = (round, 0)
+        stage: Stage = (run.round, 0)
         self.rendezvous.go_to(stage, group)
         if len(group) == 1:
             raise NoRound("alone", SCHEDULED_ALONE)
         try:
-            arrival = Arrival(due_in_s=due_in_s, wait_s=wait_s)
+            arrival = Arrival(due_in_s=run.due_in_s, wait_s=run.wait_s)
             gathering = await self.rendezvous.attend(stage, group, arrival)
         except NoMeeting as error:
             raise NoRound("failed", str(error)) from None
@@ -214,7 +223,8 @@ class SimulatedPeer:
 class Event:
     """Something that happens to a peer."""
 
-    kind: Literal["stall", "stop", "die", "join"]  # stall: its local step takes so long; stop: all its processes
+    # stall: its local step takes so long; stop: all its processes; hide: the others do not see it
+    kind: Literal["stall", "stop", "die", "join", "hide"]
     peer: int
     at_s: float
     lasts_s: float = 0.0
@@ -251,12 +261,16 @@ def run_swarm(gossip: GossipConfig, step_s: Sequence[float], events: Sequence[Ev
             peer = network.peers[f"peer-{event.peer:02d}"]
             if event.kind == "die":
                 peer.die()
+            if event.kind == "hide":
+                peer.is_unseen = True
+                await asyncio.sleep(event.lasts_s)
+                peer.is_unseen = False
             if event.kind == "stop":
                 peer.is_running.clear()
                 await asyncio.sleep(event.lasts_s)
                 peer.is_running.set()
 
-        happening = [asyncio.create_task(happen(event)) for event in events if event.kind in ("die", "stop")]
+        happening = [asyncio.create_task(happen(event)) for event in events if event.kind in ("die", "stop", "hide")]
         await asyncio.gather(*(live(index) for index in range(len(step_s))), *happening)
 
     simulate(main())

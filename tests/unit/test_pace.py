@@ -24,7 +24,7 @@ def beginnings(gossip: GossipConfig, num_rounds: int) -> list[float]:
     for _ in range(num_rounds):
         position += pace.interval(pace.round)
         assert pace.is_due(position)
-        pace.end(pace.begin(position, called=-1), stretch=1)
+        pace.end(pace.begin(position, called=-1), stretch=1, position=position)
         found.append(position)
     return found
 
@@ -50,7 +50,7 @@ def test_a_warm_up_never_asks_for_two_rounds_in_one_step() -> None:
 
 def test_a_stretch_makes_intervals_longer_and_leaves_out_no_round_number() -> None:
     pace = Pace(GossipConfig(steps=10), position=0.0)
-    pace.end(pace.begin(10, called=-1), stretch=4)
+    pace.end(pace.begin(10, called=-1), stretch=4, position=10)
     assert not pace.is_due(49)
     assert pace.is_due(50)
     assert pace.begin(50, called=-1) == 1
@@ -83,6 +83,15 @@ def test_a_round_to_which_a_peer_is_called_counts_as_its_own() -> None:
     assert not pace.is_due(13)
     assert pace.is_due(14)
     assert pace.begin(14, called=7) == 8
+
+
+def test_a_later_round_than_was_begun_began_meanwhile() -> None:
+    pace = Pace(GossipConfig(steps=10), position=0.0)
+    assert pace.begin(10, called=-1) == 0
+    pace.end(5, stretch=1, position=17)
+    assert not pace.is_due(26)
+    assert pace.is_due(27)
+    assert pace.begin(27, called=-1) == 6
 
 
 # ---- simulated swarms: which peers and what happens to them is searched for the case that breaks the pace ------------
@@ -157,6 +166,20 @@ def _away(index: int, event: Event) -> float:
     if index != event.peer:
         return 0.0
     return event.at_s if event.kind == "join" else event.lasts_s
+
+
+@SEARCH
+@given(swarms(), st.integers(0, 7))
+def test_a_peer_that_the_others_do_not_see_does_not_drive_them_on(
+    swarm: tuple[GossipConfig, list[float]], hidden: int
+) -> None:
+    """It sees them, calls them to its rounds, and finds each of them over: they meet without it."""
+    gossip, step_s = swarm
+    interval_s = (gossip.steps or 1) * min(step_s)
+    hide = Event(kind="hide", peer=hidden % len(step_s), at_s=10 * interval_s, lasts_s=30 * interval_s)
+    network = run_swarm(gossip, step_s, [hide], until_s=40 * interval_s)
+    for peer in network.peers.values():
+        assert len(peer.ended) <= 1.1 * 40 + 2, (peer.index, [(ended.at_s, ended.round) for ended in peer.ended])
 
 
 def test_an_interval_longer_than_any_deadline_survives_a_stall() -> None:

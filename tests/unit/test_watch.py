@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_gossip.causes import CUT_OFF, NO_OTHERS
+from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import Outcome, Record, RoundReport
 from ray_gossip.telemetry import SwarmRound, SwarmState
@@ -229,7 +229,16 @@ class TestAPeerThatSeesNobody:
         for number in range(5, 8):
             assert swarm.told == []
             swarm.round(number, outcome="alone", cause=CUT_OFF)
-        assert "peer 0 met nobody, though others train" in swarm.told[0]
+        assert "peer 0 met nobody, where several were: either they are gone, or its node of the DHT" in swarm.told[0]
+        assert swarm.present() == ["hermit"]
+
+    def test_is_told_when_it_is_the_others_that_do_not_see_it(self) -> None:
+        swarm = Watched(2)
+        for number in range(3):
+            assert swarm.told == []
+            swarm.see(rounds_of([1], number))
+            swarm.see(rounds_of([0], number, outcome="alone", cause=EXPIRED))
+        assert "peer 0 met nobody, though others train: its node of the DHT" in swarm.told[0]
         assert swarm.present() == ["hermit"]
 
     def test_is_over_when_it_meets_others_again(self) -> None:
