@@ -38,10 +38,20 @@ class Traffic:
     """Counts what a peer sends. It outlives a round: the last answers to others may leave after a round's end."""
 
     bytes_sent: int = 0
+    _late: int = 0  # of them, those that belong to an earlier round
 
-    def take(self) -> int:
-        """Bytes since the last take."""
-        taken, self.bytes_sent = self.bytes_sent, 0
+    def begin_round(self) -> None:
+        """What has been sent since the last take belongs to an earlier round."""
+        self._late = self.bytes_sent
+
+    def take(self, *, with_late: bool = True) -> int:
+        """Bytes since the last take.
+
+        Args:
+            with_late: what belongs to an earlier round, too; else the next one may have it.
+        """
+        left = 0 if with_late else self._late
+        taken, self.bytes_sent, self._late = self.bytes_sent - left, left, left
         return taken
 
 

@@ -314,6 +314,7 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
     async def _gossip_round(
         self, round: int, local_step: int, weight: float, wait_s: float, interval_s: float
     ) -> RoundResult:
+        self._traffic.begin_round()
         snapshot = self._averaged_tensors[0]
         before = self._sketch(snapshot.numpy())
         declared = b""
@@ -352,7 +353,7 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
             group=tuple(sorted(run.group)),
             matchmaking_s=run.matchmaking_s,
             allreduce_s=run.allreduce_s,
-            bytes_sent=self._traffic.take(),
+            bytes_sent=self._traffic.take(with_late=run.allreduce_s > 0),
             moved=moved,
             sketch_before=tuple(before.tolist()),
             sketch_after=tuple(after.tolist()),
