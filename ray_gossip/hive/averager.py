@@ -358,6 +358,7 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
             sketch_before=tuple(before.tolist()),
             sketch_after=tuple(after.tolist()),
             stretch=self._membership.stretch,
+            is_early=run.is_early,
             num_members=len(view.at(run.round)),
             is_hermit=self._membership.is_hermit,
             members=takers(view.at(run.round)),
@@ -449,7 +450,8 @@ class GossipAverager(AlwaysForked, EndsItsRounds, DecentralizedAverager):
             return await self._match(stage, excuse)
         group = self._scheduled_group(members, schedule, turn)
         self._rendezvous.go_to(stage, group)
-        if len(group) == 1:
+        run.is_lone = len(group) == 1
+        if run.is_lone:
             lone = CUT_OFF if self._membership.is_hermit else NO_OTHERS
             raise NoRound("alone", lone if len(members) == 1 else SCHEDULED_ALONE)
         arrival = Arrival(excuse=excuse, anchor=self._mixer.anchor_id, due_in_s=run.due_in_s, wait_s=run.wait_s)

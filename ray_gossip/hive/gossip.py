@@ -351,7 +351,8 @@ class GossipEngine:
         if result.allreduce_s:
             self._recent_allreduce_s.append(result.allreduce_s)
             self._look_for_drift()
-        self.pace.end(result.round, stretch=result.stretch, position=self._position(local_step))
+        position = self._position(local_step)
+        self.pace.end(result.round, stretch=result.stretch, position=position, is_early=result.is_early)
         self._note_members(result)
         return RoundReport(
             peer_index=self.peer_index,

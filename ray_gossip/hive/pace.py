@@ -65,10 +65,15 @@ class Pace:
         self._began, self.round = position, round + 1
         return round
 
-    def end(self, round: int, *, stretch: int, position: float) -> None:
-        """This round has ended: the one that was begun, or, if that was over, a later one, which began meanwhile."""
+    def end(self, round: int, *, stretch: int, position: float, is_early: bool = False) -> None:
+        """This round has ended: the one that was begun, or, if that was over, a later one, which began meanwhile.
+
+        Args:
+            is_early: the others have not begun it yet; they will, within an interval.
+        """
         if round >= self.round:
-            self._began, self.round = position, round + 1
+            self._began = position + (self.interval(round) if is_early else 0.0)
+            self.round = round + 1
         self.stretch = stretch
 
     def took(self, step_s: float) -> None:

@@ -24,6 +24,7 @@ class RoundResult:
     sketch_before: tuple[float, ...]
     sketch_after: tuple[float, ...]
     stretch: int  # consensus control: how many intervals to let pass until the next round
+    is_early: bool  # it was alone by schedule in a round to which it had moved on before the others
     num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
@@ -55,6 +56,7 @@ class RoundSoFar:
     def __init__(self, peer_index: int, *, round: int, wait_s: float) -> None:
         self.round, self.wait_s = round, wait_s
         self.due_in_s = 0.0  # until then it calls nobody to the round to which it has moved on
+        self.is_lone = False  # by schedule
         self.group = {peer_index}
         self.notes: list[str] = []  # who was missing, although the round went on
         self.matchmaking_s = self.allreduce_s = 0.0
@@ -63,6 +65,11 @@ class RoundSoFar:
         """This round is over: wait for the others at a later one, and call them to it when they leave it out. After a
         whole interval: one that finds every round over, because the others do not see it, would drive them on."""
         self.round, self.due_in_s = round, interval_s
+
+    @property
+    def is_early(self) -> bool:
+        """It has moved on to this round before the others, and waits for nobody when it is alone by schedule."""
+        return self.due_in_s > 0 and self.is_lone
 
     @property
     def is_final(self) -> bool:

@@ -68,6 +68,7 @@ class Ended:
     outcome: str
     group: tuple[int, ...]
     cause: str
+    is_early: bool
 
 
 @dataclass
@@ -162,7 +163,7 @@ class SimulatedPeer:
         position = self._now() if self.network.gossip.seconds is not None else float(self.local_step)
         if self._pending is not None and self._pending.done():
             self.ended.append(self._pending.result())
-            self._pace.end(self.ended[-1].round, stretch=1, position=position)
+            self._pace.end(self.ended[-1].round, stretch=1, position=position, is_early=self.ended[-1].is_early)
             self._pending = None
         if self._pending is None and (self._pace.is_due(position) or self.called >= self._pace.round):
             round = self._pace.begin(position, called=self.called)
@@ -186,7 +187,9 @@ class SimulatedPeer:
                 raise NoRound("failed", "a groupmate has stopped")
         except NoRound as ended:
             outcome, cause = ended.outcome, str(ended)
-        return Ended(at_s=self._now(), round=run.round, outcome=outcome, group=group, cause=cause)
+        return Ended(
+            at_s=self._now(), round=run.round, outcome=outcome, group=group, cause=cause, is_early=run.is_early
+        )
 
     async def _meet(self, run: RoundSoFar) -> tuple[int, ...]:
         members, gossip = self.network.members(run.round, seen_by=self), self.network.gossip
@@ -201,7 +204,8 @@ class SimulatedPeer:
         group = [members[i].name for i in (*chosen[first:], *chosen[:first])]
         stage: Stage = (run.round, 0)
         self.rendezvous.go_to(stage, group)
-        if len(group) == 1:
+        run.is_lone = len(group) == 1
+        if run.is_lone:
             raise NoRound("alone", SCHEDULED_ALONE)
         try:
             arrival = Arrival(due_in_s=run.due_in_s, wait_s=run.wait_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ray_gossip.config import GossipConfig
@@ -94,6 +94,14 @@ def test_a_later_round_than_was_begun_began_meanwhile() -> None:
     assert pace.begin(27, called=-1) == 6
 
 
+def test_a_later_round_that_the_others_have_not_begun_begins_an_interval_later() -> None:
+    pace = Pace(GossipConfig(steps=10), position=0.0)
+    pace.begin(10, called=-1)
+    pace.end(1, stretch=1, position=12, is_early=True)
+    assert not pace.is_due(31)
+    assert pace.is_due(32)
+
+
 # ---- simulated swarms: which peers and what happens to them is searched for the case that breaks the pace ------------
 
 SPEEDS = st.sampled_from([1.0, 1.05, 1.3, 2.0, 3.0, 5.0, 10.0])
@@ -169,6 +177,7 @@ def _away(index: int, event: Event) -> float:
 
 
 @SEARCH
+@example((GossipConfig(steps=10, group_size=2), [0.03, 0.03, 0.03]), 0)  # alone by schedule in every third round
 @given(swarms(), st.integers(0, 7))
 def test_a_peer_that_the_others_do_not_see_does_not_drive_them_on(
     swarm: tuple[GossipConfig, list[float]], hidden: int
