@@ -226,6 +226,9 @@ def test_a_peer_leaves_while_others_are_in_a_round_with_it() -> None:
         peers.all(gossip)
         for peer in peers[:2]:
             peer.send(gossip)
+        deadline = time.monotonic() + DEADLINE_S
+        while peers[2].call(called_to) < 1:  # they are in their second round, and wait for it
+            assert time.monotonic() < deadline
         started = time.monotonic()
         peers[2].call(GossipPeer.shutdown)
         for peer in peers[:2]:
@@ -253,3 +256,7 @@ def test_the_fork_guard_spares_the_socket_through_which_torch_shares_memory() ->
 def averager_pid(peer: GossipPeer) -> int:
     pid: int = peer.engine.averager.pid
     return pid
+
+
+def called_to(peer: GossipPeer) -> int:
+    return peer.engine.averager.signals.called
