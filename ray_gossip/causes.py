@@ -13,6 +13,7 @@ NOBODY_FOUND = "hivemind's matchmaking found nobody"
 
 # A groupmate did not come to the meeting.
 HAS_LEFT = "has left"
+OTHER_VIEW = "sees other members this round"
 IS_DONE = "has done its local steps"
 UNREACHABLE = "could not be reached"
 SILENT = "does not answer"

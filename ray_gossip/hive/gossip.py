@@ -20,6 +20,7 @@ from typing import Any
 import hivemind
 import torch
 
+from ray_gossip.causes import IS_DONE, OTHER_VIEW
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.hive.averager import GossipAverager
@@ -36,7 +37,8 @@ from ray_gossip.hive.sharing import Sharing
 from ray_gossip.hive.signals import Pulse
 from ray_gossip.records import BEGAN_APART, Record, RoundReport
 
-_FINAL_ATTEMPTS = 3
+_FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3
+_DISAGREE_S = 1.0  # before another final round, when one member counts a dead peer that another does not
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 _SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local step; else it gets the last snapshot
@@ -58,6 +60,14 @@ class _Pending:
     result: Future[RoundResult]
     blocked_s: float  # how long local steps have stood still for it
     has_late_groupmates: bool = False  # it had not met when the next one was due
+
+
+def _is_worth_another(result: RoundResult, attempt: int) -> bool:
+    """Whether a final round after this one may agree better: it failed, or met somebody that counted other members (a
+    dead peer expires for one a moment earlier than for the other), or that is a final round ahead."""
+    if result.outcome in ("failed", "partial"):
+        return attempt + 1 < _FAILED_ATTEMPTS
+    return OTHER_VIEW in result.cause or (result.outcome == "alone" and IS_DONE in result.cause)
 
 
 class GossipEngine:
@@ -227,24 +237,28 @@ class GossipEngine:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
         reports = [self._complete(local_step)] if self._pending is not None else []
         assert self._state is not None
-        bytes_sent = 0
+        bytes_sent, had_others, deadline = 0, False, time.monotonic() + self.swarm.final_s
         for attempt in range(_FINAL_ATTEMPTS):
             self._take_snapshot(local_step)
             with contextlib.suppress(FutureTimeoutError, TimeoutError):  # then the last view counts, as in any round
                 self.averager.read_members().result(timeout=_READ_S)
+            wait_s = max(_READ_S, deadline - time.monotonic())
             result: RoundResult = self._wait(
-                self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=self.swarm.final_s)
+                self.averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=wait_s)
             )
             bytes_sent += result.bytes_sent
+            had_others |= result.num_members > 1 or result.is_hermit
             if result.outcome == "averaged":
                 self._state.add_to_state(self.averager.delta)
-            if result.outcome in ("averaged", "alone"):
+            if not _is_worth_another(result, attempt) or time.monotonic() > deadline:
                 break
+            if OTHER_VIEW in result.cause:
+                time.sleep(_DISAGREE_S)
         return FinalResult(
             reports=reports,
             outcome=result.outcome,
             cause=result.cause,
-            agreed=result.outcome == "averaged" or (result.num_members == 1 and not result.is_hermit),
+            agreed=result.outcome == "averaged" or not had_others,
             bytes_sent=bytes_sent,
             sketch=result.sketch_after,
         )

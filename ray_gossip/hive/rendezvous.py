@@ -16,7 +16,7 @@ import msgpack
 from hivemind.p2p import P2PDaemonError, P2PHandlerError
 from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
-from ray_gossip.causes import HAS_LEFT, IS_DONE, OTHER_MODEL, SILENT, UNREACHABLE
+from ray_gossip.causes import HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
 from ray_gossip.hive.meeting import Answer, Arrival, Gathering, Meeting
 from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound
 
@@ -167,7 +167,7 @@ class Rendezvous:
                 return Answer(IS_DONE)
             return Answer("is already in a later round", self._stage[0])
         if self._stage == stage and key not in ("", self._key):
-            return Answer("sees other members this round", stage[0])
+            return Answer(OTHER_VIEW, stage[0])
         if self._stage == stage and self._has_met:
             return Answer("has met already", stage[0])
         if calls and self._stage < stage:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hivemind.utils import get_dht_time
 
 from ray_gossip import config
 from ray_gossip.causes import EXPIRED
@@ -301,3 +302,27 @@ def test_a_final_round_that_meets_nobody_although_others_are_there_is_no_agreeme
 def finish(peer: GossipPeer) -> tuple[str, bool]:
     final = peer.engine.finish(peer.step)
     return final.outcome, final.agreed
+
+
+class SlowClock(GossipPeer):
+    """To the first of them, declarations expire three seconds later than to the others."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        membership.MEMBER_TTL_S, membership.REDECLARE_S = 8.0, 0.5
+        if peer_index == 0:
+            real = get_dht_time
+            membership.get_dht_time = lambda: real() - 3.0  # type: ignore[attr-defined]
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def test_peers_that_count_a_dead_one_differently_agree_in_the_end_all_the_same() -> None:
+    """It expires for one a moment before the other, and the final round falls between."""
+    with start_swarm(settings("swarm.num_peers=3", "swarm.final_s=20"), SIZE, build=SlowClock) as peers:
+        peers[2].process.kill()
+        living = Peers(peers[:2])
+        living.each(GossipPeer.set, [torch.zeros(SIZE), torch.ones(SIZE)])
+        wait_until(lambda: peers[1].call(num_members) == 2)
+        assert peers[0].call(num_members) == 3
+        assert living.all(finish) == [("averaged", True)] * 2
+        for found in living.all(GossipPeer.get):
+            torch.testing.assert_close(found, torch.full((SIZE,), 0.5))
