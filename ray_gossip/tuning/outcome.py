@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,9 +48,16 @@ def read_outcomes(place: str) -> list[Outcome]:
 
 
 def rank(outcomes: Sequence[Outcome], objective: Objective) -> list[Outcome]:
-    """Best first. Who finished comes before who was stopped early, whose numbers are of an earlier step."""
+    """Best first. Who finished comes before who was stopped early, whose numbers are of an earlier step; of those that
+    finished, who did not agree comes last: it has no merged model, and its peers' own do not stand for it."""
     order: dict[End, int] = {"finished": 0, "stopped_early": 1, "unfinished": 1, "failed": 2}
-    return sorted(outcomes, key=lambda each: (order[each.end], _loss(each, objective)))
+
+    def key(each: Outcome) -> tuple[int, bool, float]:
+        value = each.metrics.get(objective)
+        is_without = each.end == "finished" and (value is None or not math.isfinite(value))
+        return order[each.end], is_without, _loss(each, objective)
+
+    return sorted(outcomes, key=key)
 
 
 def pareto(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:

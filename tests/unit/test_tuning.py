@@ -101,6 +101,12 @@ class TestWhatIsBest:
         ]
         assert [each.name for each in rank(outcomes, "merged_accuracy")] == ["better", "worse", "stopped", "failed"]
 
+    def test_a_trial_that_ended_without_agreement_comes_after_those_that_have_a_merged_model(self) -> None:
+        merged, without = an_outcome("merged", "finished", 0.8), an_outcome("without", "finished", 0.99)
+        without.metrics.update(merged_accuracy=math.nan, peer_accuracy=0.99)
+        names = [each.name for each in rank([without, merged], "merged_accuracy")]
+        assert names == ["merged", "without"]
+
     def test_the_pareto_front_holds_who_is_beaten_in_nothing_without_winning_something(self) -> None:
         outcomes = [
             an_outcome("accurate", "finished", 0.95, 10),
