@@ -13,17 +13,9 @@ from typing import Any
 import torch
 
 from ray_gossip.config import Config
-from ray_gossip.hive import (
-    Charter,
-    Engine,
-    Listen,
-    StateShape,
-    TrainingState,
-    build_engine,
-    guard_forks,
-    quiet_hivemind,
-    start_dht,
-)
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import Engine, StateShape, TrainingState
+from ray_gossip.hive import Listen, build_engine, guard_forks, quiet_hivemind, start_dht
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import Peers, RemotePeer
 

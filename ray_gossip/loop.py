@@ -25,17 +25,9 @@ from ray_gossip.addresses import check_multiaddr
 from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
-from ray_gossip.hive import (
-    Charter,
-    Listen,
-    StateShape,
-    claim_index,
-    guard_forks,
-    quiet_hivemind,
-    read_charter,
-    start_dht,
-    stop_dht,
-)
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.hive import Listen, claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.records import Outcome, RoundReport
 from ray_gossip.resources import machine_id

@@ -20,10 +20,10 @@ from ray_gossip import data, models
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.hive import (
-    Charter,
     Listen,
-    StateShape,
     build_engine,
     claim_index,
     guard_forks,

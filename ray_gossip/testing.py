@@ -17,7 +17,9 @@ from typing import Any, Literal
 import torch
 
 from ray_gossip.config import Config
-from ray_gossip.hive import Charter, Listen, StateShape, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.hive import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import renew_locks
 from ray_gossip.records import RoundReport

@@ -10,9 +10,10 @@ with warnings.catch_warnings():
     import hivemind
 
 from ray_gossip.config import Config
-from ray_gossip.hive.charter import Charter, read_charter
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import Engine, StateShape
+from ray_gossip.hive.charter import read_charter
 from ray_gossip.hive.codec import mend_clipping
-from ray_gossip.hive.engine import Engine, FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.indices import claim_index
 from ray_gossip.hive.process import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
@@ -20,12 +21,7 @@ from ray_gossip.hive.repairs import mend_late_answers
 from ray_gossip.hive.shipped import HivemindEngine
 
 __all__ = [
-    "Charter",
-    "Engine",
-    "FinalResult",
     "Listen",
-    "StateShape",
-    "TrainingState",
     "build_engine",
     "claim_index",
     "guard_forks",

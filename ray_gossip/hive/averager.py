@@ -45,22 +45,24 @@ from ray_gossip.causes import (
 )
 from ray_gossip.config import GossipConfig
 from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.consensus import ConsensusControl, summary
+from ray_gossip.gossip.deadline import Deadline
+from ray_gossip.gossip.guests import GuestBook, pack, unpack
+from ray_gossip.gossip.handover import Handover, StandsStill
+from ray_gossip.gossip.meeting import Arrival, Gathering
+from ray_gossip.gossip.members import Member, View, donors, takers
+from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.gossip.round import FINAL_ROUND, Behind, NoRound, RoundResult, RoundSoFar
+from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.calls import AVERAGER_DIED, Calls
-from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.consensus import ConsensusControl, summary
-from ray_gossip.hive.deadline import Deadline
-from ray_gossip.hive.engine import StateShape
-from ray_gossip.hive.guests import GuestBook, pack, unpack
-from ray_gossip.hive.handover import Handover, StandsStill, receive, send
-from ray_gossip.hive.meeting import Arrival, Gathering
-from ray_gossip.hive.membership import Member, Membership, View, donors, takers
+from ray_gossip.hive.download import receive, send
+from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.process import AlwaysForked, in_background
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, NoMeeting, Rendezvous, Stage, causes_of, settle
 from ray_gossip.hive.repairs import EndsItsRounds
-from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound, RoundResult, RoundSoFar
-from ray_gossip.hive.signals import Signals
 from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome, Record
 from ray_gossip.schedule import group_of, radices

@@ -23,18 +23,19 @@ import torch
 from ray_gossip.causes import IS_DONE, OTHER_VIEW
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError, SwarmError
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.members import Member, View, takers
+from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
+from ray_gossip.gossip.protocols import FinalResult, StateShape, TrainingState
+from ray_gossip.gossip.round import FINAL_ROUND, RoundResult
+from ray_gossip.gossip.sharing import Sharing
+from ray_gossip.gossip.signals import Pulse
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.calls import AVERAGER_DIED
-from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
-from ray_gossip.hive.handover import Handover
-from ray_gossip.hive.membership import REFRESH_S, Member, View, takers
+from ray_gossip.hive.membership import REFRESH_S
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.pace import Pace, Stopwatch, resumed
 from ray_gossip.hive.process import NetworkProcesses
-from ray_gossip.hive.round import FINAL_ROUND, RoundResult
-from ray_gossip.hive.sharing import Sharing
-from ray_gossip.hive.signals import Pulse
 from ray_gossip.records import BEGAN_APART, Record, RoundReport
 
 _FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3

@@ -12,7 +12,8 @@ import hivemind
 from hivemind.utils import get_dht_time
 
 from ray_gossip.errors import SwarmError
-from ray_gossip.hive.charter import Charter, look_up
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.hive.charter import look_up
 
 _HOLDS_S = 7 * 24 * 3600.0  # a claim outlives its peer, whose curves and folder are there still
 _SETTLE_S = 1.0  # two that claim at the same moment have seen each other's claims by then

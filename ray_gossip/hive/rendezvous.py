@@ -17,8 +17,8 @@ from hivemind.p2p import P2PDaemonError, P2PHandlerError
 from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
 from ray_gossip.causes import HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
-from ray_gossip.hive.meeting import Answer, Arrival, Gathering, Meeting
-from ray_gossip.hive.round import FINAL_ROUND, Behind, NoRound
+from ray_gossip.gossip.meeting import Answer, Arrival, Gathering, Meeting
+from ray_gossip.gossip.round import FINAL_ROUND, Behind, NoRound
 
 Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
 

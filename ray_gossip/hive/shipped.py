@@ -28,10 +28,10 @@ from hivemind.utils import MPFuture
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.allreduce import Traffic
 from ray_gossip.hive.calls import AVERAGER_DIED
-from ray_gossip.hive.charter import Charter
-from ray_gossip.hive.engine import FinalResult, StateShape, TrainingState
 from ray_gossip.hive.gossip import GossipEngine
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.hive.repairs import EndsItsRounds

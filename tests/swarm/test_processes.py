@@ -16,7 +16,8 @@ import torch
 
 import ray_gossip.hive.gossip
 from ray_gossip.config import Config
-from ray_gossip.hive import Charter, StateShape
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.hive.shipped import HivemindEngine
 from ray_gossip.testing import GossipPeer, Peers, start_swarm
 from tests.swarm.swarms import Process, blocking, descendants, gossip

@@ -10,7 +10,8 @@ import pytest
 
 from ray_gossip import config
 from ray_gossip.errors import ConfigError, SwarmError
-from ray_gossip.hive.charter import Charter, read_charter
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.hive.charter import read_charter
 
 
 def charter(*overrides: str) -> Charter:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ray_gossip.hive.consensus import ConsensusControl, Distance, relative_distance, summary
-from ray_gossip.hive.membership import Member, View
-from ray_gossip.hive.pace import MAX_STRETCH
+from ray_gossip.gossip.consensus import ConsensusControl, Distance, relative_distance, summary
+from ray_gossip.gossip.members import Member, View
+from ray_gossip.gossip.pace import MAX_STRETCH
 from ray_gossip.mixing import Sketch, average_round, consensus_distance, folded
 from ray_gossip.schedule import groups
 

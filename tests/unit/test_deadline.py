@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_gossip.hive.deadline import Deadline
+from ray_gossip.gossip.deadline import Deadline
 
 CAP_S = 60.0
 

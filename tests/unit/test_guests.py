@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ray_gossip.hive.guests import GuestBook, pack, unpack
-from ray_gossip.hive.membership import Member, View
+from ray_gossip.gossip.guests import GuestBook, pack, unpack
+from ray_gossip.gossip.members import Member, View
 from ray_gossip.records import Notice, PeerFinished, PeerLeft, PeerLost, Progress, RoundReport
 
 

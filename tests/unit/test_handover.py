@@ -12,9 +12,10 @@ import torch
 from hivemind.proto import averaging_pb2
 
 from ray_gossip.errors import SwarmError
-from ray_gossip.hive import handover
-from ray_gossip.hive.handover import Handover, receive, send
-from ray_gossip.hive.sharing import Sharing
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.sharing import Sharing
+from ray_gossip.hive import download
+from ray_gossip.hive.download import receive, send
 
 REST = {
     "mask": torch.full((3, 3), -torch.inf).triu(1),
@@ -33,7 +34,7 @@ def a_model(size: int) -> Handover:
 
 
 def test_what_arrives_is_bit_for_bit_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 1000)
     sent = a_model(12_345)
     arrived = asyncio.run(receive(send(sent), size=12_345, layout="abc"))
     assert arrived is not None
@@ -75,7 +76,7 @@ def test_a_peer_that_shares_nothing_is_no_donor() -> None:
 
 
 def test_a_donor_that_ends_in_the_middle_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 1000)
 
     async def cut() -> AsyncIterator[averaging_pb2.DownloadData]:
         messages = send(a_model(12_345))
@@ -87,8 +88,8 @@ def test_a_donor_that_ends_in_the_middle_is_none(monkeypatch: pytest.MonkeyPatch
 
 
 def test_progress_counts_and_silence_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "_PROGRESS_S", 0.3)
-    monkeypatch.setattr(handover, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(download, "_PROGRESS_S", 0.3)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 1000)
 
     async def paused(pause_s: float) -> AsyncIterator[averaging_pb2.DownloadData]:
         async for message in send(a_model(2_000)):

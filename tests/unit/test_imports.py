@@ -23,6 +23,7 @@ mixing optimizer
 rehearsal
 data models
 trainer
+gossip
 hive
 telemetry
 testing peer loop

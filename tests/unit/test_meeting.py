@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_gossip.causes import SILENT
-from ray_gossip.hive.meeting import CALL_S, PROBE_S, Answer, Arrival, Gathering, Meeting
+from ray_gossip.gossip.meeting import CALL_S, PROBE_S, Answer, Arrival, Gathering, Meeting
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gossip.config import Config
-from ray_gossip.hive import Charter, membership
-from ray_gossip.hive.consensus import SUMMARY_BYTES, ConsensusControl, Distance
-from ray_gossip.hive.membership import Member, Membership, View, declarations, members_key, takers, view_of
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.consensus import SUMMARY_BYTES, ConsensusControl, Distance
+from ray_gossip.gossip.members import Member, View, donors, takers
+from ray_gossip.hive import membership
+from ray_gossip.hive.membership import Membership, declarations, members_key, view_of
 from ray_gossip.schedule import groups
 
 pytestmark = pytest.mark.timeout(20)
@@ -38,9 +40,9 @@ def test_a_newcomer_asks_those_that_have_come_furthest_first() -> None:
     """One that stands still may have nothing but an old model."""
     steps = {"A": 39, "B": 414, "C": 281, "D": 414}
     view = View(tuple(member(name, index, local_step=steps[name]) for index, name in enumerate(steps)))
-    orders = {tuple(membership.donors(view, peer_id("D"))) for _ in range(20)}
+    orders = {tuple(donors(view, peer_id("D"))) for _ in range(20)}
     assert orders == {tuple(map(peer_id, "BCA"))}
-    assert {membership.donors(view, peer_id("A"))[0] for _ in range(100)} == {peer_id("B"), peer_id("D")}
+    assert {donors(view, peer_id("A"))[0] for _ in range(100)} == {peer_id("B"), peer_id("D")}
 
 
 class DictionaryDHT:

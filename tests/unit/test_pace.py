@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ray_gossip.config import GossipConfig
-from ray_gossip.hive.pace import MIN_WAIT_S, Pace, resumed
+from ray_gossip.gossip.pace import MIN_WAIT_S, Pace, resumed
 from tests.unit.simulated_swarm import Ended, Event, Network, longest_alone, run_swarm, share_averaged, wanted
 
 SEARCH = settings(

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ray_gossip.hive.signals import Pulse
+from ray_gossip.gossip.signals import Pulse
 
 
 class Clock:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_gossip.hive.pace import MAX_STRETCH
+from ray_gossip.gossip.pace import MAX_STRETCH
 from ray_gossip.mixing import folded, spread_of_sketches
 
 _SKETCH_DIM = 32  # a distance is within 13 % of the true one (one deviation), however the peers differ

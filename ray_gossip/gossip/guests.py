@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgpack
 import numpy as np
 
-from ray_gossip.hive.membership import View
+from ray_gossip.gossip.members import View
 from ray_gossip.records import PeerFinished, PeerLeft, PeerLost, Record, from_json, to_json
 
 _MAX_KEPT = 4096  # records; a driver that takes none must not cost memory

@@ -7,8 +7,7 @@ once, and what counts is progress: however large a model is, a newcomer waits as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 
 import msgpack
 import torch
@@ -16,25 +15,11 @@ from hivemind.proto import averaging_pb2, runtime_pb2
 from torch import Tensor
 
 from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.handover import Handover, StandsStill
 from ray_gossip.memory import bytes_of
 
 _CHUNK_BYTES = 2**19
 _PROGRESS_S = 30.0  # from chunk to chunk: a donor that is silent for longer is given up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Handover:
-    """The model of a peer at one moment."""
-
-    local_step: int
-    state: Tensor  # [state_size] float32
-    rest: Mapping[str, Tensor] = field(default_factory=dict)  # of the model, which no round touches
-    layout: str = ""  # of the state
-    is_current: bool = True  # False: its trainer stands still, and this is what it was at the last round
-
-
-class StandsStill(Exception):
-    """This donor has an old model only; another may have a current one."""
 
 
 async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 
-from ray_gossip.hive.handover import Handover
+from ray_gossip.gossip.handover import Handover
 
 
 class Sharing:

@@ -43,7 +43,7 @@ class Signals:
     """Made by the training process before it forks the averager; each number is written by one side only."""
 
     def __init__(self) -> None:
-        self._shared = torch.zeros(len(_At), dtype=torch.int64).share_memory_()
+        self._shared = torch.zeros(len(_At), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._values = self._shared.numpy()  # the same memory; read and written at every local step: torch takes longer
         self._values[_At.CALLED] = -1
         now = time.monotonic_ns()

@@ -1,0 +1,77 @@
+"""What a swarm has agreed on, for those who know only an address of it.
+
+A newcomer learns from it which run this is, and finds out before its first round whether it would average another
+model, or compute other groups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray_gossip.config import Config
+from ray_gossip.errors import ConfigError
+
+# A peer may differ from the others in every other key: that changes its own training, not who meets whom about what.
+_SHARED_SECTIONS = ("model", "gossip")
+_SHARED_KEYS = (
+    "engine",
+    "seed",
+    "train.local_steps",
+    "data.name",
+    "data.factory",
+    "data.args",
+    "data.shards",
+    "data.dirichlet_alpha",
+    "data.shard_sizes",
+)
+_OWN_KEYS = ("gossip.alpha", "gossip.min_group_size", "gossip.overlap", "gossip.matchmaking_s", "gossip.allreduce_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charter:
+    """One swarm: its run, and the settings that all its peers share."""
+
+    run_id: str
+    num_peers: int  # started by its driver, with the indices 0..num_peers-1; 1 where each peer was started by itself
+    has_driver: bool  # whose peers pass on the records of those who join
+    shared: Mapping[str, Any]  # dotted key -> value, as JSON has it
+
+    @classmethod
+    def of(cls, config: Config, *, run_id: str, has_driver: bool) -> Charter:
+        """The charter of a swarm that begins with this config."""
+        return cls(run_id=run_id, num_peers=config.swarm.num_peers, has_driver=has_driver, shared=_shared(config))
+
+    def check(self, config: Config, *, only: tuple[str, ...] = ("",)) -> None:
+        """Raise ConfigError when a peer with this config does not fit into the swarm: it names all keys at once.
+
+        Args:
+            only: keys that begin otherwise do not count.
+        """
+        own = _shared(config)
+        keys = sorted(key for key in self.shared.keys() | own.keys() if key.startswith(only))
+        differing = [key for key in keys if self.shared.get(key) != own.get(key)]
+        if differing:
+            given = ", ".join(f"{key}={_word(own.get(key))}" for key in differing)
+            wanted = " ".join(f"{key}={_word(self.shared.get(key))}" for key in differing)
+            raise ConfigError(f"this peer has {given}, but the swarm that it joins has other values; give {wanted}")
+
+    def to_wire(self) -> str:
+        return json.dumps([self.run_id, self.num_peers, self.has_driver, self.shared])
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    of_sections = [f"{section}.{key}" for section in _SHARED_SECTIONS for key in values[section]]
+    return {key: _look_up(values, key) for key in (*_SHARED_KEYS, *of_sections) if key not in _OWN_KEYS}
+
+
+def _look_up(values: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return values[section][name] if section else values[name]
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,134 @@
+"""The members of a swarm as one peer sees them. Peers with the same view compute the same groups."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One peer as the swarm sees it."""
+
+    peer_id: str  # libp2p, base58
+    peer_index: int
+    node: str = ""  # peers with the same node share a machine
+    from_round: int = 0  # first round in which it counts
+    round: int = -1  # the last round that it began
+    local_step: int = 0  # at which it began that round
+    summary: bytes = b""  # consensus control: of its parameters when it began that round
+    stretch: int = 1  # consensus control: the intervals that it would let pass between two rounds
+    left: bool = False
+    has_own_data: bool = False  # samples are dealt to the others only
+    began_as: str = ""  # a digest of the model with which it began
+    data: str = ""  # a digest of the samples that it knows; empty: it has its own
+
+    @property
+    def name(self) -> str:
+        return f"peer-{self.peer_index:02d}"
+
+    def to_wire(self) -> list[Any]:
+        return [
+            self.peer_index,
+            self.node,
+            self.from_round,
+            self.round,
+            self.local_step,
+            self.summary,
+            self.stretch,
+            self.left,
+            self.has_own_data,
+            self.began_as,
+            self.data,
+        ]
+
+    @classmethod
+    def from_wire(cls, peer_id: str, wire: Any) -> Member | None:
+        """None when the record was not written by this program: the DHT takes records from anyone."""
+        match wire:
+            case [
+                int(peer_index),
+                str(node),
+                int(from_round),
+                int(round),
+                int(local_step),
+                bytes(summary),
+                int(stretch),
+                bool(left),
+                bool(has_own_data),
+                str(began_as),
+                str(data),
+            ] if len(summary) in (0, SUMMARY_BYTES):
+                return cls(
+                    peer_id=peer_id,
+                    peer_index=peer_index,
+                    node=node,
+                    from_round=from_round,
+                    round=round,
+                    local_step=local_step,
+                    summary=summary,
+                    stretch=stretch,
+                    left=left,
+                    has_own_data=has_own_data,
+                    began_as=began_as,
+                    data=data,
+                )
+        return None
+
+
+@dataclass(frozen=True)
+class View:
+    """The members that one peer knows of at one moment, sorted so that all peers number them alike."""
+
+    members: tuple[Member, ...] = ()
+
+    def at(self, round: int) -> tuple[Member, ...]:
+        """Who counts in this round."""
+        return tuple(member for member in self.present if member.from_round <= round)
+
+    @property
+    def present(self) -> tuple[Member, ...]:
+        """Who has not left."""
+        return tuple(member for member in self.members if not member.left)
+
+    @property
+    def latest_round(self) -> int:
+        return max((member.round for member in self.present), default=-1)
+
+    @property
+    def local_step(self) -> int:
+        """How far the swarm's training has come."""
+        return max((member.local_step for member in self.present), default=0)
+
+    @property
+    def distance(self) -> Distance | None:
+        """How far the swarm was apart as the latest round began of which at least half of the members say."""
+        for round in sorted({member.round for member in self.present if member.summary}, reverse=True):
+            members = self.at(round)
+            summaries = [member.summary for member in members if member.round == round and member.summary]
+            if len(summaries) >= max(2, len(members) / 2):
+                return Distance(round, relative_distance(summaries, num_peers=len(members)))
+        return None
+
+    @property
+    def stretch(self) -> int:
+        """The median of what the members propose: those that differ for a moment find back to the others."""
+        values = sorted(member.stretch for member in self.present)
+        return values[len(values) // 2] if values else 1
+
+
+def takers(members: Iterable[Member]) -> tuple[int, ...]:
+    """Peer indices of those to whom the swarm's samples are dealt, in order."""
+    return tuple(sorted({member.peer_index for member in members if not member.has_own_data}))
+
+
+def donors(view: View, own: str) -> list[str]:
+    """Peer ids of whom to ask for a model, one after the other: those that have come furthest first, because one that
+    stands still may have nothing but an old one; those that are as far in any order."""
+    others = [member for member in view.present if member.peer_id != own]
+    random.shuffle(others)
+    return [member.peer_id for member in sorted(others, key=lambda member: -member.local_step)]
