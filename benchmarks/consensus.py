@@ -75,7 +75,8 @@ class DrawnPeer(BenchmarkPeer):
             jitter = torch.randn(SIZE, generator=self.generator)
             self.state.add_to_state(RATES[share > EARLY] * (self.own + jitter))
             reports += self.engine.after_step(step)
-            snapshots[step] = self.engine.snapshot.numpy().copy()  # as a round begins: of the step at which it began
+            # as a round begins: of the step at which it began
+            snapshots[step] = self.engine.snapshot.values.numpy().copy()
         return Course(reports, [snapshots[report.local_step] for report in reports])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
-from ray_gossip.records import Outcome
+from ray_gossip.records import Outcome, RoundReport
 
 FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
 
@@ -28,6 +29,31 @@ class RoundResult:
     num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
+
+    def report(self, *, peer_index: int, began_at: int, ended_at: int, blocked_s: float) -> RoundReport:
+        """What the training process tells of it.
+
+        Args:
+            began_at, ended_at: its local steps.
+            blocked_s: how long local steps stood still for it.
+        """
+        return RoundReport(
+            peer_index=peer_index,
+            wall_time=time.time(),
+            round=self.round,
+            outcome=self.outcome,
+            cause=self.cause,
+            group=self.group,
+            local_step=began_at,
+            staleness_steps=ended_at - began_at,
+            matchmaking_s=self.matchmaking_s,
+            allreduce_s=self.allreduce_s,
+            blocked_s=blocked_s,
+            bytes_sent=self.bytes_sent,
+            moved=self.moved,
+            sketch_before=self.sketch_before,
+            sketch_after=self.sketch_after,
+        )
 
 
 class NoRound(Exception):

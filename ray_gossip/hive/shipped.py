@@ -232,7 +232,7 @@ class HivemindEngine:
     def after_step(self, local_step: int) -> list[RoundReport]:
         """The rounds that hivemind has ended since the last call."""
         self._ends.averager.signals.stepped(0.0)
-        self._ends.check_processes()
+        self._ends.health.check()
         if self._optimizer is None:
             return []
         if not self._optimizer.is_alive():

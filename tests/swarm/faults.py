@@ -12,7 +12,7 @@ import hivemind.averaging.allreduce
 import torch
 from hivemind.proto import averaging_pb2
 
-import ray_gossip.hive.averager
+import ray_gossip.hive.group_mean
 from ray_gossip.config import Config
 from ray_gossip.hive.allreduce import StrictAllReduce
 from ray_gossip.testing import GossipPeer
@@ -123,6 +123,6 @@ def _install() -> FaultPlan:
             raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
         return decode(serialized)
 
-    ray_gossip.hive.averager.StrictAllReduce = FaultyAllReduce  # type: ignore[attr-defined]
+    ray_gossip.hive.group_mean.StrictAllReduce = FaultyAllReduce  # type: ignore[attr-defined]
     hivemind.averaging.allreduce.deserialize_torch_tensor = decode_or_raise
     return plan

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 import torch
 
-import ray_gossip.hive.gossip
+import ray_gossip.hive.health
 from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.protocols import StateShape
@@ -190,7 +190,7 @@ class ImpatientPeer(GossipPeer):
     """To this one an averager process is hung after three seconds without a sign of life, not after thirty."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        ray_gossip.hive.gossip._HUNG_S = HUNG_S
+        ray_gossip.hive.health._HUNG_S = HUNG_S
         super().__init__(config, peer_index, size, initial_peers)
 
 

@@ -1,0 +1,68 @@
+"""The model of a peer, copied out between two local steps: for a round, and for newcomers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.protocols import TrainingState
+from ray_gossip.gossip.sharing import Sharing
+
+_SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local step; else it gets the last snapshot
+
+
+class Snapshot:
+    """The averaged part as it was when a round began, in memory that the averager process shares.
+
+    Args:
+        size: elements.
+        usual_step_s: how long a local step usually takes.
+    """
+
+    def __init__(self, size: int, *, usual_step_s: Callable[[], float]) -> None:
+        self.values = torch.zeros(size)
+        self._usual_step_s, self._sharing = usual_step_s, Sharing()
+        self._state: TrainingState | None = None
+        self._local_step = 0
+
+    @property
+    def state(self) -> TrainingState:
+        """What is copied. Not before `of`."""
+        assert self._state is not None
+        return self._state
+
+    def of(self, state: TrainingState) -> None:
+        """From now on, of this one."""
+        self._state = state
+        self.take(local_step=0)
+
+    def take(self, local_step: int) -> None:
+        """Copy the state out, for a round and for newcomers that come while this peer takes no local steps."""
+        with self._sharing.lock:
+            self.state.read_state(self.values)
+            self._local_step = local_step
+
+    def take_over(self, handover: Handover) -> None:
+        """Go on from another peer's model."""
+        self.state.take_rest(handover.rest)
+        self.state.write_state(handover.state)
+        self.take(handover.local_step)
+
+    def share(self, local_step: int) -> None:
+        """If a newcomer waits for this peer's model, give it. In the training thread, between two local steps."""
+        if self._sharing.is_asked_for:
+            fresh = torch.empty_like(self.values)
+            self.state.read_state(fresh)
+            self._sharing.answer(Handover(local_step=local_step, state=fresh, rest=self.state.rest()))
+
+    def hand_over(self) -> Handover:
+        """This peer's model, for a newcomer: as it is after the present local step; when none ends soon, as it was at
+        the last snapshot. In any other thread."""
+        fresh = self._sharing.ask(within_s=max(_SHARE_S, 2 * self._usual_step_s()))
+        if fresh is not None:
+            return fresh
+        rest = self.state.rest()
+        with self._sharing.lock:
+            return Handover(local_step=self._local_step, state=self.values.clone(), rest=rest, is_current=False)

@@ -1,0 +1,138 @@
+"""How a peer comes into its swarm: as one of those that begin it, or as a newcomer to one that runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from ray_gossip.config import SwarmConfig
+from ray_gossip.errors import ConfigError, SwarmError
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.members import View
+from ray_gossip.gossip.snapshot import Snapshot
+from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.membership import REFRESH_S
+from ray_gossip.records import BEGAN_APART
+
+_POLL_S = 0.2  # how often a founder looks whether all the others are there
+_OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """Where a newcomer begins."""
+
+    view: View
+    local_step: int  # at which the swarm is
+    from_round: int  # the first in which it counts
+
+
+class Entry:
+    """One peer's way into its swarm.
+
+    Args:
+        averager: which runs.
+        wait: for what the averager answers, however long that takes.
+        data: a digest of the swarm's samples, as this peer has them; empty: it has its own.
+        notices: sentences for a person are added to these.
+    """
+
+    def __init__(
+        self,
+        averager: GossipAverager,
+        snapshot: Snapshot,
+        *,
+        wait: Callable[[Future[Any]], Any],
+        swarm: SwarmConfig,
+        peer_index: int,
+        data: str,
+        notices: list[str],
+    ) -> None:
+        self._averager, self._snapshot, self._wait, self._swarm = averager, snapshot, wait, swarm
+        self._peer_index, self._data, self._notices = peer_index, data, notices
+
+    def found(self, *, founders: int, local_step: int) -> View:
+        """Begin a swarm with all `founders`; wait for them, at most `swarm.start_s`."""
+        deadline = self._deadline()
+        self._snapshot.take(local_step)
+        self._averager.allow_state_sharing = True
+        began_as = self._snapshot.state.digest()
+        view: View = self._ask(self._averager.declare(from_round=0, is_founder=True, began_as=began_as))
+        while len(view.members) < founders and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            view = self._ask(self._averager.read_members())
+        if len(view.members) < founders:
+            self._notices.append(
+                f"{len(view.members)} of {founders} founders came within swarm.start_s={self._swarm.start_s:g} s: "
+                "this peer begins without the others"
+            )
+        self._check_data(view)
+        first = view.members[0]
+        if first.began_as != began_as and first.peer_index != self._peer_index:
+            self._load_state(deadline, donor=first.peer_id)
+            self._ask(self._averager.start_anew())
+            self._notices.append(
+                f"{BEGAN_APART} {first.name}, and has taken over that one's: let the random "
+                "numbers of your model come from torch, which is seeded"
+            )
+        return view
+
+    def join_running(self) -> Entered:
+        """Come into a swarm that runs: with the model of one of its peers, from a round that is still ahead.
+
+        Raises:
+            SwarmError: nobody answers, or nobody shares its model, within `swarm.start_s`.
+        """
+        deadline = self._deadline()
+        view: View = self._ask(self._averager.read_members())
+        while view.latest_round < 0:
+            if time.monotonic() > deadline:
+                raise SwarmError("no running swarm was found: is the run id the same, and has it begun?")
+            time.sleep(_POLL_S)
+            view = self._ask(self._averager.read_members())
+        self._check_data(view)
+        started, first = time.monotonic(), view.latest_round
+        local_step = self._load_state(deadline)
+        self._averager.allow_state_sharing = True
+        time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
+        view = self._ask(self._averager.read_members())
+        rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)
+        from_round = view.latest_round + 2 + math.ceil(2 * REFRESH_S * rounds_per_s)
+        declared: View = self._ask(self._averager.declare(from_round, is_founder=False))
+        return Entered(view=declared, local_step=local_step, from_round=from_round)
+
+    def state_of_one_that_has_not_begun(self) -> int | None:
+        """Take over the model of a swarm that is about to begin; returns its local step. None: it runs already."""
+        view: View = self._ask(self._averager.read_members())
+        return self._load_state(self._deadline()) if view.latest_round < 0 else None
+
+    def _check_data(self, view: View) -> None:
+        """Raise ConfigError when a peer numbers other samples than this one: their shards would overlap."""
+        for member in view.present:
+            if self._data and member.data and member.data != self._data:
+                raise ConfigError(
+                    f"data: {member.name} has other samples, or in another order: every peer must read the same"
+                )
+
+    def _load_state(self, deadline: float, *, donor: str = "") -> int:
+        """Download the model of a peer and take it over; returns the local step at which that peer is."""
+        while True:
+            handover: Handover | str = self._wait(self._averager.download(donor=donor))
+            if isinstance(handover, Handover):
+                self._snapshot.take_over(handover)
+                return handover.local_step
+            if time.monotonic() > deadline:
+                raise SwarmError(
+                    f"no peer gave its model within swarm.start_s={self._swarm.start_s:g} s; the last one: {handover}"
+                )
+            time.sleep(_POLL_S)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._swarm.start_s
+
+    def _ask(self, future: Future[Any]) -> Any:
+        return future.result(timeout=self._swarm.start_s)

@@ -1,0 +1,125 @@
+"""The all-reduce of a group that has met, within a deadline that is learned.
+
+Reaches into hivemind 1.1 (`DecentralizedAverager._register_allreduce_group`, `_running_groups`,
+`_pending_groups_registered`, `_p2p`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from hivemind.averaging.group_info import GroupInfo
+from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES
+from hivemind.compression import CompressionBase, CompressionInfo
+from hivemind.p2p import PeerID
+
+from ray_gossip.causes import GAVE_UP, HAD_ENDED, INCOMPLETE, LOST, TOOK_LONGER
+from ray_gossip.gossip.deadline import Deadline
+from ray_gossip.gossip.meeting import Gathering
+from ray_gossip.gossip.round import NoRound
+from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
+from ray_gossip.hive.mixer import Mixer
+from ray_gossip.hive.rendezvous import causes_of
+
+
+class GroupMean:
+    """Computes it for one peer, one group after another. In the averager process.
+
+    Args:
+        averager: hivemind's, whose calls these are.
+        find_gone: which of these peer ids do not answer.
+        cap_s: the longest that an all-reduce may take.
+    """
+
+    def __init__(
+        self,
+        averager: Any,
+        *,
+        mixer: Mixer,
+        find_gone: Callable[[Sequence[str]], Awaitable[Sequence[str]]],
+        cap_s: float,
+    ) -> None:
+        self.traffic = Traffic()
+        self._averager, self._mixer, self._find_gone = averager, mixer, find_gone
+        self._deadline = Deadline(cap_s)
+
+    def expect(self, is_expected: bool) -> None:
+        """Whether parts of others may come before this peer knows that its group is complete: they wait then."""
+        registered = self._averager._pending_groups_registered
+        registered.clear() if is_expected else registered.set()
+
+    async def difference(
+        self,
+        gathering: Gathering,
+        state: torch.Tensor,
+        weight: float,
+        names: Mapping[str, str],
+        *,
+        exact: bool,
+    ) -> torch.Tensor:
+        """The difference between the group's mean and `state`, within the learned deadline. Raises NoRound.
+
+        Args:
+            state: [size].
+            names: peer id -> name.
+            exact: nothing is compressed.
+        """
+        outgoing = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
+        allreduce = self._prepare(gathering, outgoing, weight)
+        num_bytes = sum(
+            int(4 * len(tensor) * codec.estimate_compression_ratio(CompressionInfo.from_tensor(tensor)))
+            for tensor, codec in outgoing
+        )
+        deadline_s, started = self._deadline.of(num_bytes), time.monotonic()
+        info = GroupInfo(allreduce.group_id, allreduce.ordered_peer_ids, ())
+        try:
+            with self._averager._register_allreduce_group(info):
+                self._averager._running_groups[allreduce.group_id].set_result(allreduce)
+                difference = await asyncio.wait_for(allreduce.reduce(), timeout=deadline_s)
+        except asyncio.TimeoutError:
+            self._deadline.missed()
+            causes = "; ".join(causes_of(allreduce.failures, names))
+            raise NoRound("failed", f"the all-reduce {TOOK_LONGER} {deadline_s:.1f} s: {causes}") from None
+        if allreduce.received_share < 1.0:
+            failures = await self._explain(allreduce.failures, gathering.present)
+            causes = "; ".join(causes_of(failures, names)) or "parts are missing"
+            raise NoRound(
+                "partial" if allreduce.received_share > 0 else "failed",
+                f"{allreduce.received_share:.0%} {INCOMPLETE}: {causes}",
+            )
+        self._deadline.met(time.monotonic() - started, num_bytes)
+        return difference
+
+    async def _explain(self, failures: Mapping[str, str], present: Sequence[str]) -> Mapping[str, str]:
+        """Who broke the round. To those that lose a stream, one that gave up because of a dead groupmate looks dead
+        too, and who comes late finds that all the others have ended: asking tells them apart."""
+        if LOST not in failures.values() and len(failures) == 1:
+            return failures
+        gone = await self._find_gone(present)
+        explained = {LOST, GAVE_UP, HAD_ENDED} if gone else {LOST}
+        others = {peer_id: why for peer_id, why in failures.items() if why not in explained}
+        return {**others, **dict.fromkeys(gone, LOST)} or failures
+
+    def _prepare(
+        self, gathering: Gathering, outgoing: Sequence[tuple[torch.Tensor, CompressionBase]], weight: float
+    ) -> StrictAllReduce:
+        peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
+        tensors, codecs = zip(*outgoing, strict=True)
+        part_bytes = 4 * -(-self._averager.total_size // len(peer_ids))  # whole elements
+        return StrictAllReduce(
+            traffic=self.traffic,
+            p2p=self._averager._p2p,
+            servicer_type=type(self._averager),
+            prefix=self._averager.prefix,
+            tensors=tensors,
+            group_id=gathering.group_id,
+            ordered_peer_ids=peer_ids,
+            peer_fractions=(1.0 / len(peer_ids),) * len(peer_ids),
+            weight=weight,
+            codecs=codecs,
+            part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, part_bytes),
+        )

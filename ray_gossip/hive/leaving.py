@@ -1,0 +1,95 @@
+"""How a peer ends its part in a swarm: final rounds to agreement, a goodbye, and the end of its averager process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from ray_gossip.causes import IS_DONE, OTHER_VIEW
+from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.members import View
+from ray_gossip.gossip.protocols import FinalResult
+from ray_gossip.gossip.round import FINAL_ROUND, RoundResult
+from ray_gossip.gossip.snapshot import Snapshot
+from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.health import Health
+
+_FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3
+_DISAGREE_S = 1.0  # before another final round, when one member counts a dead peer that another does not
+_READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
+_LEAVE_S = 3.0  # to announce a departure
+_GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
+_POLL_S = 0.2
+
+_LATE = (FutureTimeoutError, TimeoutError)
+
+
+class Leaving:
+    """One peer's way out.
+
+    Args:
+        final_s: how long the final rounds wait for others.
+    """
+
+    def __init__(self, averager: GossipAverager, snapshot: Snapshot, health: Health, *, final_s: float) -> None:
+        self._averager, self._snapshot, self._health, self._final_s = averager, snapshot, health, final_s
+
+    def agree(self, local_step: int) -> FinalResult:
+        """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
+        bytes_sent, had_others, deadline = 0, False, time.monotonic() + self._final_s
+        for attempt in range(_FINAL_ATTEMPTS):
+            self._snapshot.take(local_step)
+            with contextlib.suppress(*_LATE):  # then the last view counts, as in any round
+                self._averager.read_members().result(timeout=_READ_S)
+            wait_s = max(_READ_S, deadline - time.monotonic())
+            result: RoundResult = self._health.wait(
+                self._averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=wait_s)
+            )
+            bytes_sent += result.bytes_sent
+            had_others |= result.num_members > 1 or result.is_hermit
+            if result.outcome == "averaged":
+                self._snapshot.state.add_to_state(self._averager.delta)
+            if not _is_worth_another(result, attempt) or time.monotonic() > deadline:
+                break
+            if OTHER_VIEW in result.cause:
+                time.sleep(_DISAGREE_S)
+        return FinalResult(
+            reports=[],
+            outcome=result.outcome,
+            cause=result.cause,
+            agreed=result.outcome == "averaged" or not had_others,
+            bytes_sent=bytes_sent,
+            sketch=result.sketch_after,
+        )
+
+    def say_goodbye(self) -> None:
+        """Announce the departure, then wait until the others have done so too, at most _GOODBYE_S: after a final round
+        that all took part in, what is still on its way to them must not be cut off."""
+        deadline = time.monotonic() + _GOODBYE_S
+        with contextlib.suppress(*_LATE, SwarmError):
+            self._averager.leave().result(timeout=_GOODBYE_S)
+            while time.monotonic() < deadline:
+                view: View = self._averager.read_members().result(timeout=_GOODBYE_S)
+                if not view.present:
+                    return
+                time.sleep(_POLL_S)
+
+    def shutdown(self) -> None:
+        """Announce the departure and end the averager process; what does not end in time is killed."""
+        if self._averager.is_alive():
+            with contextlib.suppress(*_LATE, SwarmError):  # it may have died just now
+                if self._health.can_announce:
+                    self._averager.leave().result(timeout=_LEAVE_S)  # else others see the declaration expire
+            self._averager.shutdown()
+        self._averager.join(timeout=1.0)
+        if self._averager.is_alive():
+            self._averager.kill()
+
+
+def _is_worth_another(result: RoundResult, attempt: int) -> bool:
+    """Whether a final round after this one may agree better: it failed, or met somebody that counted other members (a
+    dead peer expires for one a moment earlier than for the other), or that is a final round ahead."""
+    if result.outcome in ("failed", "partial"):
+        return attempt + 1 < _FAILED_ATTEMPTS
+    return OTHER_VIEW in result.cause or (result.outcome == "alone" and IS_DONE in result.cause)
