@@ -32,7 +32,7 @@ last one when all have ended. The time of a point is the record's `wall_time`.
 | `swarm/rounds_averaged`, `_partial`, `_alone`, `_failed` | swarm | peer-rounds so far |
 | `swarm/trouble` | swarm | how many kinds of trouble the run is in; 0 is healthy; the words are in `events.jsonl` |
 | `swarm/consensus_distance_before` | swarm | over the snapshots of a round |
-| `swarm/consensus_distance` | swarm | over what the round made of them |
+| `swarm/consensus_distance` | swarm | over what the round made of them; the last point: after the final rounds |
 | `swarm/contraction` | swarm | (after / before)^2: the factor of the squared spread |
 | `swarm/who_met_whom` | swarm | a picture: how often each pair of peers averaged together |
 | `swarm/classes_of_peers` | swarm | a picture: samples of each class in each peer's shard |
@@ -122,10 +122,12 @@ class Curves:
         return [news[peer.peer_index] for peer in peers if peer.is_live and peer.peer_index in news]
 
     def _end(self) -> dict[str, float]:
-        """The last points, whoever of the peers was done first: totals as in the summary, and what each peer ended
-        with."""
+        """The last points, whoever of the peers was done first: totals and the consensus distance after the final
+        rounds, as in the summary, and what each peer ended with."""
         ended = [peer.evaluation for peer in self._state.peers.values() if peer.finished and peer.evaluation]
-        return _of_sweep(ended) | self._totals()
+        distance = self._state.final_consensus_distance
+        last = {} if distance is None else {"swarm/consensus_distance": distance}
+        return _of_sweep(ended) | self._totals() | last
 
     def _troubles(self) -> dict[str, float]:
         self._num_troubles = len(self._state.present_troubles())

@@ -189,6 +189,28 @@ class SwarmState:
     def live_peers(self) -> list[PeerState]:
         return [peer for _, peer in sorted(self.peers.items()) if peer.is_live]
 
+    @property
+    def consensus_distance(self) -> float | None:
+        """Over the parameters that the peers ended with, once all have; else after the last complete round."""
+        if (final := self.final_consensus_distance) is not None:
+            return final
+        if len(self.peers) == 1 and any(end.final_outcome == "averaged" for end in self._ends() if end):
+            return None  # the others report elsewhere
+        return self.last_round.consensus_distance if self.last_round else None
+
+    @property
+    def final_consensus_distance(self) -> float | None:
+        """Over the parameters that the peers ended with; None before all have, or when the others report elsewhere."""
+        ends = self._ends()
+        sketches = [end.sketch for end in ends if end and end.sketch]
+        is_whole = len(sketches) == len(ends) and (len(sketches) > 1 or len(self.peers) > 1)
+        return distance_of_sketches(sketches) if sketches and is_whole else None
+
+    def _ends(self) -> list[PeerFinished | None]:
+        """Of the peers that count at the end: the last word of a guest may come after the driver's own are done."""
+        peers = [peer for peer in self.peers.values() if peer.is_live]
+        return [peer.finished for peer in peers if peer.finished or peer.peer_index in self.founders]
+
     def _new_peer(self, index: int, *, started: PeerStarted | None = None) -> PeerState:
         return PeerState(peer_index=index, total_steps=self.total_steps, started=started)
 

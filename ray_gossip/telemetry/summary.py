@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_gossip.records import Evaluation, PeerLost
-from ray_gossip.telemetry.state import PeerState, SwarmState, distance_of_sketches
+from ray_gossip.telemetry.state import PeerState, SwarmState
 
 Summary = dict[str, Any]
 
@@ -43,7 +43,7 @@ def summarise(
         "rounds": dict(state.rounds),
         "final_outcome": [peer.finished.final_outcome if peer.finished else None for peer in peers],
         "troubles": [dataclasses.asdict(trouble) for trouble in state.troubles.values()],
-        "consensus_distance": _consensus_distance(state, peers),
+        "consensus_distance": state.consensus_distance,
         "samples_per_s": sum(_samples_per_s(peer) for peer in peers),
         "bytes_sent": state.bytes_sent,
         "averaged_tensors": len(averaged) or None,
@@ -64,19 +64,6 @@ def _merged(peers: Sequence[PeerState]) -> Evaluation | None:
     """From a peer that took part in the final rounds, if one did: others have only their own parameters."""
     ends = [(peer.finished.final_outcome != "averaged", peer) for peer in peers if peer.finished]
     return min(ends, key=lambda end: end[0])[1].merged if ends else None
-
-
-def _consensus_distance(state: SwarmState, peers: Sequence[PeerState]) -> float | None:
-    """Over the parameters that the peers ended with, once all have; else after the last complete round."""
-    # the last word of a guest may not have come before the driver's own peers were done
-    ends = [peer.finished for peer in peers if peer.is_live and (peer.finished or peer.peer_index in state.founders)]
-    sketches = [end.sketch for end in ends if end and end.sketch]
-    is_lone = len(state.peers) == 1
-    if sketches and len(sketches) == len(ends) and (len(sketches) > 1 or not is_lone):
-        return distance_of_sketches(sketches)
-    if is_lone and any(end.final_outcome == "averaged" for end in ends if end):
-        return None  # the others report elsewhere
-    return state.last_round.consensus_distance if state.last_round else None
 
 
 def _samples_per_s(peer: PeerState) -> float:

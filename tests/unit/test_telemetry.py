@@ -434,9 +434,16 @@ class TestTheEndOfTheSwarmsCurves:
         records += [evaluation(0, 200, 0.6), progress(0, 200)]  # the others evaluate later, when it reports no more
         records += [record for peer in (1, 2, 3) for record in (progress(peer, 200), report(peer, 9))]
         records += [evaluation(peer, 200, 0.4) for peer in (1, 2, 3)]
-        records += [finished(peer, bytes_sent=1_500_000) for peer in range(4)]
+        ends = ends_of_four()
+        records += [finished(peer, bytes_sent=1_500_000, sketch=ends[peer]) for peer in range(4)]
         log = write(records)
-        for tag, value in (("swarm/sent_mb", 6.0), ("swarm/rounds_averaged", 3), ("eval/accuracy", 0.45)):
+        last_points = {
+            "swarm/sent_mb": 6.0,
+            "swarm/rounds_averaged": 3,
+            "eval/accuracy": 0.45,
+            "swarm/consensus_distance": distance(*ends),  # after the final rounds
+        }
+        for tag, value in last_points.items():
             step, last = curve(log, "swarm", tag)[-1]
             assert step == 200
             assert last == pytest.approx(value), tag
