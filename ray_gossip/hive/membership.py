@@ -21,6 +21,7 @@ from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
 from ray_gossip.gossip.members import Member, View
 from ray_gossip.hive.charter import declare_charter
+from ray_gossip.hive.reunion import Reunion
 
 MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
 REDECLARE_S = 5.0
@@ -67,6 +68,7 @@ class Membership:
         self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: of whom the view is made
         self._read_at = float("-inf")
         self._vanished_at: dict[str, float] = {}  # peer id -> when its declaration expired
+        self._reunion = Reunion(dht)
         self._took_s = 0.0  # to declare this peer
         self._expires_at = 0.0  # DHT time; of the last declaration
         self._held_until = 0.0  # the same, of the last one that the DHT has taken
@@ -96,10 +98,14 @@ class Membership:
         has been seen stays until the declaration expires."""
         record = await self._dht.get(self._key, latest=True, return_future=True)
         now = get_dht_time()
-        known = self._declared | {each[0].peer_id: each for each in declarations(record)}
+        answered = {each[0].peer_id: each for each in declarations(record)}
+        known = self._declared | answered
         self._declared = {peer_id: each for peer_id, each in known.items() if each[1] > now}
         expired = known.keys() - self._declared.keys() - {self.own.peer_id}
-        self._vanished_at |= {peer_id: now for peer_id in expired if not known[peer_id][0].left}
+        vanished = [peer_id for peer_id in expired if not known[peer_id][0].left]
+        self._vanished_at |= dict.fromkeys(vanished, now)
+        self._reunion.note(present=self._declared, vanished=vanished)
+        self._reunion.call([*(self._declared.keys() - answered.keys() - {self.own.peer_id}), *vanished])
         self._vanished_at = {peer_id: at for peer_id, at in self._vanished_at.items() if now - at < _LATELY_S}
         self.view, self._read_at = view_of(self._declared.values(), self.own), time.monotonic()
         return self.view
@@ -169,5 +175,6 @@ class Membership:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(REDECLARE_S)
+            self._reunion.call_some()
             await self._declare()
             await declare_charter(self._dht, self._charter)

@@ -7,10 +7,13 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from hivemind import DHT
+from hivemind.dht import DHTNode
 from hivemind.utils import get_dht_time
 
 from ray_gossip import config
@@ -302,6 +305,27 @@ def test_a_final_round_that_meets_nobody_although_others_are_there_is_no_agreeme
 def finish(peer: GossipPeer) -> tuple[str, bool]:
     final = peer.engine.finish(peer.step)
     return final.outcome, final.agreed
+
+
+async def forget_all(dht: DHT, node: DHTNode) -> None:
+    for node_id in list(node.protocol.routing_table.uid_to_peer_id):
+        del node.protocol.routing_table[node_id]
+
+
+async def num_known(dht: DHT, node: DHTNode) -> int:
+    return len(node.protocol.routing_table.uid_to_peer_id)
+
+
+def in_dht(peer: GossipPeer, coroutine: Callable[[DHT, DHTNode], Awaitable[Any]]) -> Any:
+    return peer.dht.run_coroutine(coroutine)
+
+
+def test_nodes_of_the_dht_that_have_forgotten_each_other_find_each_other_again() -> None:
+    """As when one of them stands still so long that requests to it time out, and its own with them."""
+    with start_swarm(settings("swarm.num_peers=3"), SIZE, build=SoonForgotten) as peers:
+        for _ in range(3):  # a request that was under way makes them known again
+            peers.all(in_dht, forget_all)
+        wait_until(lambda: peers.all(num_members) == [3] * 3 and peers.all(in_dht, num_known) == [2] * 3)
 
 
 class SlowClock(GossipPeer):

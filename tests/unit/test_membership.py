@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class DictionaryDHT:
     def __init__(self) -> None:
         self.records: dict[str, dict[bytes, ValueWithExpiration[Any]]] = {}
         self.num_stores = 0
+        self.called: list[str] = []
 
     def store(self, key: str, value: Any, expiration_time: float, *, return_future: bool, subkey: bytes = b"") -> Any:
         async def stored() -> bool:
@@ -72,11 +74,25 @@ class DictionaryDHT:
 
         return found()
 
+    def run_coroutine(self, coroutine: partial[Any], *, return_future: bool) -> Any:
+        """Nodes that one peer calls by name."""
+
+        async def called() -> None:
+            self.called += coroutine.keywords["peer_ids"]
+
+        return called()
+
 
 def enter(dht: DictionaryDHT, name: str, peer_index: int, control: ConsensusControl | None = None) -> Membership:
     made: Any = Membership
     entered: Membership = made(dht, charter=CHARTER, own=member(name, peer_index), control=control)
     return entered
+
+
+def stop_renewing(peer: Membership) -> None:
+    assert peer._renewing is not None
+    peer._renewing.cancel()
+    peer._renewing = None
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -285,6 +301,40 @@ def test_an_answer_that_lacks_somebody_hides_nobody_before_the_declaration_expir
             return [member.name for member in (await first.read()).members] == ["peer-00"]
 
         await until(has_expired)
+
+    asyncio.run(test())
+
+
+def test_one_that_is_missed_is_called_by_name_until_it_is_back_and_one_that_left_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
+    monkeypatch.setattr(membership, "REDECLARE_S", 0.02)
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        first, missed, left = (enter(dht, name, index) for index, name in enumerate("ABC"))
+        await first.join(0)
+        for peer in (missed, left):
+            await peer.join(0)
+        await left.leave()
+        await first.read()
+        dht.records.clear()
+        stop_renewing(missed)
+        for is_there in (True, False):  # its declaration holds still; it has expired
+
+            async def is_called(is_there: bool = is_there) -> bool:
+                view = await first.read()
+                return peer_id("B") in dht.called and (peer_id("B") in [m.peer_id for m in view.members]) == is_there
+
+            await until(is_called)
+            dht.called.clear()
+        await missed.join(0)
+        await first.read()
+        await asyncio.sleep(0.1)  # what was under way
+        dht.called.clear()
+        await asyncio.sleep(0.2)
+        assert dht.called == []
 
     asyncio.run(test())
 

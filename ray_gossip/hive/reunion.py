@@ -1,0 +1,61 @@
+"""Nodes of the DHT that have lost each other, and how they find each other again.
+
+hivemind's node forgets whoever lets one request go unanswered. A peer that stands still for some seconds is forgotten
+by all others, and when it goes on, its own requests have timed out: it has forgotten all of them. None of them would
+ever call another again. So a node calls those by name whom its peer misses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import hivemind
+from hivemind.dht import DHTNode
+from hivemind.p2p import PeerID
+
+_KEPT = 64  # of those that vanished, the latest
+_AT_ONCE = 4  # of them that are called every few seconds, for as long as they are missed
+
+
+class Reunion:
+    """Whom one peer misses."""
+
+    def __init__(self, dht: hivemind.DHT) -> None:
+        self._dht = dht
+        self._vanished: dict[str, None] = {}  # peer ids, the latest at the end
+        self._calling: asyncio.Task[None] | None = None
+
+    def note(self, *, present: Iterable[str], vanished: Iterable[str]) -> None:
+        """Peer ids of those that are there, and of those whose declaration has expired without a goodbye."""
+        for peer_id in present:
+            self._vanished.pop(peer_id, None)
+        self._vanished |= dict.fromkeys(vanished)
+        for peer_id in list(self._vanished)[:-_KEPT]:
+            del self._vanished[peer_id]
+
+    def call_some(self) -> None:
+        """A few of those that have vanished: they may be back, or it was this peer that was away."""
+        self.call(random.sample(list(self._vanished), min(_AT_ONCE, len(self._vanished))))
+
+    def call(self, peer_ids: Sequence[str]) -> None:
+        """In the background, unless it is calling already."""
+        if peer_ids and (self._calling is None or self._calling.done()):
+            self._calling = asyncio.create_task(self._call(peer_ids))
+
+    async def _call(self, peer_ids: Sequence[str]) -> None:
+        with contextlib.suppress(OSError):  # the DHT process is gone, which its peer hears elsewhere
+            await self._dht.run_coroutine(partial(_call_by_name, peer_ids=peer_ids), return_future=True)
+
+
+async def _call_by_name(dht: hivemind.DHT, node: DHTNode, *, peer_ids: Sequence[str]) -> None:
+    """In the DHT process: who answers is in this node's routing table again, and this node in that one's."""
+
+    async def call(peer_id: PeerID) -> None:
+        if await node.protocol.call_ping(peer_id) is not None:
+            node.blacklist.register_success(peer_id)
+
+    await asyncio.gather(*(call(PeerID.from_base58(peer_id)) for peer_id in peer_ids))
