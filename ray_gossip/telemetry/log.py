@@ -14,7 +14,7 @@ from typing import Any
 from ray_gossip.checkpoint import Journal, write_atomically
 from ray_gossip.config import Config, dump
 from ray_gossip.errors import SwarmError
-from ray_gossip.records import Notice, PeerLost, PeerStarted, Record, to_json
+from ray_gossip.records import Notice, PeerFinished, PeerLost, PeerStarted, Record, to_json
 from ray_gossip.telemetry.curves import Curves, Point
 from ray_gossip.telemetry.event_file import EventFile
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
@@ -80,7 +80,9 @@ class RunLog:
     def write(self, record: Record) -> None:
         """Fold a record into `state`; write it, what it completes, and what is wrong with the run because of it, to the
         event log and to TensorBoard."""
-        records = [record, *self.state.fold(record)]
+        rounds = self.state.fold(record)
+        # whoever ends completes rounds of before, and curves end with the end
+        records = [*rounds, record] if isinstance(record, PeerFinished) else [record, *rounds]
         self._append([*records, *(n for each in records for n in self._tell(self._watch.see(each)))])
         if time.monotonic() - self._pictured_at > _PICTURE_S:
             self._add_picture()

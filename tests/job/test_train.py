@@ -94,7 +94,7 @@ def test_tensorboard_has_the_curves_of_every_peer_and_of_the_swarm(run: str, qui
     if run == "swarm":
         distances = [point.value for point in curves.Scalars("swarm/consensus_distance")]
         assert len(distances) > 10
-        assert distances[-1] == pytest.approx(quickstart.summary["consensus_distance"], rel=1e-3)
+        assert distances[-1] == pytest.approx(quickstart.summary["consensus_distance"], rel=1e-3, abs=0.0)
         assert "swarm/who_met_whom" in curves.Tags()["images"]
 
 
@@ -145,8 +145,9 @@ def test_a_merged_model_with_batch_norm_is_no_worse_than_the_peers_are(ray: str,
 def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
     shards: list[str], ray: str, tmp_path: Path
 ) -> None:
-    """Peers that have not met for 70 steps know little but their own classes; the mean of them knows all."""
-    words = ("gossip.group_size=4", "gossip.steps=80", "train.local_steps=390", "train.eval_every=1000")
+    """Peers that have not met for 90 steps know little but their own classes; the mean of them knows all. One round for
+    each, whatever their speeds: a later one that a slower peer holds shortly before its end would make them alike."""
+    words = ("gossip.group_size=4", "gossip.steps=300", "train.local_steps=390", "train.eval_every=1000")
     run = train(tmp_path / "run", *words, *shards, address=ray)
     assert run.summary["merged_accuracy"] > statistics.mean(run.summary["peer_accuracy"])
     curves = EventAccumulator(str(run.run_dir / "swarm"))

@@ -448,6 +448,23 @@ class TestTheEndOfTheSwarmsCurves:
             assert step == 200
             assert last == pytest.approx(value), tag
 
+    def test_has_the_distance_of_the_end_last_though_the_last_peer_completes_a_round_with_its_end(
+        self, write: Write
+    ) -> None:
+        x, y = sketches(2, seed=3)
+        ends = ends_of_four()[:3]
+        log = write(
+            [
+                *map(started, range(3)),
+                report(0, 1, before=x, after=x, local_step=190),
+                report(1, 1, before=y, after=y, local_step=190),
+                *(finished(peer, sketch=ends[peer]) for peer in range(3)),
+            ]
+        )
+        of_the_round, of_the_end = (value for _, value in curve(log, "swarm", "swarm/consensus_distance"))
+        assert of_the_round == pytest.approx(distance(x, y))
+        assert of_the_end == pytest.approx(distance(*ends))
+
 
 class TestTheSummary:
     def whole_run(self) -> list[Record]:
