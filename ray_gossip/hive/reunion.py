@@ -18,6 +18,7 @@ from hivemind.dht import DHTNode
 from hivemind.p2p import PeerID
 
 _KEPT = 64  # of those that vanished, the latest
+_CALL_S = 15.0  # a node gives up on each of them after 3 s
 _AT_ONCE = 4  # of them that are called every few seconds, for as long as they are missed
 
 
@@ -47,8 +48,10 @@ class Reunion:
             self._calling = asyncio.create_task(self._call(peer_ids))
 
     async def _call(self, peer_ids: Sequence[str]) -> None:
-        with contextlib.suppress(OSError):  # the DHT process is gone, which its peer hears elsewhere
-            await self._dht.run_coroutine(partial(_call_by_name, peer_ids=peer_ids), return_future=True)
+        # the DHT process is gone, which its peer hears elsewhere, or stands still: then the next call counts
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            called = self._dht.run_coroutine(partial(_call_by_name, peer_ids=peer_ids), return_future=True)
+            await asyncio.wait_for(called, _CALL_S)
 
 
 async def _call_by_name(dht: hivemind.DHT, node: DHTNode, *, peer_ids: Sequence[str]) -> None:
