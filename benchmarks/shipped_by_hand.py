@@ -13,10 +13,11 @@ import time
 from typing import Any
 
 import hivemind
+import paced
 import torch
 from torch.nn import functional as F
 
-from ray_gossip import data, models
+from ray_gossip import data
 from ray_gossip.config import Config
 
 PEERS, H, BATCH_SIZE, LOCAL_STEPS = 4, 20, 32, 1000
@@ -25,7 +26,8 @@ PEERS, H, BATCH_SIZE, LOCAL_STEPS = 4, 20, 32, 1000
 def train(index: int, addresses: Any, together: Any) -> None:
     torch.set_num_threads(1)
     digits = data.load(Config().data)
-    model = models.build(Config().model, in_shape=digits.in_shape, num_classes=digits.num_classes, seed=0)
+    torch.manual_seed(0)
+    model = paced.build(digits.in_shape, digits.num_classes)
     mine = torch.randperm(digits.num_train, generator=torch.Generator().manual_seed(0))[index::PEERS]
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     cosine = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: (1 + math.cos(math.pi * step / LOCAL_STEPS)) / 2)

@@ -48,14 +48,14 @@ def children(peers: Peers) -> list[list[Process]]:
     """The processes of each peer: its DHT, libp2p daemon and averager."""
     found = [descendants(peer.process.pid or 0) for peer in peers]
     for processes in found:
-        names = sorted(process.name for process in processes)
-        assert names == ["p2pd", "python", "python"], names
+        names = [process.name for process in processes]  # Python's may be python, python3, pytest, ...
+        assert (len(names), names.count("p2pd")) == (3, 1), names
     return found
 
 
-def shared_memory_of(process: Process) -> list[str]:
-    """The files of shared memory that it has mapped; those without a name end in "(deleted)"."""
-    lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+def shared_memory_of(pid: int) -> list[str]:
+    """The files of shared memory that a process has mapped; those without a name end in "(deleted)"."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return sorted({line.partition("/dev/shm/")[2] for line in lines if "/dev/shm/torch_" in line})
 
 
@@ -78,11 +78,11 @@ class HeardPeer(GossipPeer):
         return self.errors.read()
 
 
-@pytest.mark.parametrize(("name", "called"), [("p2pd", "libp2p daemon"), ("python", "DHT process")])
+@pytest.mark.parametrize(("name", "called"), [("p2pd", "libp2p daemon"), ("dht", "DHT process")])
 def test_a_peer_whose_network_died_says_so_and_does_not_train_alone(name: str, called: str) -> None:
     with start_swarm(blocking(2), 1000, build=HeardPeer) as peers:
         dht_pid = peers[1].call(dht_process)
-        pid = dht_pid if name == "python" else next(p.pid for p in descendants(dht_pid) if p.name == name)
+        pid = dht_pid if name == "dht" else next(p.pid for p in descendants(dht_pid) if p.name == name)
         peers[0].call(GossipPeer.shutdown)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(AssertionError, match=rf"SwarmError: the {called} of this peer died"):
@@ -145,8 +145,7 @@ def test_memory_that_is_shared_has_no_name_that_a_killed_peer_could_leave_behind
         for ended in peers.all(gossip):
             assert ended.report.outcome == "averaged"
         for peer in peers:
-            averager = Process(peer.call(averager_pid), "python")
-            shared = shared_memory_of(averager)
+            shared = shared_memory_of(peer.call(averager_pid))
             assert shared
             assert all(name.endswith("(deleted)") for name in shared), shared
 

@@ -126,7 +126,9 @@ def tied_transposed() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("tied", "size"), [(tied_by_assignment, 16), (tied_by_data, 16), (tied_transposed, 8)], ids=str
+    ("tied", "size"),
+    [(tied_by_assignment, 16), (tied_by_data, 16), (tied_transposed, 8)],
+    ids=["assignment", "data", "transposed"],
 )
 def test_tied_parameters_are_averaged_once(tied: Callable[[], nn.Module], size: int) -> None:
     model = tied()

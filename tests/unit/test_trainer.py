@@ -281,6 +281,7 @@ def test_the_learning_rate_rises_linearly_first() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_local_step_never_waits_for_the_gpu() -> None:
     augmented = parse({"data": {"augment": "standard"}, "train": {"precision": "bf16"}, "model": {"name": "resnet20"}})
     model = models.build(augmented.model, in_shape=(3, 32, 32), num_classes=10, seed=0)
