@@ -10,6 +10,9 @@ from typing import Any
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
 
 
+REFRESH_S = 0.5  # a view of the members younger than this is not read again
+
+
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """One peer as the swarm sees it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from enum import IntEnum
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 _BUSY_S = 2.0  # a trainer that has not stepped for this long, and for several usual steps, does something else
 _BUSY_STEPS = 4
@@ -40,14 +41,19 @@ class Pulse:
 
 
 class Signals:
-    """Made by the training process before it forks the averager; each number is written by one side only."""
+    """Numbers in shared memory; each is written by one side only.
 
-    def __init__(self) -> None:
-        self._shared = torch.zeros(len(_At), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._values = self._shared.numpy()  # the same memory; read and written at every local step: torch takes longer
+    Args:
+        values: int64, at least as many as there are signals.
+    """
+
+    def __init__(self, values: NDArray[np.int64]) -> None:
+        self._values = values  # read and written at every local step: as a tensor it would take longer
+
+    def begin(self) -> None:
+        """By the training process, before the network side has this."""
         self._values[_At.CALLED] = -1
-        now = time.monotonic_ns()
-        self._values[_At.STEPPED_NS] = self._values[_At.TICKED_NS] = now
+        self._values[_At.STEPPED_NS] = self._values[_At.TICKED_NS] = time.monotonic_ns()
 
     # ---- the training process says --------------------------------------------------------------------------------
 

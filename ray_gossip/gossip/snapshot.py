@@ -14,15 +14,15 @@ _SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local st
 
 
 class Snapshot:
-    """The averaged part as it was when a round began, in memory that the averager process shares.
+    """The averaged part as it was when a round began.
 
     Args:
-        size: elements.
+        values: float32 [size], in memory that the network side shares.
         usual_step_s: how long a local step usually takes.
     """
 
-    def __init__(self, size: int, *, usual_step_s: Callable[[], float]) -> None:
-        self.values = torch.zeros(size)
+    def __init__(self, values: torch.Tensor, *, usual_step_s: Callable[[], float]) -> None:
+        self.values = values
         self._usual_step_s, self._sharing = usual_step_s, Sharing()
         self._state: TrainingState | None = None
         self._local_step = 0

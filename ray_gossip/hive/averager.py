@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's stream by this one only
 
 import msgpack
@@ -32,13 +35,11 @@ from ray_gossip.gossip.members import Member, View, donors
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import FINAL_ROUND, NoRound, RoundResult
 from ray_gossip.gossip.signals import Signals
-from ray_gossip.hive.calls import Calls
-from ray_gossip.hive.commands import Commands
 from ray_gossip.hive.download import receive, send
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.process import AlwaysForked, in_background
+from ray_gossip.gossip.memory import Memory
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous, Stage
 from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.hive.rounds import Rounds
@@ -51,13 +52,14 @@ _CURRENT = 3  # donors that are asked for a current model before one that stands
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 
 
-class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverager):
+class GossipAverager(EndsItsRounds, DecentralizedAverager):
     """hivemind's averager with scheduled groups and honest outcomes.
 
     Args:
-        state: flat float32 [size] in host memory, moved to shared memory: the snapshot.
+        memory: shared with the training process.
         shape: what is averaged.
-        hand_over: called in this process, in a thread of hivemind's, when a newcomer asks for this peer's model.
+        hand_over: asks the training process for this peer's model, for a newcomer.
+        reply: takes the number of a call, its result or its error. In any thread; may block.
         own: how this peer declares itself.
         final_s: how long the meeting of a final round waits.
     """
@@ -67,11 +69,12 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
 
     def __init__(
         self,
-        state: torch.Tensor,
+        memory: Memory,
         dht: DHT,
         *,
         shape: StateShape,
-        hand_over: Callable[[], Handover],
+        hand_over: Callable[[], Future[Handover]],
+        reply: Callable[[int, Any, Exception | None], None],
         charter: Charter,
         own: Member,
         gossip: GossipConfig,
@@ -79,20 +82,17 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
         seed: int,
     ) -> None:
         self.gossip, self.final_s = gossip, final_s
-        self.delta = torch.zeros_like(state).share_memory_()
-        self.signals = Signals()
+        self.signals, self._reply = Signals(memory.signals), reply
         control = ConsensusControl(gossip.consensus_target) if gossip.consensus_target is not None else None
         self._membership = Membership(dht, charter=charter, own=own, control=control)
         self._guests = GuestBook(charter.num_peers)
         self._charter = charter
         self._untold: list[bytes] = []
-        self._pieces = b""  # of a record that is on its way from the training process
         self._telling, self._answering = asyncio.Lock(), asyncio.Lock()
-        self._calls = Calls()
         self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
         self._shape, self._hand_over = shape, hand_over
         super().__init__(
-            [state],
+            [torch.empty(shape.size)],  # which it would copy into shared memory of its own
             dht,
             prefix=charter.run_id,
             start=False,
@@ -103,6 +103,7 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
             min_matchmaking_time=self._window_s,
             shutdown_timeout=_SHUTDOWN_S,
         )
+        self._averaged_tensors = (memory.snapshot,)
         self._rendezvous = Rendezvous(
             peer_id=own.peer_id,
             schema_hash=self.schema_hash + shape.layout.encode(),
@@ -113,8 +114,8 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
         )
         self._rounds = Rounds(
             gossip,
-            snapshot=self._averaged_tensors[0],
-            delta=self.delta,
+            snapshot=memory.snapshot,
+            delta=memory.delta,
             num_parameters=shape.num_parameters,
             seed=seed,
             signals=self.signals,
@@ -127,35 +128,45 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
             match=self._match,
         )
 
-    # ---- in the training process ----------------------------------------------------------------------------------
+    # ---- called from another thread -------------------------------------------------------------------------------
 
-    def run_in_background(self, await_ready: bool = True, timeout: float | None = None) -> None:
-        """As hivemind's; the averager process gets out of the way of the training process."""
-        with in_background():
-            super().run_in_background(await_ready=False)
-        self._calls.listen()
-        if await_ready:
-            self.wait_until_ready(timeout)
+    def serve(self, within_s: float) -> None:
+        """Run in a thread of this process, not in one that hivemind forks."""
+        self._thread = threading.Thread(target=self._run_internal, name="averager", daemon=True)
+        self._thread.start()
+        self.wait_until_ready(within_s)
+        begun = threading.Event()
+        self._outer_pipe.send(("_begin", [begun.set], {}))
+        begun.wait(within_s)
 
-    def get_current_state(self) -> tuple[list[Any], tuple[torch.Tensor, ...], None]:
-        """What a newcomer downloads; runs in the training process."""
-        handover = self._hand_over()
-        return (
-            [handover.local_step, handover.is_current, *handover.rest],
-            (handover.state, *handover.rest.values()),
-            None,
-        )
+    def call(self, number: int, method: str, arguments: dict[str, Any]) -> None:
+        """Have a command carried out; its result goes to `answer`."""
+        asyncio.run_coroutine_threadsafe(self._answer(number, method, arguments), self._loop)
 
-    # ---- in the averager process ----------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """End its rounds, and stop answering others."""
+        self._outer_pipe.send(("_shutdown", [_SHUTDOWN_S], {}))
+        self._thread.join(_SHUTDOWN_S)
 
-    async def _answer(self, method: str, number: int, **arguments: Any) -> None:
-        value, bug = None, ""
+    # ---- in its own thread ----------------------------------------------------------------------------------------
+
+    async def _begin(self, tell: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ticking = asyncio.create_task(self._tick())
+        tell()
+
+    async def _answer(self, number: int, method: str, arguments: dict[str, Any]) -> None:
+        value, error = None, None
         try:
             value = await getattr(self, method)(**arguments)
-        except Exception:  # it surfaces where the future is read
-            bug = traceback.format_exc()
-        async with self._answering:  # in a thread: the pipe may be full
-            await asyncio.get_running_loop().run_in_executor(None, self._calls.answer, number, value, bug)
+        except Exception as bug:  # it surfaces where the future is read
+            bug.add_note(traceback.format_exc()) if hasattr(bug, "add_note") else None
+            error = bug
+        async with self._answering:  # in a thread: the other side may be slow to read
+            await asyncio.get_running_loop().run_in_executor(None, self._reply, number, value, error)
+
+    async def _share_state(self) -> None:
+        self.allow_state_sharing = True
 
     async def _gossip_round(self, round: int, **arguments: Any) -> RoundResult:
         return await self._rounds.run(round, **arguments)
@@ -166,7 +177,6 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
 
     async def _join(self, from_round: int, is_founder: bool, began_as: str) -> View:
         self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
-        self._ticking = asyncio.create_task(self._tick())
         return await self._membership.join(from_round, began_as=began_as)
 
     async def _start_anew(self) -> None:
@@ -185,15 +195,7 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
         """A newcomer asks for this peer's model."""
         if self.allow_state_sharing:
-            metadata, (state, *rest), _ = await self._get_current_state_from_host_process()
-            local_step, is_current, *names = self.serializer.loads(metadata)
-            handover = Handover(
-                local_step=local_step,
-                state=state,
-                rest=dict(zip(names, rest, strict=True)),
-                layout=self._shape.layout,
-                is_current=is_current,
-            )
+            handover = replace(await asyncio.wrap_future(self._hand_over()), layout=self._shape.layout)
             async for message in send(handover):
                 yield message
 
@@ -219,12 +221,8 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
     async def _take_guest_records(self) -> list[Record]:
         return self._guests.take(self._membership.view)
 
-    async def _take_piece(self, piece: bytes) -> None:
-        self._pieces += piece
-
-    async def _tell_driver(self, last_piece: bytes) -> None:
-        self._untold.append(self._pieces + last_piece)
-        self._pieces = b""
+    async def _tell_driver(self, record: bytes) -> None:
+        self._untold.append(record)
         async with self._telling:  # in order; whoever waited here may find that its record has gone with another
             told, self._untold = self._untold, []
             request = averaging_pb2.JoinRequest(gather=msgpack.packb(told))

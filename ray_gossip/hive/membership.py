@@ -19,7 +19,7 @@ from hivemind.utils import ValueWithExpiration, get_dht_time
 
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
-from ray_gossip.gossip.members import Member, View
+from ray_gossip.gossip.members import REFRESH_S, Member, View
 from ray_gossip.hive.charter import declare_charter
 from ray_gossip.hive.reunion import Reunion
 
@@ -28,7 +28,6 @@ REDECLARE_S = 5.0
 _LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer is cut off
 _LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to be the newest
 _CHANCES = 3  # to renew a declaration before it expires
-REFRESH_S = 0.5  # a view of the members younger than this is not read again
 _READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
 
 

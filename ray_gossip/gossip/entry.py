@@ -11,11 +11,10 @@ from typing import Any
 
 from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import ConfigError, SwarmError
+from ray_gossip.gossip.commands import Commands
 from ray_gossip.gossip.handover import Handover
-from ray_gossip.gossip.members import View
+from ray_gossip.gossip.members import REFRESH_S, View
 from ray_gossip.gossip.snapshot import Snapshot
-from ray_gossip.hive.averager import GossipAverager
-from ray_gossip.hive.membership import REFRESH_S
 from ray_gossip.records import BEGAN_APART
 
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
@@ -35,7 +34,7 @@ class Entry:
     """One peer's way into its swarm.
 
     Args:
-        averager: which runs.
+        averager: the network side.
         wait: for what the averager answers, however long that takes.
         data: a digest of the swarm's samples, as this peer has them; empty: it has its own.
         notices: sentences for a person are added to these.
@@ -43,7 +42,7 @@ class Entry:
 
     def __init__(
         self,
-        averager: GossipAverager,
+        averager: Commands,
         snapshot: Snapshot,
         *,
         wait: Callable[[Future[Any]], Any],
@@ -59,7 +58,7 @@ class Entry:
         """Begin a swarm with all `founders`; wait for them, at most `swarm.start_s`."""
         deadline = self._deadline()
         self._snapshot.take(local_step)
-        self._averager.allow_state_sharing = True
+        self._averager.share_state()
         began_as = self._snapshot.state.digest()
         view: View = self._ask(self._averager.declare(from_round=0, is_founder=True, began_as=began_as))
         while len(view.members) < founders and time.monotonic() < deadline:
@@ -97,7 +96,7 @@ class Entry:
         self._check_data(view)
         started, first = time.monotonic(), view.latest_round
         local_step = self._load_state(deadline)
-        self._averager.allow_state_sharing = True
+        self._averager.share_state()
         time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
         view = self._ask(self._averager.read_members())
         rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from ray_gossip.causes import IS_DONE, OTHER_VIEW
+from typing import Any
+
 from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.commands import Commands
 from ray_gossip.gossip.members import View
 from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.round import FINAL_ROUND, RoundResult
 from ray_gossip.gossip.snapshot import Snapshot
-from ray_gossip.hive.averager import GossipAverager
-from ray_gossip.hive.health import Health
 
-_FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3
-_DISAGREE_S = 1.0  # before another final round, when one member counts a dead peer that another does not
+_FINAL_ATTEMPTS = 3
 _READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
 _LEAVE_S = 3.0  # to announce a departure
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
@@ -32,33 +33,30 @@ class Leaving:
         final_s: how long the final rounds wait for others.
     """
 
-    def __init__(self, averager: GossipAverager, snapshot: Snapshot, health: Health, *, final_s: float) -> None:
-        self._averager, self._snapshot, self._health, self._final_s = averager, snapshot, health, final_s
+    def __init__(self, averager: Commands, snapshot: Snapshot, *, wait: Callable[[Future[Any]], Any], final_s: float
+    ) -> None:
+        self._averager, self._snapshot, self._wait, self._final_s = averager, snapshot, wait, final_s
 
     def agree(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
-        bytes_sent, had_others, deadline = 0, False, time.monotonic() + self._final_s
+        bytes_sent = 0
         for attempt in range(_FINAL_ATTEMPTS):
             self._snapshot.take(local_step)
             with contextlib.suppress(*_LATE):  # then the last view counts, as in any round
                 self._averager.read_members().result(timeout=_READ_S)
-            wait_s = max(_READ_S, deadline - time.monotonic())
-            result: RoundResult = self._health.wait(
-                self._averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=wait_s)
+            result: RoundResult = self._wait(
+                self._averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=self._final_s)
             )
             bytes_sent += result.bytes_sent
-            had_others |= result.num_members > 1 or result.is_hermit
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)
-            if not _is_worth_another(result, attempt) or time.monotonic() > deadline:
+            if result.outcome in ("averaged", "alone"):
                 break
-            if OTHER_VIEW in result.cause:
-                time.sleep(_DISAGREE_S)
         return FinalResult(
             reports=[],
             outcome=result.outcome,
             cause=result.cause,
-            agreed=result.outcome == "averaged" or not had_others,
+            agreed=result.outcome == "averaged" or (result.num_members == 1 and not result.is_hermit),
             bytes_sent=bytes_sent,
             sketch=result.sketch_after,
         )
@@ -76,20 +74,7 @@ class Leaving:
                 time.sleep(_POLL_S)
 
     def shutdown(self) -> None:
-        """Announce the departure and end the averager process; what does not end in time is killed."""
-        if self._averager.is_alive():
-            with contextlib.suppress(*_LATE, SwarmError):  # it may have died just now
-                if self._health.can_announce:
-                    self._averager.leave().result(timeout=_LEAVE_S)  # else others see the declaration expire
-            self._averager.shutdown()
-        self._averager.join(timeout=1.0)
-        if self._averager.is_alive():
-            self._averager.kill()
-
-
-def _is_worth_another(result: RoundResult, attempt: int) -> bool:
-    """Whether a final round after this one may agree better: it failed, or met somebody that counted other members (a
-    dead peer expires for one a moment earlier than for the other), or that is a final round ahead."""
-    if result.outcome in ("failed", "partial"):
-        return attempt + 1 < _FAILED_ATTEMPTS
-    return OTHER_VIEW in result.cause or (result.outcome == "alone" and IS_DONE in result.cause)
+        """Announce the departure and end the network side."""
+        with contextlib.suppress(*_LATE, SwarmError):  # it may have died: then others see the declaration expire
+            self._averager.leave().result(timeout=_LEAVE_S)
+        self._averager.end()

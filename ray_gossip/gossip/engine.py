@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
-
-import hivemind
+from typing import Any
 
 from ray_gossip.config import Config
+from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.commands import Commands
+from ray_gossip.gossip.entry import Entry
+from ray_gossip.gossip.leaving import Leaving
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.members import Member, View, takers
 from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
@@ -23,11 +26,6 @@ from ray_gossip.gossip.patience import Patience
 from ray_gossip.gossip.protocols import FinalResult, StateShape, TrainingState
 from ray_gossip.gossip.round import RoundResult
 from ray_gossip.gossip.snapshot import Snapshot
-from ray_gossip.hive.averager import GossipAverager
-from ray_gossip.hive.entry import Entry
-from ray_gossip.hive.health import Health
-from ray_gossip.hive.leaving import Leaving
-from ray_gossip.hive.mixer import check_codec
 from ray_gossip.records import Record, RoundReport
 
 
@@ -43,13 +41,10 @@ class _Pending:
 
 
 class GossipEngine:
-    """Our own round loop on `GossipAverager`.
-
-    Build it on the main thread and before any CUDA call: it forks.
+    """Our own round loop, on a network side that runs in another process.
 
     Args:
-        shape: of the state that is averaged.
-        node: peers with the same node share a machine.
+        averager: the network side, which has its seat in the swarm.
         data: a digest of the swarm's samples, as this peer has them; empty: it has its own, and the swarm's are dealt
             to the others.
     """
@@ -57,38 +52,16 @@ class GossipEngine:
     def __init__(
         self,
         config: Config,
+        averager: Commands,
         *,
-        dht: hivemind.DHT,
         charter: Charter,
         peer_index: int,
-        shape: StateShape,
-        node: str = "",
         data: str = "",
     ) -> None:
-        check_codec(config.gossip.compression)
         self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
+        self.averager = averager
         self.pace = Pace(config.gossip, position=0.0)
-        self.snapshot = Snapshot(shape.size, usual_step_s=lambda: self.pace.usual_step_s)
-        own = Member(
-            peer_id=dht.peer_id.to_base58(),
-            peer_index=peer_index,
-            node=node,
-            has_own_data=not data,
-            data=data,
-        )
-        self.averager = GossipAverager(
-            self.snapshot.values,
-            dht,
-            shape=shape,
-            hand_over=self.snapshot.hand_over,
-            charter=charter,
-            own=own,
-            gossip=config.gossip,
-            final_s=config.swarm.final_s,
-            seed=config.seed,
-        )
-        self.averager.run_in_background(await_ready=True, timeout=config.swarm.start_s)
-        self.health = Health(dht, self.averager)
+        self.snapshot = Snapshot(averager.snapshot, usual_step_s=lambda: self.pace.usual_step_s)
         self.members: tuple[int, ...] | None = None
         self.notices: list[str] = []  # for a person to read; whoever has passed them on takes them out
         self._charter = charter
@@ -99,11 +72,11 @@ class GossipEngine:
         self._between_steps = Stopwatch()
         self._patience = Patience()
         self._snapshot_samples = 0
-        self._leaving = Leaving(self.averager, self.snapshot, self.health, final_s=config.swarm.final_s)
+        self._leaving = Leaving(self.averager, self.snapshot, wait=self._wait, final_s=config.swarm.final_s)
         self._entry = Entry(
             self.averager,
             self.snapshot,
-            wait=self.health.wait,
+            wait=self._wait,
             swarm=config.swarm,
             peer_index=peer_index,
             data=data,
@@ -159,7 +132,7 @@ class GossipEngine:
         """Tell the engine that a local step is done. Returns the rounds that have ended; mostly none."""
         self.pace.took(self._between_steps.lap())
         self.averager.signals.stepped(self.pace.usual_step_s)
-        self.health.check()
+        self.averager.check()
         self.snapshot.share(local_step)
         reports = []
         if self._pending is not None and self._has_ended(self._pending, local_step):
@@ -184,8 +157,8 @@ class GossipEngine:
         """Pass on this peer's records, when it is a guest; wait at most so long until they have arrived."""
         if self._is_guest and self._charter.has_driver and records:
             *_, last = [self.averager.tell_driver(record) for record in records]
-            if wait_s and self.averager.is_alive():
-                with contextlib.suppress(FutureTimeoutError, TimeoutError):
+            if wait_s:
+                with contextlib.suppress(FutureTimeoutError, TimeoutError, SwarmError):
                     last.result(timeout=wait_s)
 
     def guest_records(self) -> list[Record]:
@@ -248,7 +221,7 @@ class GossipEngine:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         started = time.monotonic()
-        result: RoundResult = self.health.wait(pending.result)
+        result: RoundResult = self._wait(pending.result)
         if result.outcome == "averaged":
             self.snapshot.state.add_to_state(self.averager.delta)
         if result.allreduce_s:
@@ -280,3 +253,15 @@ class GossipEngine:
         if result.members == self._latest_members and not result.is_hermit:
             self.members = result.members
         self._latest_members = result.members
+
+    def _wait(self, future: Future[Any]) -> Any:
+        """What the network side answers, however long that takes: it bounds what it does itself.
+
+        Raises:
+            SwarmError: it cannot go on.
+        """
+        while True:
+            try:
+                return future.result(timeout=1.0)
+            except (FutureTimeoutError, TimeoutError):
+                self.averager.check()

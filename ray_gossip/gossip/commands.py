@@ -1,26 +1,34 @@
-"""What the training process asks of its averager process: each answer is a future."""
+"""What a training process asks of the network side of its peer: each answer is a future."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 from typing import Any
 
-from ray_gossip.errors import SwarmError
+from torch import Tensor
+
 from ray_gossip.gossip.guests import pack
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import View
 from ray_gossip.gossip.round import RoundResult
-from ray_gossip.hive.calls import AVERAGER_DIED, Calls
+from ray_gossip.gossip.signals import Signals
 from ray_gossip.records import Record
-
-_PIECE_BYTES = 8192  # hivemind's pipe between two processes takes no message above 16 KB
 
 
 class Commands:
-    """Mix-in for an averager that answers them."""
+    """The training process's end; how a call gets to the other is its subclass's matter."""
 
-    _calls: Calls
-    _outer_pipe: Any  # hivemind's
+    snapshot: Tensor  # float32 [size]
+    delta: Tensor  # float32 [size]
+    signals: Signals
+
+    def check(self) -> None:
+        """Raise SwarmError when the network side cannot go on. Costs next to nothing."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """End all its processes; what does not end in time is killed."""
+        raise NotImplementedError
 
     def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
         """Declare this peer, from now on and every few seconds, for as long as this process lives.
@@ -53,11 +61,7 @@ class Commands:
 
     def tell_driver(self, record: Record) -> Future[None]:
         """A guest's record, by way of one of the driver's own peers; it is lost when none of them can be reached."""
-        wire = pack(record)
-        pieces = [wire[start : start + _PIECE_BYTES] for start in range(0, len(wire), _PIECE_BYTES)]
-        for piece in pieces[:-1]:
-            self._call("_take_piece", piece=piece)
-        return self._call("_tell_driver", last_piece=pieces[-1])
+        return self._call("_tell_driver", record=pack(record))
 
     def take_guest_records(self) -> Future[list[Record]]:
         """What guests have told this peer for the driver."""
@@ -71,10 +75,9 @@ class Commands:
         """The model of a peer that shares it: of this one, or of any; if there is none, why."""
         return self._call("_download", donor=donor)
 
+    def share_state(self) -> Future[None]:
+        """From now on newcomers may start from this peer's model."""
+        return self._call("_share_state")
+
     def _call(self, method: str, **arguments: Any) -> Future[Any]:
-        number, future = self._calls.open()
-        try:
-            self._outer_pipe.send(("_answer", [method, number], arguments))
-        except OSError:
-            raise SwarmError(AVERAGER_DIED) from None
-        return future
+        raise NotImplementedError

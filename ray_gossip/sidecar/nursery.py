@@ -1,0 +1,115 @@
+"""The process from which all sidecars of a machine are forked: it has imported what they need, once.
+
+It starts with the first sidecar and ends with the last. A sidecar whose training process has died is killed by it; its
+own death ends no sidecar. Nothing of a peer runs here.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_gossip.sidecar.wire import Wire, own_user
+
+_IDLE_S = 0.5  # without a sidecar; then it ends
+READY = b"ready"
+TAKEN = b"taken"  # another nursery of this name lives
+
+
+def address() -> str:
+    """Of this machine's nursery for this user, this Python and this code. An abstract socket: no file is left."""
+    package = Path(__file__).parents[1]
+    space = os.stat("/proc/self/ns/pid").st_ino  # process ids mean something within one only
+    identity = f"{own_user()}:{space}:{sys.executable}:{package}"
+    return f"\0ray_gossip.{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A sidecar, and the training process that it belongs to; both as descriptors that can be waited for."""
+
+    pid: int
+    ended: int
+    parent_ended: int
+
+
+def main(name: str, report: int) -> None:
+    """Listen until nobody has needed this for a while.
+
+    Args:
+        report: descriptor to which READY is written, or TAKEN.
+    """
+    os.setsid()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(name)
+    except OSError:
+        os.write(report, TAKEN)
+        return
+    listener.listen(64)  # who comes from now on waits
+    from ray_gossip.sidecar import program  # hivemind, torch
+
+    gc.collect()
+    gc.freeze()
+    os.write(report, READY)
+    os.close(report)
+    children: list[_Child] = []
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    while True:
+        events = {descriptor for descriptor, _ in poll.poll(None if children else 1000 * _IDLE_S)}
+        if not events and not children:
+            return
+        for child in [child for child in children if {child.ended, child.parent_ended} & events]:
+            if child.ended not in events:
+                os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+            for descriptor in (child.ended, child.parent_ended):
+                poll.unregister(descriptor)
+                os.close(descriptor)
+            children.remove(child)
+        if listener.fileno() in events:
+            connection, _ = listener.accept()
+            child = _fork(Wire(connection), listener, children, program.serve)
+            connection.close()
+            if child is not None:
+                children.append(child)
+                poll.register(child.ended, select.POLLIN)
+                poll.register(child.parent_ended, select.POLLIN)
+
+
+def _fork(wire, listener, children, serve):  # type: ignore[no-untyped-def]
+    parent, user = wire.other
+    if user != own_user():
+        return None
+    try:
+        parent_ended = os.pidfd_open(parent)
+    except ProcessLookupError:  # it has died meanwhile
+        return None
+    pid = os.fork()
+    if pid == 0:
+        try:
+            listener.close()
+            for child in children:
+                os.close(child.ended)
+                os.close(child.parent_ended)
+            os.close(parent_ended)
+            serve(wire)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return _Child(pid, os.pidfd_open(pid), parent_ended)
+
+
+if __name__ == "__main__":
+    if os.fork() == 0:  # so that nobody has to wait for it
+        main(sys.argv[1].replace("@", "\0", 1), int(sys.argv[2]))
