@@ -117,3 +117,8 @@ def _is_key(content: bytes) -> bool:
         and key.startswith(b"\x30\x82")
         and len(key) == 4 + int.from_bytes(key[2:4], "big")
     )
+
+
+def free_port_of(ip_address: str) -> str:
+    """The multiaddr of any free port of an address, of version 4 or 6."""
+    return f"/ip{ipaddress.ip_address(ip_address).version}/{ip_address}/tcp/0"

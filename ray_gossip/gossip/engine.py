@@ -16,14 +16,14 @@ from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.commands import Commands
 from ray_gossip.gossip.entry import Entry
 from ray_gossip.gossip.leaving import Leaving
-from ray_gossip.gossip.charter import Charter
-from ray_gossip.gossip.members import Member, View, takers
+from ray_gossip.gossip.members import View, takers
 from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
 from ray_gossip.gossip.patience import Patience
-from ray_gossip.gossip.protocols import FinalResult, StateShape, TrainingState
+from ray_gossip.gossip.protocols import FinalResult, TrainingState
 from ray_gossip.gossip.round import RoundResult
 from ray_gossip.gossip.snapshot import Snapshot
 from ray_gossip.records import Record, RoundReport

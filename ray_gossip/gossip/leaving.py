@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-
 from typing import Any
 
 from ray_gossip.errors import SwarmError
@@ -33,7 +32,8 @@ class Leaving:
         final_s: how long the final rounds wait for others.
     """
 
-    def __init__(self, averager: Commands, snapshot: Snapshot, *, wait: Callable[[Future[Any]], Any], final_s: float
+    def __init__(
+        self, averager: Commands, snapshot: Snapshot, *, wait: Callable[[Future[Any]], Any], final_s: float
     ) -> None:
         self._averager, self._snapshot, self._wait, self._final_s = averager, snapshot, wait, final_s
 

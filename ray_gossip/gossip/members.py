@@ -9,7 +9,6 @@ from typing import Any
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
 
-
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
 
 

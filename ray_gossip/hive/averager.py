@@ -32,6 +32,7 @@ from ray_gossip.gossip.guests import GuestBook, unpack
 from ray_gossip.gossip.handover import Handover, StandsStill
 from ray_gossip.gossip.meeting import Gathering
 from ray_gossip.gossip.members import Member, View, donors
+from ray_gossip.gossip.memory import Memory
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import FINAL_ROUND, NoRound, RoundResult
 from ray_gossip.gossip.signals import Signals
@@ -39,7 +40,6 @@ from ray_gossip.hive.download import receive, send
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.gossip.memory import Memory
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous, Stage
 from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.hive.rounds import Rounds
@@ -104,6 +104,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             shutdown_timeout=_SHUTDOWN_S,
         )
         self._averaged_tensors = (memory.snapshot,)
+        self._ready: Future[None] = Future()  # hivemind's own is for another process to wait for
         self._rendezvous = Rendezvous(
             peer_id=own.peer_id,
             schema_hash=self.schema_hash + shape.layout.encode(),
@@ -135,9 +136,9 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._thread = threading.Thread(target=self._run_internal, name="averager", daemon=True)
         self._thread.start()
         self.wait_until_ready(within_s)
-        begun = threading.Event()
-        self._outer_pipe.send(("_begin", [begun.set], {}))
-        begun.wait(within_s)
+        self._begun = threading.Event()
+        self._outer_pipe.send(("_begin", [], {}))
+        self._begun.wait(within_s)
 
     def call(self, number: int, method: str, arguments: dict[str, Any]) -> None:
         """Have a command carried out; its result goes to `answer`."""
@@ -150,10 +151,10 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     # ---- in its own thread ----------------------------------------------------------------------------------------
 
-    async def _begin(self, tell: Callable[[], None]) -> None:
+    async def _begin(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ticking = asyncio.create_task(self._tick())
-        tell()
+        self._begun.set()
 
     async def _answer(self, number: int, method: str, arguments: dict[str, Any]) -> None:
         value, error = None, None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import ipaddress
 import logging
 import multiprocessing.util
 import os
@@ -24,7 +23,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,6 +36,7 @@ from hivemind.p2p import P2PDaemonError
 from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.seat import Listen
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -178,20 +177,6 @@ def quiet_hivemind() -> None:
     logging.getLogger("hivemind").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="hivemind")  # deprecations that only its authors can mend
-
-
-@dataclass(frozen=True)
-class Listen:
-    """Where a peer can be dialled. Multiaddrs, e.g. /ip4/0.0.0.0/tcp/4011; port 0: a free one."""
-
-    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
-    announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
-    identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
-
-    @classmethod
-    def at(cls, ip_address: str) -> Listen:
-        """A free port of this address, of version 4 or 6."""
-        return cls((f"/ip{ipaddress.ip_address(ip_address).version}/{ip_address}/tcp/0",))
 
 
 def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -> hivemind.DHT:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import ray_gossip.hive.health
 import torch
 
-import ray_gossip.hive.health
 from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.protocols import StateShape

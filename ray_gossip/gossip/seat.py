@@ -1,0 +1,33 @@
+"""A peer's place in a swarm: as one that founds it, or as one that comes to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_gossip.addresses import free_port_of
+from ray_gossip.gossip.charter import Charter
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a peer can be dialled. Multiaddrs, e.g. /ip4/0.0.0.0/tcp/4011; port 0: a free one."""
+
+    host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
+    identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
+
+    @classmethod
+    def at(cls, ip_address: str) -> Listen:
+        """A free port of this address, of version 4 or 6."""
+        return cls((free_port_of(ip_address),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Taken."""
+
+    peer_id: str  # libp2p, base58
+    peer_index: int
+    charter: Charter
+    multiaddrs: tuple[str, ...]

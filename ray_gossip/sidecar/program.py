@@ -1,0 +1,165 @@
+"""What a sidecar does: it takes a seat in the swarm, runs the averager, and answers its training process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from ray_gossip.config import GossipConfig
+from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.members import Member
+from ray_gossip.gossip.memory import Memory
+from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.gossip.seat import Listen, Seat
+from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
+from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.mixer import check_codec
+from ray_gossip.hive.process import NetworkProcesses, renew_locks
+from ray_gossip.sidecar.parcel import opened
+from ray_gossip.sidecar.wire import Wire
+
+_LOOK_S = 0.5
+
+
+def serve(wire: Wire) -> None:
+    """Be the sidecar of the training process at the other end, until one of the two ends. In a process of its own, on
+    its main thread: hivemind forks, and the kernel ties the death of those to the thread."""
+    (ppid_file, stderr) = wire.receive()
+    del ppid_file
+    if stderr is not None:
+        os.dup2(stderr, 1)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the training process answers, and ends this one in order
+    renew_locks()
+    guard_forks()
+    quiet_hivemind()
+    wire.send(("ready", os.getpid(), None))
+    _Program(wire).run()
+
+
+class _Program:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._dht: Any = None
+        self._averager: GossipAverager | None = None
+        self._asked: dict[int, Future[Handover]] = {}
+        self._numbers = itertools.count()
+
+    def run(self) -> None:
+        try:
+            while True:
+                (number, method, arguments), file = self._wire.receive()
+                if method == "told":
+                    self._told(number, arguments, file)
+                elif method == "end":
+                    self._end()
+                    self._wire.send((number, None, None))
+                    break
+                elif method in ("take_seat", "open"):
+                    self._prepare(number, method, arguments, file)
+                else:
+                    assert self._averager is not None
+                    self._averager.call(number, method, arguments)
+        except (EOFError, OSError):
+            pass  # the training process is gone
+        os._exit(0)  # the kernel ends what this process has forked
+
+    def _prepare(self, number: int, method: str, arguments: dict[str, Any], file: int | None) -> None:
+        value, error = None, None
+        try:
+            value = getattr(self, method)(**arguments) if file is None else self.open(file, **arguments)
+        except Exception as problem:
+            error = problem
+        self._wire.send((number, value, error))
+
+    def take_seat(
+        self,
+        *,
+        listen: Listen,
+        initial_peers: Sequence[str],
+        start_s: float,
+        place: tuple[Charter, int] | None,
+    ) -> Seat:
+        """Join the DHT; a charter and an index of its own if none are given."""
+        self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
+        threading.Thread(target=self._watch, args=[NetworkProcesses(self._dht)], daemon=True).start()
+        if place is None:
+            charter = read_charter(self._dht, within_s=start_s)
+            place = charter, claim_index(self._dht, charter, within_s=start_s)
+        charter, peer_index = place
+        return Seat(
+            peer_id=self._dht.peer_id.to_base58(),
+            peer_index=peer_index,
+            charter=charter,
+            multiaddrs=tuple(str(address) for address in self._dht.get_visible_maddrs()),
+        )
+
+    def open(
+        self,
+        file: int,
+        *,
+        shape: StateShape,
+        charter: Charter,
+        own: Member,
+        gossip: GossipConfig,
+        start_s: float,
+        final_s: float,
+        seed: int,
+    ) -> None:
+        """Start the averager."""
+        check_codec(gossip.compression)
+        self._averager = GossipAverager(
+            Memory(shape.size, file=file),
+            self._dht,
+            shape=shape,
+            hand_over=self._ask_for_model,
+            reply=self._reply,
+            charter=charter,
+            own=own,
+            gossip=gossip,
+            final_s=final_s,
+            seed=seed,
+        )
+        self._averager.serve(start_s)
+
+    def _reply(self, number: int, value: Any, error: Exception | None) -> None:
+        try:
+            self._wire.send((number, value, error))
+        except OSError:
+            pass  # nobody is there to read it: this process ends
+
+    def _ask_for_model(self) -> Future[Handover]:
+        number, future = next(self._numbers), Future[Handover]()
+        self._asked[number] = future
+        self._wire.send(("asked", number, None))
+        return future
+
+    def _told(self, number: int, error: str, file: int | None) -> None:
+        future = self._asked.pop(number)
+        if file is None:
+            future.set_exception(SwarmError(error))
+        else:
+            future.set_result(opened(file))
+
+    def _watch(self, network: NetworkProcesses) -> None:
+        """Without DHT or daemon this process is of no use."""
+        never = threading.Event()
+        while not never.wait(_LOOK_S):
+            if dead := network.dead:
+                self._reply(-1, None, SwarmError(f"the {dead} of this peer died"))
+                os._exit(1)
+
+    def _end(self) -> None:
+        if self._averager is not None:
+            self._averager.stop()
+        if self._dht is not None:
+            stop_dht(self._dht)
