@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import secrets
 import sys
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ray_gossip import models
@@ -26,11 +24,12 @@ from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.hive import Listen, claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
-from ray_gossip.hive.gossip import GossipEngine
+from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.records import Outcome, RoundReport
 from ray_gossip.resources import machine_id
+from ray_gossip.sidecar.client import Sidecar
 from ray_gossip.telemetry import SwarmState
 from ray_gossip.telemetry.watch import Watch
 
@@ -47,8 +46,7 @@ def join(
 ) -> LoopPeer:
     """Found a swarm or join one, and say on standard error how others join this peer.
 
-    Call it on the main thread, while the model is on the CPU and nothing has used CUDA: it forks. Then move the model
-    wherever it is to train, and build the optimizer.
+    In any thread, at any time, with the model on any device: the network side is a program of its own.
 
     Args:
         model: its parameters that train (float32) and the running statistics of its layers in training mode are
@@ -65,7 +63,7 @@ def join(
         identity_path: file with the key of its peer id, made if missing: its address stays the same.
 
     Raises:
-        UserError: called too late or in another thread, or the model, the config or an address is none that will do.
+        UserError: the model, the config or an address is none that will do.
         SwarmError: it cannot listen, or finds no swarm, or one that trains another model.
     """
     settings = read(config)
@@ -78,30 +76,27 @@ def join(
     ):
         for address in addresses:
             check_multiaddr(option, address, names_peer=option == "initial_peers")
-    guard_forks()
-    quiet_hivemind()
     listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
-    dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=settings.swarm.start_s)
+    sidecar = Sidecar()
     try:
-        charter, peer_index = _place(dht, settings, founds=not initial_peers)
-        engine = GossipEngine(
+        seat = sidecar.take_seat(
             settings,
-            dht=dht,
-            charter=charter,
-            peer_index=peer_index,
-            shape=StateShape.of(averaged),
-            node=machine_id(),
+            listen=listen,
+            initial_peers=initial_peers,
+            place=None if initial_peers else (_founded(settings), 0),
+            shared=("engine", "seed", "gossip."),  # data, model and steps are each loop's own
         )
-        peer = LoopPeer(averaged, engine, dht, settings)
+        sidecar.open(settings, seat, shape=StateShape.of(averaged), node=machine_id())
+        peer = LoopPeer(averaged, GossipEngine(settings, sidecar, seat), seat, settings)
     except BaseException:
-        stop_dht(dht)
+        sidecar.end()
         raise
     try:
         print(f"ray_gossip: others join with initial_peers={list(peer.multiaddrs)}", file=sys.stderr, flush=True)
         if initial_peers:
-            peer.local_step = engine.enter(founders=founders)
+            peer.local_step = peer._engine.enter(founders=founders)
         else:
-            engine.join(founders=founders)
+            peer._engine.join(founders=founders)
         peer._tell_notices()
     except BaseException:
         peer.leave(agree=False)
@@ -112,8 +107,8 @@ def join(
 class LoopPeer:
     """This process as a member of a swarm. Made by `join`; as a context manager, it leaves in the end."""
 
-    def __init__(self, averaged: ModelState, engine: GossipEngine, dht: Any, config: Config) -> None:
-        self._engine, self._dht = engine, dht
+    def __init__(self, averaged: ModelState, engine: GossipEngine, seat: Seat, config: Config) -> None:
+        self._engine, self.multiaddrs = engine, seat.multiaddrs  # where others can dial this peer
         self._seen = SwarmState(peers=[engine.peer_index], total_steps=0)
         self._watch = Watch(self._seen, config.gossip)
         self.peer_index = engine.peer_index
@@ -123,11 +118,6 @@ class LoopPeer:
         self._state = _State(averaged)
         engine.attach(self._state)
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
-
-    @property
-    def multiaddrs(self) -> tuple[str, ...]:
-        """Where others can dial this peer: their `initial_peers`."""
-        return tuple(str(address) for address in self._dht.get_visible_maddrs())
 
     def step(self, *, samples: int = 1) -> list[RoundReport]:
         """Tell the swarm that an optimizer step is done; call it after each.
@@ -176,7 +166,6 @@ class LoopPeer:
                     self._engine.say_goodbye()
         finally:
             self._engine.shutdown()
-            stop_dht(self._dht)
         return outcome
 
     def __enter__(self) -> LoopPeer:
@@ -232,21 +221,12 @@ class _State:
         return self._state.digest()
 
 
-def _place(dht: Any, config: Config, *, founds: bool) -> tuple[Charter, int]:
-    """What the swarm has agreed on, and this peer's index in it."""
-    if founds:
-        charter = Charter.of(config, run_id=f"loop-{secrets.token_hex(4)}", has_driver=False)
-        return replace(charter, num_peers=1), 0
-    charter = read_charter(dht, within_s=config.swarm.start_s)
-    charter.check(config, only=("engine", "seed", "gossip."))  # data, model and steps are each loop's own
-    return charter, claim_index(dht, charter, within_s=config.swarm.start_s)
+def _founded(config: Config) -> Charter:
+    """What a swarm of loops agrees on that begins with this one."""
+    return replace(Charter.of(config, run_id=f"loop-{secrets.token_hex(4)}", has_driver=False), num_peers=1)
 
 
 def _check(model: nn.Module, config: Config) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        raise UserError("join on the main thread: it forks, and its children end with the thread that forked them")
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        raise UserError("join before anything uses CUDA, because it forks: first join, then model.cuda()")
     if config.engine != "gossip" or config.gossip.average_momentum:
         key = "gossip.average_momentum" if config.engine == "gossip" else "engine=hivemind"
         raise UserError(f"{key} needs the optimizer, which a loop of your own keeps to itself: leave it out")

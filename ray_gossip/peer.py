@@ -21,19 +21,12 @@ from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.gossip.charter import Charter
-from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.hive import (
-    Listen,
-    build_engine,
-    claim_index,
-    guard_forks,
-    quiet_hivemind,
-    read_charter,
-    start_dht,
-    stop_dht,
-)
+from ray_gossip.gossip.engine import GossipEngine
+from ray_gossip.gossip.protocols import Engine, StateShape
+from ray_gossip.gossip.seat import Listen
 from ray_gossip.optimizer import build_optimizer
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
+from ray_gossip.sidecar.client import Sidecar
 from ray_gossip.trainer import Trainer, averaged_state
 
 
@@ -44,6 +37,10 @@ class Founder:
     run_id: str
     peer_index: int  # 0..swarm.num_peers-1
     has_driver: bool  # which takes what this peer's `run` yields
+
+    def place(self, config: Config) -> tuple[Charter, int]:
+        """What the swarm agrees on, and this peer's index in it."""
+        return Charter.of(config, run_id=self.run_id, has_driver=self.has_driver), self.peer_index
 
 
 class Peer:
@@ -77,8 +74,6 @@ class Peer:
     ) -> None:
         if start is not None and config.engine == "hivemind":
             raise ConfigError("engine=hivemind cannot go on from a snapshot; use engine=gossip")
-        guard_forks()
-        quiet_hivemind()
         self.config = config
         self._stopping = threading.Event()
         self._turn, self._waiting_for_turn = threading.Lock(), threading.Lock()
@@ -91,31 +86,27 @@ class Peer:
             factory=factories.model,
             input_type=dataset.train_inputs.dtype if dataset.scale is None else torch.float32,
         )
-        averaged = averaged_state(
-            config, model, build_optimizer(config.optimizer, model)[0]
-        )  # CUDA waits for the engine
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            raise ConfigError("data.factory or model.factory has used CUDA: leave all on the CPU, the peer moves it")
-        self.dht = start_dht(initial_peers=initial_peers(), listen=listen, start_s=config.swarm.start_s)
+        averaged = averaged_state(config, model, build_optimizer(config.optimizer, model)[0])
+        if config.engine == "hivemind" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise ConfigError(
+                "data.factory or model.factory has used CUDA before engine=hivemind forks: leave all on the CPU"
+            )
+        self._sidecar = Sidecar()
         try:
-            self.peer_index, self.charter = self._place(founder)
+            self._seat = self._sidecar.take_seat(
+                config, listen=listen, initial_peers=initial_peers(), place=founder and founder.place(config)
+            )
+            self.peer_index, self.charter = self._seat.peer_index, self._seat.charter
+            self._sidecar.open(config, self._seat, shape=StateShape.of(averaged), node=node, data=dataset.digest())
+            self.engine = self._build_engine(dataset.digest())
         except BaseException:
-            stop_dht(self.dht)
+            self._sidecar.end()
             raise
         self._joins_running, self._finished = founder is None, False
         founders = range(self.charter.num_peers)
         self._dealt_to = tuple(sorted({*founders, self.peer_index}))  # until the engine knows better
         shard = self._shard()
         self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
-        self.engine = build_engine(
-            config,
-            dht=self.dht,
-            charter=self.charter,
-            peer_index=self.peer_index,
-            shape=StateShape.of(averaged),
-            node=node,
-            data=dataset.digest(),
-        )
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
         if start is not None:
@@ -129,7 +120,7 @@ class Peer:
         return PeerStarted(
             peer_index=self.peer_index,
             wall_time=time.time(),
-            peer_id=self.dht.peer_id.to_base58(),
+            peer_id=self._seat.peer_id,
             multiaddrs=self.multiaddrs(),
             pid=os.getpid(),
             node=socket.gethostname(),
@@ -144,7 +135,7 @@ class Peer:
 
     def multiaddrs(self) -> tuple[str, ...]:
         """Where other peers can dial this one."""
-        return tuple(str(address) for address in self.dht.get_visible_maddrs())
+        return self._seat.multiaddrs
 
     def run(self, *, founders: int) -> Iterator[list[Record]]:
         """Train until `train.local_steps` or `stop()`; yields what happened every `train.report_s` seconds, also in
@@ -236,7 +227,6 @@ class Peer:
         """Leave the swarm and end every process of this peer."""
         self.stop()
         self.engine.shutdown()
-        stop_dht(self.dht)
 
     @contextlib.contextmanager
     def _state_to_itself(self) -> Iterator[None]:
@@ -249,14 +239,13 @@ class Peer:
         finally:
             self._turn.release()
 
-    def _place(self, founder: Founder | None) -> tuple[int, Charter]:
-        """This peer's index, and what the swarm has agreed on."""
-        if founder is not None:
-            charter = Charter.of(self.config, run_id=founder.run_id, has_driver=founder.has_driver)
-            return founder.peer_index, charter
-        charter = read_charter(self.dht, within_s=self.config.swarm.start_s)
-        charter.check(self.config)
-        return claim_index(self.dht, charter, within_s=self.config.swarm.start_s), charter
+    def _build_engine(self, data: str) -> Engine:
+        engine = GossipEngine(self.config, self._sidecar, self._seat, data=data)
+        if self.config.engine == "gossip":
+            return engine
+        from ray_gossip.hive.shipped import HivemindEngine
+
+        return HivemindEngine(self.config, engine, self._seat)
 
     def _shard(self) -> Tensor:
         """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""

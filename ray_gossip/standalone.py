@@ -72,7 +72,7 @@ def run_peer(
 
     perform(config)
 
-    from ray_gossip.hive import Listen
+    from ray_gossip.gossip.seat import Listen
     from ray_gossip.peer import Founder, Peer
 
     torch.set_num_threads(max(1, int(config.swarm.cpus_per_peer)))  # as Ray does: peers may share this machine

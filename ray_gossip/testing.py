@@ -18,11 +18,11 @@ import torch
 
 from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.hive import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
-from ray_gossip.hive.gossip import GossipEngine
-from ray_gossip.hive.process import renew_locks
+from ray_gossip.gossip.seat import Listen
 from ray_gossip.records import RoundReport
+from ray_gossip.sidecar.client import Sidecar
 
 START_S = 60.0
 CALL_S = 60.0
@@ -149,7 +149,6 @@ class Peers(Sequence[RemotePeer]):
 
 def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple[Any, ...], start_method: str) -> None:
     multiprocessing.set_start_method(start_method, force=True)
-    renew_locks()  # they came from the server process: a killed peer must not leave them locked for the others
     try:
         target = build(*arguments)
         connection.send((True, None))
@@ -172,14 +171,14 @@ class GossipPeer:
     """One real peer: DHT, libp2p daemon, averager; its whole model is one vector."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        guard_forks()
-        quiet_hivemind()
-        self.dht = start_dht(initial_peers=initial_peers, listen=Listen(), start_s=START_S)
+        self.sidecar = Sidecar()
         charter = Charter.of(config, run_id="test", has_driver=True)
-        shape = StateShape(size=size, num_parameters=size)
-        self.engine = GossipEngine(
-            config, dht=self.dht, charter=charter, peer_index=peer_index, shape=shape, data=self.data_of(peer_index)
+        self.seat = self.sidecar.take_seat(
+            config, listen=Listen(), initial_peers=initial_peers, place=(charter, peer_index)
         )
+        shape = StateShape(size=size, num_parameters=size)
+        self.sidecar.open(config, self.seat, shape=shape, data=self.data_of(peer_index))
+        self.engine = GossipEngine(config, self.sidecar, self.seat, data=self.data_of(peer_index))
         self.state = VectorState(torch.zeros(size))
         self.engine.attach(self.state)
         self.step = 0
@@ -189,7 +188,7 @@ class GossipPeer:
         return "test"
 
     def multiaddrs(self) -> list[str]:
-        return [str(address) for address in self.dht.get_visible_maddrs()]
+        return list(self.seat.multiaddrs)
 
     def join(self) -> int:
         return len(self.engine.join(founders=self.engine.swarm.num_peers).members)
@@ -209,7 +208,6 @@ class GossipPeer:
     def shutdown(self) -> None:
         """Leave the swarm and end all processes but this one."""
         self.engine.shutdown()
-        stop_dht(self.dht)
 
 
 def start_swarm(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -21,6 +22,10 @@ class Commands:
     snapshot: Tensor  # float32 [size]
     delta: Tensor  # float32 [size]
     signals: Signals
+
+    def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:
+        """What gives this peer's model to a newcomer; called in a thread of its own."""
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise SwarmError when the network side cannot go on. Costs next to nothing."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.commands import Commands
 from ray_gossip.gossip.entry import Entry
 from ray_gossip.gossip.leaving import Leaving
@@ -25,6 +24,7 @@ from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
 from ray_gossip.gossip.patience import Patience
 from ray_gossip.gossip.protocols import FinalResult, TrainingState
 from ray_gossip.gossip.round import RoundResult
+from ray_gossip.gossip.seat import Seat
 from ray_gossip.gossip.snapshot import Snapshot
 from ray_gossip.records import Record, RoundReport
 
@@ -53,18 +53,18 @@ class GossipEngine:
         self,
         config: Config,
         averager: Commands,
+        seat: Seat,
         *,
-        charter: Charter,
-        peer_index: int,
         data: str = "",
     ) -> None:
-        self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, peer_index
+        self.gossip, self.swarm, self.peer_index = config.gossip, config.swarm, seat.peer_index
         self.averager = averager
         self.pace = Pace(config.gossip, position=0.0)
         self.snapshot = Snapshot(averager.snapshot, usual_step_s=lambda: self.pace.usual_step_s)
+        averager.hand_over_by(self.snapshot.hand_over)
         self.members: tuple[int, ...] | None = None
         self.notices: list[str] = []  # for a person to read; whoever has passed them on takes them out
-        self._charter = charter
+        self._charter = seat.charter
         self._latest_members: tuple[int, ...] = ()
         self._is_guest = self._has_looked = False
         self._guest_records: Future[list[Record]] | None = None
@@ -78,7 +78,7 @@ class GossipEngine:
             self.snapshot,
             wait=self._wait,
             swarm=config.swarm,
-            peer_index=peer_index,
+            peer_index=seat.peer_index,
             data=data,
             notices=self.notices,
         )

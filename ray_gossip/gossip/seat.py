@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_gossip.addresses import free_port_of
@@ -16,6 +16,10 @@ class Listen:
     host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
     identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
+
+    def absolute(self) -> Listen:
+        """For a process with another working directory."""
+        return self if self.identity_path is None else replace(self, identity_path=self.identity_path.absolute())
 
     @classmethod
     def at(cls, ip_address: str) -> Listen:

@@ -69,3 +69,16 @@ def settle(
         if own == min([own, *(peer for peer, claimed in known.items() if claimed == index)]):
             return index
         index = -1
+
+
+def exchange_names(dht: hivemind.DHT, run_id: str, peer_index: int, *, count: int, within_s: float) -> dict[str, int]:
+    """Peer ids in this DHT -> peer indices, of so many peers that all ask at the same time."""
+    deadline, key = time.monotonic() + within_s, f"{run_id}.names"
+    expires = get_dht_time() + _HOLDS_S
+    dht.store(key, subkey=dht.peer_id.to_base58(), value=peer_index, expiration_time=expires, return_future=True)
+    while True:
+        record = look_up(dht, key, within_s=within_s)
+        values = record.value if record is not None and isinstance(record.value, dict) else {}
+        if len(values) >= count or time.monotonic() > deadline:
+            return {str(peer_id): entry.value for peer_id, entry in values.items()}
+        time.sleep(0.1)

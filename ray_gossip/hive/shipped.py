@@ -28,12 +28,12 @@ from hivemind.utils import MPFuture
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
-from ray_gossip.gossip.charter import Charter
-from ray_gossip.gossip.protocols import FinalResult, StateShape, TrainingState
+from ray_gossip.gossip.engine import GossipEngine
+from ray_gossip.gossip.protocols import FinalResult, TrainingState
+from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.hive.allreduce import Traffic
-from ray_gossip.hive.calls import AVERAGER_DIED
-from ray_gossip.hive.gossip import GossipEngine
-from ray_gossip.hive.process import AlwaysForked
+from ray_gossip.hive.indices import exchange_names
+from ray_gossip.hive.process import AlwaysForked, NetworkProcesses, guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.records import Outcome, Record, RoundReport
 
@@ -158,24 +158,19 @@ class _ObservedOptimizer(hivemind.Optimizer):
 class HivemindEngine:
     """hivemind's own local updates, with `GossipEngine` for joining and for the final rounds."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dht: hivemind.DHT,
-        charter: Charter,
-        peer_index: int,
-        shape: StateShape,
-        node: str = "",
-        data: str = "",
-    ) -> None:
-        self.config, self.dht, self.run_id, self.peer_index = config, dht, charter.run_id, peer_index
+    def __init__(self, config: Config, ends: GossipEngine, seat: Seat) -> None:
+        self.config, self._ends, self._seat, self.peer_index = config, ends, seat, seat.peer_index
         self.members: tuple[int, ...] | None = None  # hivemind says nothing of them
-        self._ends = GossipEngine(
-            config, dht=dht, charter=charter, peer_index=peer_index, shape=shape, node=node, data=data
+        guard_forks()
+        quiet_hivemind()
+        host = seat.multiaddrs[0].partition("/tcp/")[0]
+        self.dht = start_dht(
+            initial_peers=seat.multiaddrs, listen=Listen((f"{host}/tcp/0",)), start_s=config.swarm.start_s
         )
+        self._network = NetworkProcesses(self.dht)
+        self.run_id = seat.charter.run_id
         self.notices = self._ends.notices
-        self._averaged_bytes = 4 * shape.size
+        self._averaged_bytes = 4 * ends.averager.snapshot.numel()
         self._names: dict[str, int] = {}  # peer id -> peer index
         self._rounds = 0
         self._optimizer: _ObservedOptimizer | None = None
@@ -214,7 +209,7 @@ class HivemindEngine:
     def join(self, *, founders: int, local_step: int = 0) -> None:
         """As GossipEngine.join; the rounds are hivemind's own, which count from 0."""
         view = self._ends.join(founders=founders, local_step=local_step)
-        self._names = {member.peer_id: member.peer_index for member in view.members}
+        self._names = exchange_names(self.dht, self.run_id, self.peer_index, count=len(view.members), within_s=5.0)
         if self._optimizer is not None:  # its clock has run since `attach`: the wait for others is no slow local step
             self._optimizer.tracker.report_local_progress(self._optimizer.local_epoch, samples_accumulated=0)
 
@@ -232,11 +227,13 @@ class HivemindEngine:
     def after_step(self, local_step: int) -> list[RoundReport]:
         """The rounds that hivemind has ended since the last call."""
         self._ends.averager.signals.stepped(0.0)
-        self._ends.health.check()
+        self._ends.averager.check()
+        if dead := self._network.dead:
+            raise SwarmError(f"the {dead} of this peer died")
         if self._optimizer is None:
             return []
         if not self._optimizer.is_alive():
-            raise SwarmError(AVERAGER_DIED)
+            raise SwarmError("the averager process of this peer died")
         return self._reports(self._optimizer, local_step)
 
     def finish(self, local_step: int) -> FinalResult:
@@ -257,6 +254,7 @@ class HivemindEngine:
                 optimizer.scheduled_state = None
             optimizer.shutdown()
         self._ends.shutdown()
+        stop_dht(self.dht)
 
     def _reports(self, optimizer: _ObservedOptimizer, local_step: int) -> list[RoundReport]:
         observed = optimizer.state_averager.observed

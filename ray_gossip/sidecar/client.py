@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
-from ray_gossip.config import GossipConfig
+from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.commands import Commands
@@ -49,35 +49,45 @@ class Sidecar(Commands):
         threading.Thread(target=self._receive, name="sidecar", daemon=True).start()
 
     def take_seat(
-        self, *, listen: Listen, initial_peers: Sequence[str], start_s: float, place: tuple[Charter, int] | None = None
+        self,
+        config: Config,
+        *,
+        listen: Listen,
+        initial_peers: Sequence[str],
+        place: tuple[Charter, int] | None = None,
+        shared: tuple[str, ...] = ("",),
     ) -> Seat:
         """Join the DHT, or found one.
 
         Args:
             place: charter and peer index of a founder; None: what the swarm has, and a free index.
+            shared: beginnings of the keys in which this config must be as the swarm's.
 
         Raises:
+            ConfigError: it does not fit into the swarm.
             SwarmError: it cannot listen there, or finds no swarm.
         """
+        start_s = config.swarm.start_s
         answer = self._call(
-            "take_seat", listen=listen, initial_peers=tuple(initial_peers), start_s=start_s, place=place
+            "take_seat",
+            config=config,
+            listen=listen.absolute(),
+            initial_peers=tuple(initial_peers),
+            place=place,
+            shared=shared,
         )
         seat: Seat = answer.result(timeout=3 * start_s + _START_S)
         return seat
 
-    def open(
-        self,
-        seat: Seat,
-        *,
-        shape: StateShape,
-        gossip: GossipConfig,
-        start_s: float,
-        final_s: float,
-        seed: int,
-        node: str,
-        data: str,
-    ) -> None:
-        """Start the averager, for a state of this shape."""
+    def open(self, config: Config, seat: Seat, *, shape: StateShape, node: str = "", data: str = "") -> None:
+        """Start the averager.
+
+        Args:
+            shape: of the state that is averaged.
+            node: peers with the same node share a machine.
+            data: a digest of the swarm's samples, as this peer has them; empty: it has its own, and the swarm's are
+                dealt to the others.
+        """
         memory = Memory(shape.size)
         self.snapshot, self.delta, self.signals = memory.snapshot, memory.delta, Signals(memory.signals)
         self.signals.begin()
@@ -85,16 +95,13 @@ class Sidecar(Commands):
         answer = self._send(
             "open",
             memory.file,
+            config=config,
             shape=shape,
             charter=seat.charter,
             own=own,
-            gossip=gossip,
-            start_s=start_s,
-            final_s=final_s,
-            seed=seed,
         )
         memory.close_file()
-        answer.result(timeout=start_s + _START_S)
+        answer.result(timeout=config.swarm.start_s + _START_S)
         self._pulse = Pulse()
 
     def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from ray_gossip.config import GossipConfig
+from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.handover import Handover
@@ -65,7 +65,7 @@ class _Program:
                     self._wire.send((number, None, None))
                     break
                 elif method in ("take_seat", "open"):
-                    self._prepare(number, method, arguments, file)
+                    self._prepare(number, arguments, file)
                 else:
                     assert self._averager is not None
                     self._averager.call(number, method, arguments)
@@ -73,10 +73,13 @@ class _Program:
             pass  # the training process is gone
         os._exit(0)  # the kernel ends what this process has forked
 
-    def _prepare(self, number: int, method: str, arguments: dict[str, Any], file: int | None) -> None:
+    def _prepare(self, number: int, arguments: dict[str, Any], file: int | None) -> None:
         value, error = None, None
         try:
-            value = getattr(self, method)(**arguments) if file is None else self.open(file, **arguments)
+            if file is None:
+                value = self.take_seat(**arguments)
+            else:
+                self.open(file, **arguments)
         except Exception as problem:
             error = problem
         self._wire.send((number, value, error))
@@ -84,16 +87,19 @@ class _Program:
     def take_seat(
         self,
         *,
+        config: Config,
         listen: Listen,
         initial_peers: Sequence[str],
-        start_s: float,
         place: tuple[Charter, int] | None,
+        shared: tuple[str, ...],
     ) -> Seat:
         """Join the DHT; a charter and an index of its own if none are given."""
+        start_s = config.swarm.start_s
         self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
         threading.Thread(target=self._watch, args=[NetworkProcesses(self._dht)], daemon=True).start()
         if place is None:
             charter = read_charter(self._dht, within_s=start_s)
+            charter.check(config, only=shared)
             place = charter, claim_index(self._dht, charter, within_s=start_s)
         charter, peer_index = place
         return Seat(
@@ -107,16 +113,13 @@ class _Program:
         self,
         file: int,
         *,
+        config: Config,
         shape: StateShape,
         charter: Charter,
         own: Member,
-        gossip: GossipConfig,
-        start_s: float,
-        final_s: float,
-        seed: int,
     ) -> None:
         """Start the averager."""
-        check_codec(gossip.compression)
+        check_codec(config.gossip.compression)
         self._averager = GossipAverager(
             Memory(shape.size, file=file),
             self._dht,
@@ -125,11 +128,11 @@ class _Program:
             reply=self._reply,
             charter=charter,
             own=own,
-            gossip=gossip,
-            final_s=final_s,
-            seed=seed,
+            gossip=config.gossip,
+            final_s=config.swarm.final_s,
+            seed=config.seed,
         )
-        self._averager.serve(start_s)
+        self._averager.serve(config.swarm.start_s)
 
     def _reply(self, number: int, value: Any, error: Exception | None) -> None:
         try:

@@ -44,7 +44,7 @@ class PeerActor:
         start: bytes | None,
     ) -> None:
         factories = _unpack(luggage)
-        from ray_gossip.hive import Listen
+        from ray_gossip.gossip.seat import Listen
         from ray_gossip.peer import Founder, Peer
 
         self._index = peer_index

@@ -25,6 +25,7 @@ data models
 trainer
 gossip
 hive
+sidecar
 telemetry
 testing peer loop
 lines
