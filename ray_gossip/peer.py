@@ -94,7 +94,7 @@ class Peer:
         self._sidecar = Sidecar()
         try:
             self._seat = self._sidecar.take_seat(
-                config, listen=listen, initial_peers=initial_peers(), place=founder and founder.place(config)
+                config, listen=listen, initial_peers=initial_peers(), place=founder.place(config) if founder else None
             )
             self.peer_index, self.charter = self._seat.peer_index, self._seat.charter
             self._sidecar.open(config, self._seat, shape=StateShape.of(averaged), node=node, data=dataset.digest())

@@ -28,7 +28,7 @@ class Memory:
         if file is None:
             os.ftruncate(self.file, num_bytes)
         whole = torch.frombuffer(mmap.mmap(self.file, num_bytes), dtype=torch.uint8)  # keeps the mapping alive
-        signals, snapshot, delta = whole.split([8 * _SIGNALS, 4 * size, 4 * size])
+        signals, snapshot, delta = torch.split(whole, [8 * _SIGNALS, 4 * size, 4 * size])
         self.signals: NDArray[np.int64] = signals.numpy().view(np.int64)
         self.snapshot: Tensor = snapshot.view(torch.float32)
         self.delta: Tensor = delta.view(torch.float32)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ TAKEN = b"taken"  # another nursery of this name lives
 def address() -> str:
     """Of this machine's nursery for this user, this Python and this code. An abstract socket: no file is left."""
     package = Path(__file__).parents[1]
-    space = os.stat("/proc/self/ns/pid").st_ino  # process ids mean something within one only
+    space = Path("/proc/self/ns/pid").stat().st_ino  # process ids mean something within one only
     identity = f"{own_user()}:{space}:{sys.executable}:{package}"
     return f"\0ray_gossip.{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
 
@@ -78,15 +79,15 @@ def main(name: str, report: int) -> None:
             children.remove(child)
         if listener.fileno() in events:
             connection, _ = listener.accept()
-            child = _fork(Wire(connection), listener, children, program.serve)
+            born = _fork(Wire(connection), listener, children, program.serve)
             connection.close()
-            if child is not None:
-                children.append(child)
-                poll.register(child.ended, select.POLLIN)
-                poll.register(child.parent_ended, select.POLLIN)
+            if born is not None:
+                children.append(born)
+                poll.register(born.ended, select.POLLIN)
+                poll.register(born.parent_ended, select.POLLIN)
 
 
-def _fork(wire, listener, children, serve):  # type: ignore[no-untyped-def]
+def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Callable[[Wire], None]) -> _Child | None:
     parent, user = wire.other
     if user != own_user():
         return None

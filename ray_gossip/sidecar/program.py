@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -135,10 +136,8 @@ class _Program:
         self._averager.serve(config.swarm.start_s)
 
     def _reply(self, number: int, value: Any, error: Exception | None) -> None:
-        try:
+        with contextlib.suppress(OSError):  # nobody is there to read it: this process ends
             self._wire.send((number, value, error))
-        except OSError:
-            pass  # nobody is there to read it: this process ends
 
     def _ask_for_model(self) -> Future[Handover]:
         number, future = next(self._numbers), Future[Handover]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -66,10 +67,8 @@ class Wire:
 
     def close(self) -> None:
         """The other side sees the end, whoever else holds this socket."""
-        try:
+        with contextlib.suppress(OSError):  # it is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it is gone already
-            pass
         self._socket.close()
 
     def _read(self, size: int) -> bytes:
