@@ -29,7 +29,7 @@ from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.records import Outcome, RoundReport
 from ray_gossip.resources import machine_id
-from ray_gossip.sidecar.client import Sidecar
+from ray_gossip.sidecar.network import Network
 from ray_gossip.telemetry import SwarmState
 from ray_gossip.telemetry.watch import Watch
 
@@ -77,19 +77,18 @@ def join(
         for address in addresses:
             check_multiaddr(option, address, names_peer=option == "initial_peers")
     listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
-    sidecar = Sidecar()
+    network = Network(
+        settings,
+        listen=listen,
+        initial_peers=initial_peers,
+        place=None if initial_peers else (_founded(settings), 0),
+        shared=("engine", "seed", "gossip."),  # data, model and steps are each loop's own
+    )
     try:
-        seat = sidecar.take_seat(
-            settings,
-            listen=listen,
-            initial_peers=initial_peers,
-            place=None if initial_peers else (_founded(settings), 0),
-            shared=("engine", "seed", "gossip."),  # data, model and steps are each loop's own
-        )
-        sidecar.open(settings, seat, shape=StateShape.of(averaged), node=machine_id())
-        peer = LoopPeer(averaged, GossipEngine(settings, sidecar, seat), seat, settings)
+        network.open(StateShape.of(averaged), node=machine_id())
+        peer = LoopPeer(averaged, GossipEngine(settings, network, network.seat), network.seat, settings)
     except BaseException:
-        sidecar.end()
+        network.end()
         raise
     try:
         print(f"ray_gossip: others join with initial_peers={list(peer.multiaddrs)}", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ from ray_gossip.gossip.protocols import Engine, StateShape
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.optimizer import build_optimizer
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
-from ray_gossip.sidecar.client import Sidecar
+from ray_gossip.sidecar.network import Network
 from ray_gossip.trainer import Trainer, averaged_state
 
 
@@ -91,16 +91,18 @@ class Peer:
             raise ConfigError(
                 "data.factory or model.factory has used CUDA before engine=hivemind forks: leave all on the CPU"
             )
-        self._sidecar = Sidecar()
+        self._network = Network(
+            config,
+            listen=listen,
+            initial_peers=initial_peers(),
+            place=founder.place(config) if founder else None,
+        )
+        self.peer_index, self.charter = self._network.seat.peer_index, self._network.seat.charter
         try:
-            self._seat = self._sidecar.take_seat(
-                config, listen=listen, initial_peers=initial_peers(), place=founder.place(config) if founder else None
-            )
-            self.peer_index, self.charter = self._seat.peer_index, self._seat.charter
-            self._sidecar.open(config, self._seat, shape=StateShape.of(averaged), node=node, data=dataset.digest())
+            self._network.open(StateShape.of(averaged), node=node, data=dataset.digest())
             self.engine = self._build_engine(dataset.digest())
         except BaseException:
-            self._sidecar.end()
+            self._network.end()
             raise
         self._joins_running, self._finished = founder is None, False
         founders = range(self.charter.num_peers)
@@ -120,7 +122,7 @@ class Peer:
         return PeerStarted(
             peer_index=self.peer_index,
             wall_time=time.time(),
-            peer_id=self._seat.peer_id,
+            peer_id=self._network.seat.peer_id,
             multiaddrs=self.multiaddrs(),
             pid=os.getpid(),
             node=socket.gethostname(),
@@ -135,7 +137,7 @@ class Peer:
 
     def multiaddrs(self) -> tuple[str, ...]:
         """Where other peers can dial this one."""
-        return self._seat.multiaddrs
+        return self._network.seat.multiaddrs
 
     def run(self, *, founders: int) -> Iterator[list[Record]]:
         """Train until `train.local_steps` or `stop()`; yields what happened every `train.report_s` seconds, also in
@@ -240,12 +242,12 @@ class Peer:
             self._turn.release()
 
     def _build_engine(self, data: str) -> Engine:
-        engine = GossipEngine(self.config, self._sidecar, self._seat, data=data)
+        engine = GossipEngine(self.config, self._network, self._network.seat, data=data)
         if self.config.engine == "gossip":
             return engine
         from ray_gossip.hive.shipped import HivemindEngine
 
-        return HivemindEngine(self.config, engine, self._seat)
+        return HivemindEngine(self.config, engine, self._network.seat)
 
     def _shard(self) -> Tensor:
         """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""

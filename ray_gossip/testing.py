@@ -22,7 +22,7 @@ from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.records import RoundReport
-from ray_gossip.sidecar.client import Sidecar
+from ray_gossip.sidecar.network import Network
 
 START_S = 60.0
 CALL_S = 60.0
@@ -171,14 +171,11 @@ class GossipPeer:
     """One real peer: DHT, libp2p daemon, averager; its whole model is one vector."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        self.sidecar = Sidecar()
         charter = Charter.of(config, run_id="test", has_driver=True)
-        self.seat = self.sidecar.take_seat(
-            config, listen=Listen(), initial_peers=initial_peers, place=(charter, peer_index)
-        )
-        shape = StateShape(size=size, num_parameters=size)
-        self.sidecar.open(config, self.seat, shape=shape, data=self.data_of(peer_index))
-        self.engine = GossipEngine(config, self.sidecar, self.seat, data=self.data_of(peer_index))
+        self.network = Network(config, listen=Listen(), initial_peers=initial_peers, place=(charter, peer_index))
+        data = self.data_of(peer_index)
+        self.network.open(StateShape(size=size, num_parameters=size), data=data)
+        self.engine = GossipEngine(config, self.network, self.network.seat, data=data)
         self.state = VectorState(torch.zeros(size))
         self.engine.attach(self.state)
         self.step = 0
@@ -188,7 +185,7 @@ class GossipPeer:
         return "test"
 
     def multiaddrs(self) -> list[str]:
-        return list(self.seat.multiaddrs)
+        return list(self.network.seat.multiaddrs)
 
     def join(self) -> int:
         return len(self.engine.join(founders=self.engine.swarm.num_peers).members)

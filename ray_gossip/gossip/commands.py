@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.guests import pack
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import View
@@ -16,19 +17,33 @@ from ray_gossip.gossip.signals import Signals
 from ray_gossip.records import Record
 
 
+class Interrupted(SwarmError):
+    """The network side has died, and is started again: what was asked of it is lost, and nothing else."""
+
+
 class Commands:
     """The training process's end; how a call gets to the other is its subclass's matter."""
 
     snapshot: Tensor  # float32 [size]
     delta: Tensor  # float32 [size]
     signals: Signals
+    first_round: int  # in which this peer counts again, after its network side was started again; -1: it was not
+    notices: list[str]  # sentences for a person; whoever has passed them on takes them out
 
     def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:
         """What gives this peer's model to a newcomer; called in a thread of its own."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise SwarmError when the network side cannot go on. Costs next to nothing."""
+        """Have the network side started again if it has died, in the background. Costs next to nothing.
+
+        Raises:
+            SwarmError: that was tried too often.
+        """
+        raise NotImplementedError
+
+    def wait_until_back(self, within_s: float) -> None:
+        """Return when a network side that has died runs again, or that takes longer."""
         raise NotImplementedError
 
     def end(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.commands import Commands
+from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.entry import Entry
 from ray_gossip.gossip.leaving import Leaving
 from ray_gossip.gossip.members import View, takers
@@ -63,7 +63,7 @@ class GossipEngine:
         self.snapshot = Snapshot(averager.snapshot, usual_step_s=lambda: self.pace.usual_step_s)
         averager.hand_over_by(self.snapshot.hand_over)
         self.members: tuple[int, ...] | None = None
-        self.notices: list[str] = []  # for a person to read; whoever has passed them on takes them out
+        self.notices = averager.notices
         self._charter = seat.charter
         self._latest_members: tuple[int, ...] = ()
         self._is_guest = self._has_looked = False
@@ -165,7 +165,9 @@ class GossipEngine:
         """What guests have told this peer up to the last time that this was asked; waits for nothing."""
         records: list[Record] = []
         if self._guest_records is not None and self._guest_records.done():
-            records, self._guest_records = self._guest_records.result(), None
+            done, self._guest_records = self._guest_records, None
+            with contextlib.suppress(Interrupted):
+                records = done.result()
         if self._guest_records is None:
             self._guest_records = self.averager.take_guest_records()
         return records
@@ -209,7 +211,8 @@ class GossipEngine:
         self.snapshot.take(local_step)
         samples = self.snapshot.state.samples
         weight = float(max(1, samples - self._snapshot_samples)) if self.gossip.weight_by_samples else 1.0
-        round = self.pace.begin(self._position(local_step), called=self.averager.signals.called)
+        called = max(self.averager.signals.called, self.averager.first_round)
+        round = self.pace.begin(self._position(local_step), called=called)
         future = self.averager.gossip_round(
             round, local_step=local_step, weight=weight, wait_s=self.pace.wait_s, interval_s=self.pace.interval_s
         )
@@ -221,7 +224,10 @@ class GossipEngine:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         started = time.monotonic()
-        result: RoundResult = self._wait(pending.result)
+        try:
+            result: RoundResult = self._wait(pending.result)
+        except Interrupted as died:
+            result = RoundResult.interrupted(pending.round, str(died), members=self._latest_members)
         if result.outcome == "averaged":
             self.snapshot.state.add_to_state(self.averager.delta)
         if result.allreduce_s:

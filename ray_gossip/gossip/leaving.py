@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.commands import Commands
+from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.members import View
 from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.round import FINAL_ROUND, RoundResult
@@ -42,11 +42,16 @@ class Leaving:
         bytes_sent = 0
         for attempt in range(_FINAL_ATTEMPTS):
             self._snapshot.take(local_step)
-            with contextlib.suppress(*_LATE):  # then the last view counts, as in any round
+            self._averager.wait_until_back(self._final_s)
+            with contextlib.suppress(*_LATE, Interrupted):  # then the last view counts, as in any round
                 self._averager.read_members().result(timeout=_READ_S)
-            result: RoundResult = self._wait(
-                self._averager.gossip_round(FINAL_ROUND + attempt, local_step=local_step, wait_s=self._final_s)
-            )
+            round = FINAL_ROUND + attempt
+            try:
+                result: RoundResult = self._wait(
+                    self._averager.gossip_round(round, local_step=local_step, wait_s=self._final_s)
+                )
+            except Interrupted as died:
+                result = RoundResult.interrupted(round, str(died), members=())
             bytes_sent += result.bytes_sent
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)

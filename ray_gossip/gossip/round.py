@@ -30,6 +30,27 @@ class RoundResult:
     is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
 
+    @classmethod
+    def interrupted(cls, round: int, cause: str, *, members: tuple[int, ...]) -> RoundResult:
+        """Of a round whose end nobody can tell: as if it had failed."""
+        return cls(
+            round=round,
+            outcome="failed",
+            cause=cause,
+            group=(),
+            matchmaking_s=0.0,
+            allreduce_s=0.0,
+            bytes_sent=0,
+            moved=0.0,
+            sketch_before=(),
+            sketch_after=(),
+            stretch=1,
+            is_early=False,
+            num_members=0,
+            is_hermit=False,
+            members=members,
+        )
+
     def report(self, *, peer_index: int, began_at: int, ended_at: int, blocked_s: float) -> RoundReport:
         """What the training process tells of it.
 

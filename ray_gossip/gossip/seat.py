@@ -21,6 +21,15 @@ class Listen:
         """For a process with another working directory."""
         return self if self.identity_path is None else replace(self, identity_path=self.identity_path.absolute())
 
+    def at_port_of(self, multiaddrs: tuple[str, ...]) -> Listen:
+        """Where a peer has listened that was told any free port; others may know it."""
+        (port,) = {address.split("/tcp/")[1].split("/")[0] for address in multiaddrs if "/tcp/" in address} or {"0"}
+        hosts = tuple(
+            f"{each.removesuffix('/tcp/0')}/tcp/{port}" if each.endswith("/tcp/0") else each
+            for each in self.host_maddrs
+        )
+        return replace(self, host_maddrs=hosts)
+
     @classmethod
     def at(cls, ip_address: str) -> Listen:
         """A free port of this address, of version 4 or 6."""

@@ -216,6 +216,12 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             why = "it shares none yet"
         return why
 
+    async def _addresses(self) -> tuple[str, ...]:
+        """Multiaddrs of the other members, as far as the daemon is connected to them."""
+        members = {member.peer_id for member in self._membership.view.present} - {self._own.peer_id}
+        known = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
+        return tuple(f"{address}/p2p/{peer_id}" for peer_id, all_ in known if peer_id in members for address in all_)
+
     async def _leave(self) -> None:
         await self._membership.leave()
 

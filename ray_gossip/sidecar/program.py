@@ -9,7 +9,11 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from hivemind.p2p import P2P
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
@@ -65,8 +69,8 @@ class _Program:
                     self._end()
                     self._wire.send((number, None, None))
                     break
-                elif method in ("take_seat", "open"):
-                    self._prepare(number, arguments, file)
+                elif file is not None:
+                    self._prepare(number, method, file, arguments)
                 else:
                     assert self._averager is not None
                     self._averager.call(number, method, arguments)
@@ -74,19 +78,17 @@ class _Program:
             pass  # the training process is gone
         os._exit(0)  # the kernel ends what this process has forked
 
-    def _prepare(self, number: int, arguments: dict[str, Any], file: int | None) -> None:
+    def _prepare(self, number: int, method: str, file: int, arguments: dict[str, Any]) -> None:
         value, error = None, None
         try:
-            if file is None:
-                value = self.take_seat(**arguments)
-            else:
-                self.open(file, **arguments)
+            value = getattr(self, method)(file, **arguments)
         except Exception as problem:
             error = problem
         self._wire.send((number, value, error))
 
     def take_seat(
         self,
+        identity: int,
         *,
         config: Config,
         listen: Listen,
@@ -96,6 +98,10 @@ class _Program:
     ) -> Seat:
         """Join the DHT; a charter and an index of its own if none are given."""
         start_s = config.swarm.start_s
+        if listen.identity_path is None:  # of this peer only, and of all its sidecars
+            listen = replace(listen, identity_path=Path(f"/proc/{os.getpid()}/fd/{identity}"))
+            if os.fstat(identity).st_size == 0:
+                P2P.generate_identity(str(listen.identity_path))
         self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
         threading.Thread(target=self._watch, args=[NetworkProcesses(self._dht)], daemon=True).start()
         if place is None:

@@ -1,0 +1,214 @@
+"""The network side of a peer, seen from its training process: a sidecar, and another one when that dies or goes deaf."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
+from typing import Any
+
+from ray_gossip.config import Config
+from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.commands import Commands, Interrupted
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.members import Member, View
+from ray_gossip.gossip.memory import Memory
+from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.gossip.seat import Listen, Seat
+from ray_gossip.gossip.signals import Pulse, Signals
+from ray_gossip.sidecar.client import Sidecar
+
+_HUNG_S = 30.0  # a sidecar that has given no sign of life for so long is hung
+_PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # before each try to start another
+_BUDGET, _BUDGET_S = 10, 300.0  # restarts in so many seconds; more, and something is wrong that no restart mends
+_ADDRESSES_S = 5.0  # how often to ask where the others can be dialled
+_AHEAD = 2  # rounds; by then all others have seen the new declaration
+
+
+class Network(Commands):
+    """Takes a seat in a swarm, and keeps it.
+
+    Args:
+        initial_peers: multiaddrs to dial; empty: found a swarm.
+        place: charter and peer index of a founder; None: what the swarm has, and a free index.
+        shared: beginnings of the keys in which this config must be as the swarm's.
+
+    Raises:
+        ConfigError: the config does not fit into the swarm.
+        SwarmError: it cannot listen there, or finds no swarm.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        listen: Listen,
+        initial_peers: Sequence[str],
+        place: tuple[Charter, int] | None = None,
+        shared: tuple[str, ...] = ("",),
+    ) -> None:
+        self._config, self._listen, self._others = config, listen.absolute(), tuple(initial_peers)
+        self._identity = os.memfd_create("ray_gossip identity")
+        self._given_up = ""
+        self._is_restarting, self._is_ending = threading.Event(), False
+        self._restarts: deque[float] = deque(maxlen=_BUDGET)
+        self._hand_over: Callable[[], Handover] | None = None
+        self._began_as: str | None = None  # once declared
+        self._shares = False
+        self._addresses: Future[tuple[str, ...]] | None = None
+        self._addresses_at = time.monotonic()
+        self.first_round = -1
+        self.notices: list[str] = []
+        self._sidecar = Sidecar()
+        try:
+            self.seat = self._take_seat(self._sidecar, initial_peers=self._others, place=place, shared=shared)
+        except BaseException:
+            self._sidecar.end()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the present sidecar."""
+        return self._sidecar.pid
+
+    def open(self, shape: StateShape, *, node: str = "", data: str = "") -> None:
+        """Start averaging states of this shape.
+
+        Args:
+            node: peers with the same node share a machine.
+            data: a digest of the swarm's samples, as this peer has them; empty: it has its own, and the swarm's are
+                dealt to the others.
+        """
+        self._memory, self._shape = Memory(shape.size), shape
+        self.snapshot, self.delta = self._memory.snapshot, self._memory.delta
+        self.signals = Signals(self._memory.signals)
+        self.signals.begin()
+        seat = self.seat
+        self._own = Member(
+            peer_id=seat.peer_id, peer_index=seat.peer_index, node=node, has_own_data=not data, data=data
+        )
+        self._open(self._sidecar)
+        self._pulse = Pulse()
+
+    def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:
+        self._hand_over = self._sidecar.hand_over = hand_over
+
+    def check(self) -> None:
+        if self._given_up:
+            raise SwarmError(self._given_up)
+        if self._is_restarting.is_set() or self._is_ending:
+            return
+        if why := self._sidecar.why_dead:
+            self._replace(why)
+        elif self._pulse.feel(self.signals.ticked_ns) > _HUNG_S:
+            self._replace(f"the network process of this peer has been hung for {_HUNG_S:g} s")
+        elif time.monotonic() - self._addresses_at > _ADDRESSES_S:
+            self._look_for_addresses()
+
+    def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
+        self._began_as = began_as
+        return super().declare(from_round, is_founder=is_founder, began_as=began_as)
+
+    def share_state(self) -> Future[None]:
+        self._shares = True
+        return super().share_state()
+
+    def wait_until_back(self, within_s: float) -> None:
+        """Return when a sidecar that has died is replaced, or it takes longer."""
+        deadline = time.monotonic() + within_s
+        self.check()
+        while self._is_restarting.is_set() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        self._is_ending = True
+        self._sidecar.end()
+        with contextlib.suppress(OSError):
+            os.close(self._identity)
+
+    def _call(self, method: str, **arguments: Any) -> Future[Any]:
+        if self._is_restarting.is_set():
+            future = Future[Any]()
+            future.set_exception(Interrupted("the network process of this peer is being started again"))
+            return future
+        return self._sidecar.call(method, **arguments)
+
+    def _take_seat(self, sidecar: Sidecar, **arguments: Any) -> Seat:
+        answer = sidecar.call("take_seat", file=self._identity, config=self._config, listen=self._listen, **arguments)
+        seat: Seat = answer.result(timeout=4 * self._config.swarm.start_s)
+        return seat
+
+    def _open(self, sidecar: Sidecar) -> None:
+        answer = sidecar.call(
+            "open",
+            file=self._memory.file,
+            config=self._config,
+            shape=self._shape,
+            charter=self.seat.charter,
+            own=self._own,
+        )
+        answer.result(timeout=2 * self._config.swarm.start_s)
+
+    def _look_for_addresses(self) -> None:
+        if self._addresses is not None and self._addresses.done():
+            with contextlib.suppress(SwarmError):
+                self._others = self._addresses.result() or self._others
+            self._addresses = None
+        if self._addresses is None:
+            self._addresses_at = time.monotonic()
+            self._addresses = self._call("_addresses")
+
+    def _replace(self, why: str) -> None:
+        now = time.monotonic()
+        if len(self._restarts) == _BUDGET and now - self._restarts[0] < _BUDGET_S:
+            self._given_up = f"{why}, for the {_BUDGET + 1}th time in {_BUDGET_S:g} s"
+            raise SwarmError(self._given_up)
+        self._restarts.append(now)
+        self._is_restarting.set()
+        threading.Thread(target=self._start_another, args=[why], name="sidecar restart", daemon=True).start()
+
+    def _start_another(self, why: str) -> None:
+        started, latest = time.monotonic(), why
+        self._sidecar.kill()
+        for pause_s in _PAUSES_S:
+            time.sleep(pause_s)
+            sidecar: Sidecar | None = None
+            try:
+                sidecar = Sidecar()
+                sidecar.hand_over = self._hand_over
+                place = (self.seat.charter, self.seat.peer_index)
+                self._listen = self._listen.at_port_of(self.seat.multiaddrs)
+                seat = self._take_seat(sidecar, initial_peers=self._others, place=place, shared=())
+                self._own = replace(self._own, peer_id=seat.peer_id)
+                self._open(sidecar)
+                self._declare_again(sidecar)
+            except (SwarmError, FutureTimeoutError, TimeoutError, OSError) as error:
+                latest = str(error) or type(error).__name__
+                if sidecar is not None:
+                    sidecar.kill()
+                continue
+            self._sidecar, self.seat = sidecar, replace(self.seat, peer_id=seat.peer_id, multiaddrs=seat.multiaddrs)
+            self._pulse = Pulse()
+            self.notices.append(f"{why}; another one takes its place after {time.monotonic() - started:.1f} s")
+            self._is_restarting.clear()
+            return
+        self._given_up = f"{why}, and no other one could be started: {latest}"
+        self._is_restarting.clear()
+
+    def _declare_again(self, sidecar: Sidecar) -> None:
+        within_s = self._config.swarm.start_s
+        if self._began_as is None:
+            return
+        view: View = sidecar.call("_read_members").result(timeout=within_s)
+        self.first_round = max(view.latest_round, self.signals.called) + _AHEAD
+        joined = sidecar.call("_join", from_round=self.first_round, is_founder=False, began_as=self._began_as)
+        joined.result(timeout=within_s)
+        if self._shares:
+            sidecar.call("_share_state").result(timeout=within_s)
