@@ -1,4 +1,4 @@
-"""The network side of a peer, seen from its training process: a sidecar, and another one when that dies or goes deaf."""
+"""The network side of a peer, seen from its training process: a sidecar, and another one when it dies or is hung."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Network(Commands):
             self._replace(why)
         elif self._pulse.feel(self.signals.ticked_ns) > _HUNG_S:
             self._replace(f"the network process of this peer has been hung for {_HUNG_S:g} s")
-        elif time.monotonic() - self._addresses_at > _ADDRESSES_S:
+        else:
             self._look_for_addresses()
 
     def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
@@ -157,11 +157,12 @@ class Network(Commands):
         answer.result(timeout=2 * self._config.swarm.start_s)
 
     def _look_for_addresses(self) -> None:
+        """Where others can be dialled, for the next sidecar: those that this peer came by may be gone by then."""
         if self._addresses is not None and self._addresses.done():
             with contextlib.suppress(SwarmError):
                 self._others = self._addresses.result() or self._others
             self._addresses = None
-        if self._addresses is None:
+        if self._addresses is None and time.monotonic() - self._addresses_at > (_ADDRESSES_S if self._others else 0.5):
             self._addresses_at = time.monotonic()
             self._addresses = self._call("_addresses")
 

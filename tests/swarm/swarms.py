@@ -13,7 +13,7 @@ import torch
 from ray_gossip import config
 from ray_gossip.config import Config
 from ray_gossip.records import RoundReport
-from ray_gossip.testing import GossipPeer
+from ray_gossip.testing import GossipPeer, RemotePeer
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,15 @@ def descendants(pid: int) -> list[Process]:
     for parent in itertools.chain([Process(pid, "")], found):  # grows while it is read
         found += children.get(parent.pid, [])
     return found
+
+
+def sidecar(peer: GossipPeer) -> int:
+    """The process id of the present one."""
+    return peer.network.pid
+
+
+def network_processes(peer: RemotePeer) -> list[Process]:
+    """Sidecar, DHT and libp2p daemon of a peer, in this order."""
+    pid: int = peer.call(sidecar)
+    dht, daemon = sorted(descendants(pid), key=lambda process: process.name == "p2pd")
+    return [Process(pid, Path(f"/proc/{pid}/comm").read_text().strip()), dht, daemon]

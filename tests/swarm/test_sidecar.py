@@ -1,0 +1,101 @@
+"""A sidecar is disposable: whatever of it dies or is hung is replaced, and its trainer loses one round."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import ray_gossip.sidecar.network
+from ray_gossip import config
+from ray_gossip.config import Config
+from ray_gossip.records import RoundReport
+from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
+from tests.swarm.swarms import network_processes
+
+SIZE = 2000
+HEALED_S = 10.0
+KINDS = {"sidecar": 0, "DHT process": 1, "libp2p daemon": 2}
+
+
+def settings(*overrides: str) -> Config:
+    return config.load(None, ["gossip.group_size=2", "gossip.steps=10", "swarm.num_peers=2", *overrides])
+
+
+def paced(peer: GossipPeer, seconds: float) -> tuple[list[RoundReport], float]:
+    """Local steps of a twentieth of a second; the rounds that ended, and the longest pause between two steps."""
+    reports: list[RoundReport] = []
+    ends_at, longest = time.monotonic() + seconds, 0.0
+    while (now := time.monotonic()) < ends_at:
+        time.sleep(0.05)
+        peer.step += 1
+        reports += peer.engine.after_step(peer.step)
+        longest = max(longest, time.monotonic() - now)
+    return reports, longest
+
+
+def notices(peer: GossipPeer) -> list[str]:
+    return list(peer.engine.notices)
+
+
+class ImpatientPeer(GossipPeer):
+    """To this one a sidecar is hung after three seconds without a sign of life, not after thirty."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        ray_gossip.sidecar.network._HUNG_S = 3.0
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def disturb(peers: Peers, victim: RemotePeer, kind: str, number: signal.Signals) -> list[list[RoundReport]]:
+    """Signal one process of a peer in the middle of a training; what its rounds and those of the others became."""
+    for peer in peers:
+        peer.send(paced, HEALED_S + 5.0)
+    time.sleep(2.0)
+    os.kill(pids_of(victim)[KINDS[kind]], number)
+    answers = [peer.receive() for peer in peers]
+    assert all(longest < 1.0 for _, longest in answers)
+    return [reports for reports, _ in answers]
+
+
+_pids: dict[int, list[int]] = {}
+
+
+def pids_of(peer: RemotePeer) -> list[int]:
+    return _pids[id(peer)]
+
+
+def remember(peer: RemotePeer) -> None:
+    """Its processes, for a time in which it is busy."""
+    _pids[id(peer)] = [process.pid for process in network_processes(peer)]
+
+
+@pytest.mark.parametrize("is_founder", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_is_killed_is_replaced_and_only_the_round_in_flight_is_lost(kind: str, is_founder: bool) -> None:
+    with start_swarm(settings(), SIZE) as peers:
+        state = torch.linspace(-1, 1, SIZE)
+        peers.each(GossipPeer.set, [state, state])
+        victim = peers[0 if is_founder else 1]
+        remember(victim)
+        of_each = disturb(peers, victim, kind, signal.SIGKILL)
+        for reports in of_each:
+            assert reports[-1].outcome == "averaged", reports[-1]
+            assert reports[-1].group == (0, 1)
+        (told,) = victim.call(notices)
+        assert "of this peer died; another one takes its place after" in told
+        assert ("network process" if kind == "sidecar" else kind) in told
+        for found in peers.all(GossipPeer.get):
+            assert torch.equal(found, state)  # identical peers that average stay so, bit for bit
+
+
+def test_one_that_stands_still_is_replaced() -> None:
+    with start_swarm(settings(), SIZE, build=ImpatientPeer) as peers:
+        remember(peers[1])
+        of_each = disturb(peers, peers[1], "sidecar", signal.SIGSTOP)
+        assert all(reports[-1].outcome == "averaged" for reports in of_each), of_each
+        (told,) = peers[1].call(notices)
+        assert "the network process of this peer has been hung for 3 s; another one takes its place" in told
