@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Sequence
 from enum import IntEnum
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from hivemind.proto import averaging_pb2
 
 import ray_gossip.hive.group_mean
+import ray_gossip.sidecar.client
 from ray_gossip.config import Config
 from ray_gossip.hive.allreduce import StrictAllReduce
+from ray_gossip.sidecar import program
+from ray_gossip.sidecar.wire import Wire
 from ray_gossip.testing import GossipPeer
 
 
@@ -71,7 +75,8 @@ class FaultyPeer(GossipPeer):
     """A peer with a fault plan, empty at first."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        self.plan = _install()  # before the averager forks
+        self.plan = FaultPlan()
+        ray_gossip.sidecar.client._connect = lambda: _sidecar_with(self.plan)
         super().__init__(config, peer_index, size, initial_peers)
 
     def fail_at(self, fault: Fault, moment: Moment = Moment.SENDING, part: Part = Part.FIRST) -> None:
@@ -81,13 +86,26 @@ class FaultyPeer(GossipPeer):
         self.plan.clear()
 
     def averager_pid(self) -> int:
-        pid: int = self.engine.averager.pid
-        return pid
+        return self.network.pid
 
 
-def _install() -> FaultPlan:
-    plan = FaultPlan()
+def _sidecar_with(plan: FaultPlan) -> tuple[Wire, int]:
+    """A sidecar that is forked here, not in the nursery, and has faults."""
+    ours, theirs = socket.socketpair()
     peer_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _install(plan, peer_pid)
+        program.serve(Wire(theirs))
+    theirs.close()
+    wire = Wire(ours)
+    wire.send("hello", file=2)
+    wire.receive()
+    return wire, pid
+
+
+def _install(plan: FaultPlan, peer_pid: int) -> None:
 
     def strike(moment: Moment, part: int, num_parts: int) -> None:
         fault = plan.strikes(moment, part, num_parts)
@@ -125,4 +143,3 @@ def _install() -> FaultPlan:
 
     ray_gossip.hive.group_mean.StrictAllReduce = FaultyAllReduce  # type: ignore[attr-defined]
     hivemind.averaging.allreduce.deserialize_torch_tensor = decode_or_raise
-    return plan

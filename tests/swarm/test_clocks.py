@@ -10,7 +10,8 @@ import hivemind.dht.protocol
 import pytest
 
 from ray_gossip.errors import SwarmError
-from ray_gossip.hive import Listen, guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.testing import RemotePeer
 
 

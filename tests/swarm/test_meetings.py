@@ -12,7 +12,7 @@ import torch
 
 from ray_gossip.config import Config
 from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
-from tests.swarm.swarms import blocking, descendants, distance_from_mean, fill, gossip
+from tests.swarm.swarms import blocking, distance_from_mean, fill, gossip, network_processes, sidecar
 
 MATCHMAKING_S = 2.5
 SLACK_S = 2.0  # busy cores
@@ -119,9 +119,9 @@ def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(
 ) -> None:
     """Its averager alone, or its DHT and its libp2p daemon too, so that nothing of it answers any more."""
     stopped = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
-    pids = [swarm[stopped].call(averager_pid)]
+    pids = [swarm[stopped].call(sidecar)]
     if is_whole:
-        pids = [process.pid for process in descendants(swarm[stopped].process.pid)]
+        pids = [process.pid for process in network_processes(swarm[stopped])]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -137,11 +137,6 @@ def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     assert_average(swarm, [0, 1, 2, 3])
-
-
-def averager_pid(peer: GossipPeer) -> int:
-    pid: int = peer.engine.averager.pid
-    return pid
 
 
 def test_dead_partners_and_dead_hosts_cost_well_under_a_second() -> None:

@@ -22,6 +22,7 @@ from ray_gossip.config import Config
 from ray_gossip.hive import membership
 from ray_gossip.records import PeerStarted, RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
+from tests.swarm.swarms import network_processes
 
 SIZE = 2000
 DEADLINE_S = 60.0
@@ -128,16 +129,11 @@ def paced_for(peer: GossipPeer, seconds: float, step_s: float) -> list[RoundRepo
     return reports
 
 
-def dht_pid(peer: GossipPeer) -> int:
-    pid: int = peer.dht.pid
-    return pid
-
-
 def test_a_peer_whose_dht_process_stands_still_says_so_calls_nobody_meanwhile_and_comes_back() -> None:
     """Its declaration expires, but it still sees the others, and they would hear its calls."""
     options = settings("swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=10")
     with start_swarm(options, SIZE, build=SoonForgotten) as peers:
-        pid = peers[2].call(dht_pid)
+        pid = network_processes(peers[2])[1].pid
         os.kill(pid, signal.SIGSTOP)
         try:
             peers.all(paced_for, 8.0, 0.05)

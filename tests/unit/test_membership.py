@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, ConsensusControl, Distance
-from ray_gossip.gossip.members import Member, View, donors, takers
+from ray_gossip.gossip.members import REFRESH_S, Member, View, donors, takers
 from ray_gossip.hive import membership
 from ray_gossip.hive.membership import Membership, declarations, members_key, view_of
 from ray_gossip.schedule import groups
@@ -415,7 +415,7 @@ def test_a_round_declares_progress_and_reads_the_swarm_at_most_every_half_second
         num_stores = dht.num_stores
         assert len((await first.at_round(3, local_step=0)).members) == 1  # read less than half a second ago
         assert (dht.num_stores, first.own.round) == (num_stores, 3)
-        first._read_at -= membership.REFRESH_S
+        first._read_at -= REFRESH_S
         view = await first.at_round(4, local_step=0)
         assert len(view.members) == 2
         assert view.latest_round == 4
@@ -489,7 +489,7 @@ def test_a_round_does_not_wait_for_a_dht_that_hangs(monkeypatch: pytest.MonkeyPa
         await first.join(0)
         await second.join(0)
         dht.answers.clear()
-        first._read_at -= membership.REFRESH_S
+        first._read_at -= REFRESH_S
         started = time.monotonic()
         assert len((await first.at_round(0, local_step=0)).members) == 1  # the last that it knows
         assert 0.1 <= time.monotonic() - started < 1.0
