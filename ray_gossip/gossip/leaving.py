@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
+from ray_gossip.causes import IS_DONE, OTHER_VIEW
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.members import View
@@ -16,7 +17,8 @@ from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.round import FINAL_ROUND, RoundResult
 from ray_gossip.gossip.snapshot import Snapshot
 
-_FINAL_ATTEMPTS = 3
+_FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3
+_DISAGREE_S = 1.0  # before another final round, when one member counts a dead peer that another does not
 _READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
 _LEAVE_S = 3.0  # to announce a departure
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
@@ -39,29 +41,32 @@ class Leaving:
 
     def agree(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
-        bytes_sent = 0
+        bytes_sent, had_others, deadline = 0, False, time.monotonic() + self._final_s
         for attempt in range(_FINAL_ATTEMPTS):
             self._snapshot.take(local_step)
             self._averager.wait_until_back(self._final_s)
             with contextlib.suppress(*_LATE, Interrupted):  # then the last view counts, as in any round
                 self._averager.read_members().result(timeout=_READ_S)
-            round = FINAL_ROUND + attempt
+            round, wait_s = FINAL_ROUND + attempt, max(_READ_S, deadline - time.monotonic())
             try:
                 result: RoundResult = self._wait(
-                    self._averager.gossip_round(round, local_step=local_step, wait_s=self._final_s)
+                    self._averager.gossip_round(round, local_step=local_step, wait_s=wait_s)
                 )
             except Interrupted as died:
                 result = RoundResult.interrupted(round, str(died), members=())
             bytes_sent += result.bytes_sent
+            had_others |= result.num_members > 1 or result.is_hermit
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)
-            if result.outcome in ("averaged", "alone"):
+            if not _is_worth_another(result, attempt) or time.monotonic() > deadline:
                 break
+            if OTHER_VIEW in result.cause:
+                time.sleep(_DISAGREE_S)
         return FinalResult(
             reports=[],
             outcome=result.outcome,
             cause=result.cause,
-            agreed=result.outcome == "averaged" or (result.num_members == 1 and not result.is_hermit),
+            agreed=result.outcome == "averaged" or not had_others,
             bytes_sent=bytes_sent,
             sketch=result.sketch_after,
         )
@@ -83,3 +88,11 @@ class Leaving:
         with contextlib.suppress(*_LATE, SwarmError):  # it may have died: then others see the declaration expire
             self._averager.leave().result(timeout=_LEAVE_S)
         self._averager.end()
+
+
+def _is_worth_another(result: RoundResult, attempt: int) -> bool:
+    """Whether a final round after this one may agree better: it failed, or met somebody that counted other members (a
+    dead peer expires for one a moment earlier than for the other), or that is a final round ahead."""
+    if result.outcome in ("failed", "partial"):
+        return attempt + 1 < _FAILED_ATTEMPTS
+    return OTHER_VIEW in result.cause or (result.outcome == "alone" and IS_DONE in result.cause)
