@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from harness import BenchmarkPeer, all_at_once, conclude, print_table, start_peers
 from numpy.typing import NDArray
-from ray_gossip.hive.gossip import GossipEngine
 
 from ray_gossip.config import parse
+from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.mixing import consensus_distance
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import Peers, VectorState

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import time
@@ -11,35 +12,47 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hivemind import DHT
 
 from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import Engine, StateShape, TrainingState
-from ray_gossip.hive import Listen, build_engine, guard_forks, quiet_hivemind, start_dht
+from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht
+from ray_gossip.hive.shipped import HivemindEngine
 from ray_gossip.records import RoundReport
+from ray_gossip.sidecar.network import Network
 from ray_gossip.testing import Peers, RemotePeer
 
 START_S = 120.0
 
 
 class BenchmarkPeer:
-    """One real peer: a DHT node that stays, and engines that come and go, each with a swarm of its own.
+    """One real peer: engines come and go, each with a network side and a swarm of its own.
 
-    Starting a process and its DHT node is the slow part of a peer; a new engine is a fork.
+    The first one has a DHT node that stays: there they find each other.
     """
 
     engine: Engine
+    network: Network
     config: Config
 
     def __init__(self, peer_index: int, initial_peers: Sequence[str]) -> None:
+        torch.set_num_threads(1)  # as Ray does for an actor that has one CPU or less
+        self.peer_index, self._initial_peers = peer_index, list(initial_peers)
+        if not initial_peers:
+            self._initial_peers = [str(address) for address in self.dht.get_visible_maddrs()]
+
+    @functools.cached_property
+    def dht(self) -> DHT:
+        """A node of this process, from when it is first asked for: of the first peer, and for hivemind as shipped."""
         guard_forks()
         quiet_hivemind()
-        torch.set_num_threads(1)  # as Ray does for an actor that has one CPU or less
-        self.peer_index = peer_index
-        self.dht = start_dht(initial_peers=initial_peers, listen=Listen(), start_s=START_S)
+        return start_dht(initial_peers=self._initial_peers, listen=Listen(), start_s=START_S)
 
     def multiaddrs(self) -> list[str]:
-        return [str(address) for address in self.dht.get_visible_maddrs()]
+        return self._initial_peers
 
     first_step = 0  # the local step at which this peer begins
 
@@ -56,15 +69,12 @@ class BenchmarkPeer:
         """Build the engine that the config names, and join the swarm `run_id`, which begins or runs."""
         self.config = config
         charter = Charter.of(config, run_id=run_id, has_driver=False)
-        self.engine = build_engine(
-            config,
-            dht=self.dht,
-            charter=charter,
-            peer_index=self.peer_index,
-            shape=StateShape(size=state_size, num_parameters=state_size),
-            node=node,
-            data="benchmark",
+        self.network = Network(
+            config, listen=Listen(), initial_peers=self._initial_peers, place=(charter, self.peer_index)
         )
+        self.network.open(StateShape(size=state_size, num_parameters=state_size), node=node, data="benchmark")
+        engine = GossipEngine(config, self.network, self.network.seat, data="benchmark")
+        self.engine = HivemindEngine(config, engine, self.network.seat) if config.engine == "hivemind" else engine
         self.engine.attach(state)
         if is_founder:
             self.engine.join(founders=config.swarm.num_peers)

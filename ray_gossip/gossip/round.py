@@ -29,6 +29,7 @@ class RoundResult:
     num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
+    kept_in: int = 0  # which half of `Memory.kept` holds what counts in later rounds, if this one is applied
 
     @classmethod
     def interrupted(cls, round: int, cause: str, *, members: tuple[int, ...]) -> RoundResult:

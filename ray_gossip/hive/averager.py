@@ -38,6 +38,7 @@ from ray_gossip.gossip.round import FINAL_ROUND, NoRound, RoundResult
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.download import receive, send
 from ray_gossip.hive.group_mean import GroupMean
+from ray_gossip.hive.health import first_silent
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous, Stage
@@ -45,6 +46,7 @@ from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.hive.rounds import Rounds
 from ray_gossip.records import Record
 
+SILENT_S = 15.0  # a DHT process or daemon that has not answered for so long is hung; others see it expire by then
 _TICK_S = 0.5  # the averager gives a sign of life this often
 _WINDOW_S = 5.0  # of hivemind's own matchmaking
 _LONGEST_MEETING_S = 600.0  # mostly it is the first member's interval that ends a meeting
@@ -60,6 +62,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         shape: what is averaged.
         hand_over: asks the training process for this peer's model, for a newcomer.
         reply: takes the number of a call, its result or its error. In any thread; may block.
+        on_silent: takes the name of a process below that has not answered for long.
         own: how this peer declares itself.
         final_s: how long the meeting of a final round waits.
     """
@@ -75,6 +78,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         shape: StateShape,
         hand_over: Callable[[], Future[Handover]],
         reply: Callable[[int, Any, Exception | None], None],
+        on_silent: Callable[[str], None],
         charter: Charter,
         own: Member,
         gossip: GossipConfig,
@@ -82,7 +86,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         seed: int,
     ) -> None:
         self.gossip, self.final_s = gossip, final_s
-        self.signals, self._reply = Signals(memory.signals), reply
+        self.signals, self._reply, self._on_silent = Signals(memory.signals), reply, on_silent
         control = ConsensusControl(gossip.consensus_target) if gossip.consensus_target is not None else None
         self._membership = Membership(dht, charter=charter, own=own, control=control)
         self._guests = GuestBook(charter.num_peers)
@@ -104,6 +108,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             shutdown_timeout=_SHUTDOWN_S,
         )
         self._averaged_tensors = (memory.snapshot,)
+        self._kept, self._kept_in = memory.kept, 0
         self._ready: Future[None] = Future()  # hivemind's own is for another process to wait for
         self._rendezvous = Rendezvous(
             peer_id=own.peer_id,
@@ -154,6 +159,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
     async def _begin(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ticking = asyncio.create_task(self._tick())
+        self._hearing = asyncio.create_task(self._hear())
         self._begun.set()
 
     async def _answer(self, number: int, method: str, arguments: dict[str, Any]) -> None:
@@ -170,23 +176,40 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self.allow_state_sharing = True
 
     async def _gossip_round(self, round: int, **arguments: Any) -> RoundResult:
-        return await self._rounds.run(round, **arguments)
+        result = await self._rounds.run(round, **arguments)
+        if result.outcome == "averaged":
+            self._kept_in = 1 - self._kept_in
+            self._mixer.keep(self._kept[self._kept_in])
+        return replace(result, kept_in=self._kept_in)
 
     @property
     def _own(self) -> Member:
         return self._membership.own
 
     async def _join(self, from_round: int, is_founder: bool, began_as: str) -> View:
-        self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
+        self._start(is_founder=is_founder)
+        return await self._membership.join(from_round, began_as=began_as)
+
+    async def _join_again(self, from_round: int, began_as: str, kept_in: int) -> View:
+        self._mixer.start(self._averaged_tensors[0], is_founder=False)
+        self._kept_in = kept_in
+        self._mixer.restore(self._kept[kept_in])
         return await self._membership.join(from_round, began_as=began_as)
 
     async def _start_anew(self) -> None:
-        self._mixer.start(self._averaged_tensors[0], is_founder=True)
+        self._start(is_founder=True)
+
+    def _start(self, *, is_founder: bool) -> None:
+        self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
+        self._mixer.keep(self._kept[self._kept_in])
 
     async def _tick(self) -> None:
         while True:
             self.signals.tick()
             await asyncio.sleep(_TICK_S)
+
+    async def _hear(self) -> None:
+        self._on_silent(await first_silent(self.dht, self._p2p, silent_s=SILENT_S))
 
     async def _read_members(self) -> View:
         return await self._membership.read()

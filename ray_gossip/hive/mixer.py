@@ -60,6 +60,32 @@ class Mixer:
         if is_founder:
             self.set_anchor(state)
 
+    def keep(self, out: torch.Tensor) -> None:
+        """Copy all that counts in later rounds into `out`, float32 [num_kept]."""
+        if out.numel():
+            out[0] = float(self._anchor is not None)
+            for there, here in zip(self._split(out), self._arrays(), strict=True):
+                there.copy_(here)
+
+    def restore(self, kept: torch.Tensor) -> None:
+        """Go on as the one did that has kept this. After `start`."""
+        if kept.numel():
+            if kept[0] and self._anchor is None:
+                self._anchor = torch.empty(self._num_parameters)
+            for there, here in zip(self._split(kept), self._arrays(), strict=True):
+                here.copy_(there)
+            self.anchor_id = NO_ANCHOR if self._anchor is None else anchor_id(self._anchor)
+
+    def _arrays(self) -> list[torch.Tensor]:
+        outer = () if self._outer is None else map(torch.from_numpy, self._outer.kept)
+        return [*([] if self._anchor is None else [self._anchor]), *outer]
+
+    def _split(self, kept: torch.Tensor) -> list[torch.Tensor]:
+        """One for each of the arrays: an anchor, when there is one, has its place at the end."""
+        arrays = kept[1:].split(self._num_parameters) if self._num_parameters else []
+        num_outer = 0 if self._outer is None else 2
+        return [*([] if self._anchor is None else [arrays[-1]]), *arrays[:num_outer]]
+
     def set_anchor(self, state: torch.Tensor) -> None:
         """From now on differences are taken from this state, which the whole swarm has just agreed on. Its id follows
         from its values, so that peers that did not agree do not share it."""

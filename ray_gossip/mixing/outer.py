@@ -32,6 +32,11 @@ class OuterMomentum:
         """Go on from here [size], where the swarm has just agreed; the velocity stays."""
         self._anchor[:] = anchor
 
+    @property
+    def kept(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Anchor and velocity, each [size]: all that is kept between two steps. What is written into them counts."""
+        return self._anchor, self._velocity
+
     def step(self, mean: NDArray[Any]) -> NDArray[Any]:
         """Take one step with the mean of the group's parameters [size].
 

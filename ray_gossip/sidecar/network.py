@@ -19,13 +19,14 @@ from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member, View
-from ray_gossip.gossip.memory import Memory
+from ray_gossip.gossip.memory import Memory, num_kept
 from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.gossip.round import RoundResult
 from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.gossip.signals import Pulse, Signals
 from ray_gossip.sidecar.client import Sidecar
 
-_HUNG_S = 30.0  # a sidecar that has given no sign of life for so long is hung
+_HUNG_S = 15.0  # a sidecar that has given no sign of life for so long is hung
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # before each try to start another
 _BUDGET, _BUDGET_S = 10, 300.0  # restarts in so many seconds; more, and something is wrong that no restart mends
 _ADDRESSES_S = 5.0  # how often to ask where the others can be dialled
@@ -62,6 +63,7 @@ class Network(Commands):
         self._hand_over: Callable[[], Handover] | None = None
         self._began_as: str | None = None  # once declared
         self._shares = False
+        self._kept_in = 0  # after the last round whose end this process has heard of
         self._addresses: Future[tuple[str, ...]] | None = None
         self._addresses_at = time.monotonic()
         self.first_round = -1
@@ -86,7 +88,8 @@ class Network(Commands):
             data: a digest of the swarm's samples, as this peer has them; empty: it has its own, and the swarm's are
                 dealt to the others.
         """
-        self._memory, self._shape = Memory(shape.size), shape
+        self._memory = Memory(shape.size, num_kept=num_kept(self._config.gossip, shape.num_parameters))
+        self._shape = shape
         self.snapshot, self.delta = self._memory.snapshot, self._memory.delta
         self.signals = Signals(self._memory.signals)
         self.signals.begin()
@@ -115,6 +118,15 @@ class Network(Commands):
     def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
         self._began_as = began_as
         return super().declare(from_round, is_founder=is_founder, began_as=began_as)
+
+    def gossip_round(self, round: int, **arguments: Any) -> Future[RoundResult]:
+        future = super().gossip_round(round, **arguments)
+        future.add_done_callback(self._note_kept)
+        return future
+
+    def _note_kept(self, future: Future[RoundResult]) -> None:
+        if future.exception() is None:
+            self._kept_in = future.result().kept_in
 
     def share_state(self) -> Future[None]:
         self._shares = True
@@ -209,7 +221,9 @@ class Network(Commands):
             return
         view: View = sidecar.call("_read_members").result(timeout=within_s)
         self.first_round = max(view.latest_round, self.signals.called) + _AHEAD
-        joined = sidecar.call("_join", from_round=self.first_round, is_founder=False, began_as=self._began_as)
+        joined = sidecar.call(
+            "_join_again", from_round=self.first_round, began_as=self._began_as, kept_in=self._kept_in
+        )
         joined.result(timeout=within_s)
         if self._shares:
             sidecar.call("_share_state").result(timeout=within_s)

@@ -20,11 +20,11 @@ from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member
-from ray_gossip.gossip.memory import Memory
+from ray_gossip.gossip.memory import Memory, num_kept
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
-from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.averager import SILENT_S, GossipAverager
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.process import NetworkProcesses, renew_locks
 from ray_gossip.sidecar.parcel import opened
@@ -128,11 +128,12 @@ class _Program:
         """Start the averager."""
         check_codec(config.gossip.compression)
         self._averager = GossipAverager(
-            Memory(shape.size, file=file),
+            Memory(shape.size, num_kept=num_kept(config.gossip, shape.num_parameters), file=file),
             self._dht,
             shape=shape,
             hand_over=self._ask_for_model,
             reply=self._reply,
+            on_silent=lambda name: self._give_up(f"the {name} of this peer has been hung for {SILENT_S:g} s"),
             charter=charter,
             own=own,
             gossip=config.gossip,
@@ -163,8 +164,11 @@ class _Program:
         never = threading.Event()
         while not never.wait(_LOOK_S):
             if dead := network.dead:
-                self._reply(-1, None, SwarmError(f"the {dead} of this peer died"))
-                os._exit(1)
+                self._give_up(f"the {dead} of this peer died")
+
+    def _give_up(self, why: str) -> None:
+        self._reply(-1, None, SwarmError(why))
+        os._exit(1)
 
     def _end(self) -> None:
         if self._averager is not None:

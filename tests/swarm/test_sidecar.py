@@ -43,7 +43,7 @@ def notices(peer: GossipPeer) -> list[str]:
 
 
 class ImpatientPeer(GossipPeer):
-    """To this one a sidecar is hung after three seconds without a sign of life, not after thirty."""
+    """To this one a sidecar is hung after three seconds without a sign of life, not after fifteen."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
         ray_gossip.sidecar.network._HUNG_S = 3.0

@@ -18,6 +18,7 @@ from hivemind.compression import (
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.errors import ConfigError
+from ray_gossip.gossip.memory import num_kept
 from ray_gossip.hive.codec import WholeRange8Bit
 from ray_gossip.hive.mixer import NO_ANCHOR, Mixer, anchor_id, check_codec
 
@@ -152,6 +153,28 @@ def test_an_exact_round_loses_nothing_and_becomes_the_next_anchor() -> None:
     assert mixing.anchor_id != before
     (later, _), _ = sent_by(mixing, STATE + 1)
     torch.testing.assert_close(later, torch.ones(NUM_PARAMETERS))
+
+
+@pytest.mark.parametrize("is_founder", [True, False])
+@pytest.mark.parametrize("outer", ["none", "nesterov"])
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_one_that_is_started_again_goes_on_with_what_was_kept(compression: str, outer: str, is_founder: bool) -> None:
+    gossip = GossipConfig.model_validate({"compression": compression, "outer": outer})
+    first = mixer(is_founder=is_founder, **gossip.model_dump())
+    kept = torch.full((num_kept(gossip, NUM_PARAMETERS),), math.nan)
+    for turn in range(3):
+        first.change(STATE + turn, torch.full_like(STATE, 0.1), alpha=1.0, plain=False)
+    first.keep(kept)
+    assert torch.isfinite(kept).all() or not is_founder  # there may be no anchor yet
+    second = mixer(torch.zeros_like(START), is_founder=False, **gossip.model_dump())
+    second.restore(kept)
+    assert second.anchor_id == first.anchor_id
+    for (sent, codec), (again, same_codec) in zip(sent_by(first), sent_by(second), strict=True):
+        assert torch.equal(sent, again)
+        assert codec is same_codec
+    for _ in range(2):
+        ends = [one.change(STATE, torch.full_like(STATE, 0.2), alpha=1.0, plain=False) for one in (first, second)]
+        assert np.array_equal(*ends)
 
 
 def test_alpha_moves_a_peer_part_of_the_way() -> None:
