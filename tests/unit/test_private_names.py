@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ray_gossip
@@ -50,8 +50,6 @@ def used_of_others() -> set[str]:
             match node:
                 case ast.Attribute(attr=name):
                     found.add(name)
-                case ast.Call(args=[ast.Tuple(elts=[ast.Constant(value=str(name)), *_])]):  # a message with a name
-                    found.add(name)
                 case ast.ImportFrom(module=str(module), level=0) if not module.startswith("ray_gossip"):
                     found |= {*module.split("."), *(alias.name for alias in node.names)}
     return {name for name in found if is_private(name)} - own_names() - PUBLIC
@@ -69,6 +67,10 @@ def attributes(kind: type) -> set[str]:
     return {name for name in found if is_private(name)}
 
 
+def all_attributes(kinds: Iterable[type]) -> set[str]:
+    return {name for kind in kinds for name in attributes(kind)}
+
+
 def taken_over() -> set[str]:
     """Private names of other libraries' classes that subclasses here define anew or assign to."""
     found = set()
@@ -78,7 +80,8 @@ def taken_over() -> set[str]:
         for kind in vars(importlib.import_module(module.name)).values():
             if inspect.isclass(kind) and kind.__module__ == module.name:
                 others = [base for base in kind.__mro__ if base.__module__.split(".")[0] in ("hivemind", "ray")]
-                found |= attributes(kind) & {name for base in others for name in attributes(base)}
+                ours = [base for base in kind.__mro__ if base.__module__.startswith("ray_gossip.")]
+                found |= all_attributes(ours) & all_attributes(others)
     return found
 
 

@@ -1,6 +1,6 @@
 """A program in which two peers train, each in a thread of its own; they agree in the end.
 
-    python two_peers.py [START_METHOD]
+python two_peers.py [START_METHOD]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def two_peers() -> None:
     entered: list[tuple[LoopPeer, nn.Module]] = []
     for value in (1.0, 2.0):
         addresses = entered[0][0].multiaddrs if entered else ()
-        thread = threading.Thread(target=lambda value, addresses: entered.append(enter(value, addresses)), args=(value, addresses))  # fmt: skip
+        thread = threading.Thread(target=lambda *words: entered.append(enter(*words)), args=(value, addresses))
         thread.start()
         thread.join()
     ended: list[str | None] = []
@@ -54,7 +54,7 @@ def two_peers() -> None:
     assert ended == ["averaged"] * 2, ended
     assert all(peer.rounds["averaged"] >= 3 for peer, _ in entered), [peer.rounds for peer, _ in entered]
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0.0)
-    assert 1.0 <= first.min()
+    assert first.min() >= 1.0
     assert first.max() <= 2.0
     assert "hivemind" not in sys.modules
     print("agreed")
