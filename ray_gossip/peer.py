@@ -44,9 +44,9 @@ class Founder:
 
 
 class Peer:
-    """A member of the swarm: a trainer, a DHT node and an averager, ready to run.
+    """A member of the swarm: a trainer and its network side, ready to run.
 
-    Build it on the main thread: hivemind forks, and CUDA must not have been touched before.
+    With engine=hivemind, build it on the main thread, and before CUDA is used: hivemind forks this process.
 
     Args:
         listen: where others can dial it.

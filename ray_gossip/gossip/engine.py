@@ -1,7 +1,7 @@
 """The engine `gossip`, training side: when a round begins, the snapshot, and applying what came back.
 
 One round is in flight at most (pipelined rounds with alpha = 1 do not contract). The training thread copies the
-snapshot out and the delta in; everything between happens in the averager process.
+snapshot out and the delta in; everything between happens in the sidecar.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class GossipEngine:
         return records
 
     def shutdown(self) -> None:
-        """Announce the departure and end the averager process."""
+        """Announce the departure and end the network side."""
         self._leaving.shutdown()
 
     def _start(self, pace: Pace, view: View) -> None:

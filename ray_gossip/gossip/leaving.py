@@ -1,4 +1,4 @@
-"""How a peer ends its part in a swarm: final rounds to agreement, a goodbye, and the end of its averager process."""
+"""How a peer ends its part in a swarm: final rounds to agreement, a goodbye, and the end of its network side."""
 
 from __future__ import annotations
 

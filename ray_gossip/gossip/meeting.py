@@ -55,7 +55,7 @@ class Gathering:
 
 @dataclass
 class Meeting:
-    """One group's meeting, in the host's averager process.
+    """One group's meeting, in the host's sidecar.
 
     It ends when everybody is there or excused; or when the first of those who have come and called can wait no longer.
 

@@ -12,7 +12,7 @@ FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one grou
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """What the averager process says about a round. The delta, if any, is in shared memory."""
+    """What the sidecar says about a round. The delta, if any, is in shared memory."""
 
     round: int  # in which this peer took part: a later one than it began, if that was over
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""What a training process and its averager process tell each other without a message: numbers in shared memory."""
+"""What a training process and its sidecar tell each other without a message: numbers in shared memory."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class Signals:
 
     @property
     def ticked_ns(self) -> int:
-        """When the averager process last gave a sign of life, CLOCK_MONOTONIC."""
+        """When the averager last gave a sign of life, CLOCK_MONOTONIC."""
         return int(self._values[_At.TICKED_NS])
 
-    # ---- the averager process says --------------------------------------------------------------------------------
+    # ---- the sidecar says ------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """The averager is alive."""

@@ -1,8 +1,8 @@
-"""The averager process: scheduled rounds on top of hivemind's `DecentralizedAverager`.
+"""Scheduled rounds on top of hivemind's `DecentralizedAverager`.
 
-Everything about a round except copying parameters happens here, in the process that hivemind forks for averaging:
-reading the members, meeting the group, the all-reduce, the sketches. The training process sends one message when a
-round begins and finds the result in a future, so that local steps feel nothing of it.
+Everything about a round except copying parameters happens here, in a thread of the sidecar: reading the members,
+meeting the group, the all-reduce, the sketches. The training process sends one message when a round begins and finds
+the result in a future, so that local steps feel nothing of it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ray_gossip.hive.rendezvous import causes_of
 
 
 class GroupMean:
-    """Computes it for one peer, one group after another. In the averager process.
+    """Computes it for one peer, one group after another. In the sidecar.
 
     Args:
         averager: hivemind's, whose calls these are.

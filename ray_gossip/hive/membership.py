@@ -51,7 +51,7 @@ def view_of(declared: Iterable[tuple[Member, float]], own: Member) -> View:
 
 
 class Membership:
-    """This peer's declaration and its view of the others. Lives in the averager process.
+    """This peer's declaration and its view of the others. Lives in the sidecar.
 
     Args:
         control: if rounds are held only when they are needed.

@@ -1,6 +1,6 @@
 """How a peer gets to its group's meeting, and how it hosts one for others.
 
-Two calls between averager processes: `rpc_meet` (come to the meeting that you host) and `rpc_coming` (are you still
+Two calls between sidecars: `rpc_meet` (come to the meeting that you host) and `rpc_coming` (are you still
 coming to this one?). Both live on the averager, which is what hivemind registers with libp2p, and end here.
 """
 

@@ -1,4 +1,4 @@
-"""The rounds of one peer, from who is in the swarm to what its parameters change by. In its averager process."""
+"""The rounds of one peer, from who is in the swarm to what its parameters change by. In its sidecar."""
 
 from __future__ import annotations
 
