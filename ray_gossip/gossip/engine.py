@@ -84,7 +84,7 @@ class GossipEngine:
         )
 
     def attach(self, state: TrainingState) -> None:
-        """Take the state that is to be averaged. On the main thread, after the model is on its device."""
+        """Take the state that is to be averaged, after the model is on its device."""
         self.snapshot.of(state)
 
     def join(self, *, founders: int, local_step: int = 0) -> View:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import dataclasses as checked
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
 
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
 
 
-@dataclass(frozen=True, kw_only=True)
+def _is_whole(summary: bytes) -> bytes:
+    if len(summary) not in (0, SUMMARY_BYTES):
+        raise ValueError("a summary of another length")
+    return summary
+
+
+@checked.dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class Member:
     """One peer as the swarm sees it."""
 
@@ -20,9 +29,9 @@ class Member:
     peer_index: int
     node: str = ""  # peers with the same node share a machine
     from_round: int = 0  # first round in which it counts
-    round: int = -1  # the last round that it began
+    round: int = -1  # the last one that it began
     local_step: int = 0  # at which it began that round
-    summary: bytes = b""  # consensus control: of its parameters when it began that round
+    summary: Annotated[bytes, AfterValidator(_is_whole)] = b""  # consensus control: of its parameters as it began that
     stretch: int = 1  # consensus control: the intervals that it would let pass between two rounds
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
@@ -33,53 +42,22 @@ class Member:
     def name(self) -> str:
         return f"peer-{self.peer_index:02d}"
 
-    def to_wire(self) -> list[Any]:
-        return [
-            self.peer_index,
-            self.node,
-            self.from_round,
-            self.round,
-            self.local_step,
-            self.summary,
-            self.stretch,
-            self.left,
-            self.has_own_data,
-            self.began_as,
-            self.data,
-        ]
+    def to_wire(self) -> dict[str, Any]:
+        """For the DHT, which keeps it under the peer's id."""
+        fields = asdict(self)
+        del fields["peer_id"]
+        return fields
 
     @classmethod
     def from_wire(cls, peer_id: str, wire: Any) -> Member | None:
         """None when the record was not written by this program: the DHT takes records from anyone."""
-        match wire:
-            case [
-                int(peer_index),
-                str(node),
-                int(from_round),
-                int(round),
-                int(local_step),
-                bytes(summary),
-                int(stretch),
-                bool(left),
-                bool(has_own_data),
-                str(began_as),
-                str(data),
-            ] if len(summary) in (0, SUMMARY_BYTES):
-                return cls(
-                    peer_id=peer_id,
-                    peer_index=peer_index,
-                    node=node,
-                    from_round=from_round,
-                    round=round,
-                    local_step=local_step,
-                    summary=summary,
-                    stretch=stretch,
-                    left=left,
-                    has_own_data=has_own_data,
-                    began_as=began_as,
-                    data=data,
-                )
-        return None
+        try:
+            return _MEMBER.validate_python({**wire, "peer_id": peer_id})
+        except (TypeError, ValidationError):
+            return None
+
+
+_MEMBER = TypeAdapter(Member)
 
 
 @dataclass(frozen=True)

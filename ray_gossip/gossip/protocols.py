@@ -73,7 +73,7 @@ class Engine(Protocol):
     """Averaging with other peers."""
 
     def attach(self, state: TrainingState) -> None:
-        """Take the state that is to be averaged. On the main thread, after the model is on its device."""
+        """Take the state to average, after the model is on its device. With engine=hivemind, on the main thread."""
 
     notices: list[str]  # sentences for a person; whoever has passed them on takes them out
 

@@ -132,9 +132,16 @@ def test_samples_are_dealt_to_those_who_bring_none() -> None:
     assert takers(present) == (0, 2)
 
 
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.binary(max_size=SUMMARY_BYTES - 1))
+SPOILT = {"peer_index": None, "round": "3", "left": 0, "node": b"here", "summary": b"short", "unknown": 1}
+
+
 @given(
     st.one_of(
-        st.none(), st.integers(), st.text(), st.binary(), st.lists(st.one_of(st.none(), st.integers(), st.text()))
+        SCALARS,
+        st.lists(SCALARS),
+        st.dictionaries(SCALARS, SCALARS),
+        st.sampled_from(sorted(SPOILT)).map(lambda key: member("A").to_wire() | {key: SPOILT[key]}),
     )
 )
 def test_what_this_program_has_not_written_is_no_member(wire: Any) -> None:
