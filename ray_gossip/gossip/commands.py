@@ -66,17 +66,31 @@ class Commands:
         return self._call("_read_members")
 
     def gossip_round(
-        self, round: int, *, local_step: int, weight: float = 1.0, wait_s: float, interval_s: float = 0.0
+        self,
+        round: int,
+        *,
+        local_step: int,
+        weight: float = 1.0,
+        wait_s: float,
+        interval_s: float = 0.0,
+        is_final: bool = False,
     ) -> Future[RoundResult]:
         """Run one round on the snapshot; when it resolves to `averaged`, `delta` holds what to add.
 
         Args:
+            round: its number; final rounds count from 0 again.
             wait_s: how long to wait for groupmates that are late.
             interval_s: until this peer's next round is due. If the round is over already, it waits that long for the
                 next one of the swarm before it calls others to it.
         """
         return self._call(
-            "_gossip_round", round=round, local_step=local_step, weight=weight, wait_s=wait_s, interval_s=interval_s
+            "_gossip_round",
+            round=round,
+            local_step=local_step,
+            weight=weight,
+            wait_s=wait_s,
+            interval_s=interval_s,
+            is_final=is_final,
         )
 
     def tell_driver(self, record: Record) -> Future[None]:

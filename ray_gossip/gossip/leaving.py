@@ -14,7 +14,7 @@ from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.members import View
 from ray_gossip.gossip.protocols import FinalResult
-from ray_gossip.gossip.round import FINAL_ROUND, RoundResult
+from ray_gossip.gossip.round import RoundResult
 from ray_gossip.gossip.snapshot import Snapshot
 
 _FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3
@@ -47,13 +47,13 @@ class Leaving:
             self._averager.wait_until_back(self._final_s)
             with contextlib.suppress(*_LATE, Interrupted):  # then the last view counts, as in any round
                 self._averager.read_members().result(timeout=_READ_S)
-            round, wait_s = FINAL_ROUND + attempt, max(_READ_S, deadline - time.monotonic())
+            wait_s = max(_READ_S, deadline - time.monotonic())
             try:
                 result: RoundResult = self._wait(
-                    self._averager.gossip_round(round, local_step=local_step, wait_s=wait_s)
+                    self._averager.gossip_round(attempt, is_final=True, local_step=local_step, wait_s=wait_s)
                 )
             except Interrupted as died:
-                result = RoundResult.interrupted(round, str(died), members=())
+                result = RoundResult.interrupted(attempt, str(died), members=())
             bytes_sent += result.bytes_sent
             had_others |= result.num_members > 1 or result.is_hermit
             if result.outcome == "averaged":

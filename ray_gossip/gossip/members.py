@@ -66,9 +66,9 @@ class View:
 
     members: tuple[Member, ...] = ()
 
-    def at(self, round: int) -> tuple[Member, ...]:
-        """Who counts in this round."""
-        return tuple(member for member in self.present if member.from_round <= round)
+    def at(self, round: int, *, is_final: bool = False) -> tuple[Member, ...]:
+        """Who counts in this round: in a final one, everybody."""
+        return tuple(member for member in self.present if is_final or member.from_round <= round)
 
     @property
     def present(self) -> tuple[Member, ...]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_gossip.records import Outcome, RoundReport
 
-FINAL_ROUND = 2**40  # rounds from here on are final ones: everybody in one group
+
+class Stage(NamedTuple):
+    """One all-reduce of a swarm: most rounds have one, exact rounds several. Later ones are greater."""
+
+    is_final: bool  # final rounds, of everybody in one group, come after all others
+    round: int  # final ones count from 0 again
+    index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +108,8 @@ class RoundSoFar:
         wait_s: how long this peer waits for groupmates that are late.
     """
 
-    def __init__(self, peer_index: int, *, round: int, wait_s: float) -> None:
-        self.round, self.wait_s = round, wait_s
+    def __init__(self, peer_index: int, *, round: int, wait_s: float, is_final: bool = False) -> None:
+        self.round, self.wait_s, self.is_final = round, wait_s, is_final
         self.due_in_s = 0.0  # until then it calls nobody to the round to which it has moved on
         self.is_lone = False  # by schedule
         self.group = {peer_index}
@@ -118,7 +125,3 @@ class RoundSoFar:
     def is_early(self) -> bool:
         """It has moved on to this round before the others, and waits for nobody when it is alone by schedule."""
         return self.due_in_s > 0 and self.is_lone
-
-    @property
-    def is_final(self) -> bool:
-        return self.round >= FINAL_ROUND

@@ -34,14 +34,14 @@ from ray_gossip.gossip.meeting import Gathering
 from ray_gossip.gossip.members import Member, View, donors
 from ray_gossip.gossip.memory import Memory
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.gossip.round import FINAL_ROUND, NoRound, RoundResult
+from ray_gossip.gossip.round import NoRound, RoundResult, Stage
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.download import receive, send
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.health import first_silent
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous, Stage
+from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous
 from ray_gossip.hive.repairs import EndsItsRounds
 from ray_gossip.hive.rounds import Rounds
 from ray_gossip.records import Record
@@ -293,14 +293,13 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         return self.gossip.matchmaking_s or _WINDOW_S
 
     def _cap_s(self, stage: Stage) -> float:
-        return self.final_s if stage[0] >= FINAL_ROUND else self.gossip.matchmaking_s or _LONGEST_MEETING_S
+        return self.final_s if stage.is_final else self.gossip.matchmaking_s or _LONGEST_MEETING_S
 
     def _on_call(self, stage: Stage) -> str:
         """A groupmate has begun this round; says why this peer cannot come soon, if it cannot."""
-        round = stage[0]
-        if round >= FINAL_ROUND or round == self._rendezvous.round:
+        if stage.is_final or stage.round == self._rendezvous.round:
             return ""
-        self.signals.call(round)
+        self.signals.call(stage.round)
         busy_s = self.signals.busy_s if self.gossip.overlap else 0.0
         return f"{BUSY}: no local step for {busy_s:.0f} s" if busy_s else ""
 

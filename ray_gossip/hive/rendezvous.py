@@ -18,9 +18,7 @@ from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, 
 
 from ray_gossip.causes import HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
 from ray_gossip.gossip.meeting import Answer, Arrival, Gathering, Meeting
-from ray_gossip.gossip.round import FINAL_ROUND, Behind, NoRound
-
-Stage = tuple[int, int]  # round, and which of its all-reduces: only exact rounds have several
+from ray_gossip.gossip.round import Behind, NoRound, Stage
 
 ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked again: it may be busy
@@ -67,7 +65,7 @@ class Rendezvous:
     ) -> None:
         self._peer_id, self._schema_hash, self._cap_s, self._stub = peer_id, schema_hash, cap_s, stub
         self._others, self._on_call = others, on_call
-        self._stage: Stage = (-1, 0)
+        self._stage = Stage(is_final=False, round=-1)
         self._key = ""
         self._has_met = False  # the meeting at this stage is over for this peer
         self._hosted: dict[str, Meeting] = {}
@@ -78,7 +76,7 @@ class Rendezvous:
     @property
     def round(self) -> int:
         """The round at which this peer is."""
-        return self._stage[0]
+        return self._stage.round
 
     def go_to(self, stage: Stage, group: Sequence[str]) -> None:
         """From now on others hear that this peer is at this stage, in this group."""
@@ -129,10 +127,10 @@ class Rendezvous:
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
         """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
-        (round, turn), group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
+        stage, group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
         self._silent.discard(guest)
         arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
-        gathering = await self._meeting((round, turn), group).attend(guest, arrival)
+        gathering = await self._meeting(Stage(*stage), group).attend(guest, arrival)
         told = [gathering.present, gathering.absent, list(gathering.anchors), gathering.ahead]
         return MessageFromLeader(code=BEGIN_ALLREDUCE, group_id=gathering.group_id, gathered=[msgpack.packb(told)])
 
@@ -152,24 +150,24 @@ class Rendezvous:
     def answer_coming(self, request: JoinRequest, guest: str, *, has_left: bool) -> MessageFromLeader:
         """Whether this peer is still coming to the meeting `group_key`; it may be called to it."""
         self._silent.discard(guest)
-        (round, turn), calls = msgpack.unpackb(request.gather)
+        stage, calls = msgpack.unpackb(request.gather)
         if has_left:
             answer = Answer(HAS_LEFT)
         elif request.schema_hash != self._schema_hash:
             answer = Answer(OTHER_MODEL)
         else:
-            answer = self._own_answer((round, turn), request.group_key, calls)
+            answer = self._own_answer(Stage(*stage), request.group_key, calls)
         return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb([answer.reason, answer.round])])
 
     def _own_answer(self, stage: Stage, key: str, calls: bool) -> Answer:
         if self._stage > stage:
-            if self._stage[0] >= FINAL_ROUND:
+            if self._stage.is_final:
                 return Answer(IS_DONE)
-            return Answer("is already in a later round", self._stage[0])
+            return Answer("is already in a later round", self._stage.round)
         if self._stage == stage and key not in ("", self._key):
-            return Answer(OTHER_VIEW, stage[0])
+            return Answer(OTHER_VIEW, stage.round)
         if self._stage == stage and self._has_met:
-            return Answer("has met already", stage[0])
+            return Answer("has met already", stage.round)
         if calls and self._stage < stage:
             self._hear_of(stage)
             return Answer(self._on_call(stage))
@@ -178,8 +176,8 @@ class Rendezvous:
     def _hear_of(self, stage: Stage) -> None:
         """A round has begun: the meeting calls this peer's group to it, and this peer a few others, who do the same.
         Else groups of slow peers would never be called, and meet so seldom that the swarm falls apart."""
-        if self._heard_of < stage[0] < FINAL_ROUND:
-            self._heard_of = stage[0]
+        if not stage.is_final and self._heard_of < stage.round:
+            self._heard_of = stage.round
             others = [peer_id for peer_id in self._others() if peer_id != self._peer_id]
             for peer_id in random.sample(others, min(_TOLD, len(others))):
                 task = asyncio.create_task(self._tell(peer_id, stage))
@@ -249,11 +247,10 @@ def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names
         Behind: it came too late, and the others are at another round.
         NoRound: it does not average in this one.
     """
-    round, part = stage
-    if round < FINAL_ROUND and part == 0:
+    if not stage.is_final and stage.index == 0:
         came_late = own not in gathering.present
-        if came_late or (gathering.present == (own,) and gathering.ahead >= round):
-            raise Behind(max(gathering.ahead, round + 1))
+        if came_late or (gathering.present == (own,) and gathering.ahead >= stage.round):
+            raise Behind(max(gathering.ahead, stage.round + 1))
     if own not in gathering.present:
         raise NoRound("alone", "came after its group had begun")
     if gathering.absent and len(gathering.present) < smallest:
@@ -266,4 +263,4 @@ def causes_of(absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
 
 
 def _key(stage: Stage, group: Sequence[str]) -> str:
-    return f"{stage[0]}.{stage[1]}:{'.'.join(sorted(group))}"
+    return f"{stage.is_final:d}.{stage.round}.{stage.index}:{'.'.join(sorted(group))}"

@@ -16,12 +16,12 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.consensus import summary
 from ray_gossip.gossip.meeting import Arrival, Gathering
 from ray_gossip.gossip.members import Member, View, takers
-from ray_gossip.gossip.round import FINAL_ROUND, Behind, NoRound, RoundResult, RoundSoFar
+from ray_gossip.gossip.round import Behind, NoRound, RoundResult, RoundSoFar, Stage
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, Stage, causes_of, settle
+from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, causes_of, settle
 from ray_gossip.mixing import Sketch
 from ray_gossip.records import Outcome
 from ray_gossip.schedule import group_of, radices
@@ -69,7 +69,9 @@ class Rounds:
         if num_parameters < snapshot.numel() and gossip.consensus_target is not None:
             self._parameter_sketch = Sketch(num_parameters)
 
-    async def run(self, round: int, *, local_step: int, weight: float, wait_s: float, interval_s: float) -> RoundResult:
+    async def run(
+        self, round: int, *, local_step: int, weight: float, wait_s: float, interval_s: float, is_final: bool
+    ) -> RoundResult:
         """One round; see `GossipAverager.gossip_round`."""
         self._group_mean.traffic.begin_round()
         snapshot = self._snapshot
@@ -78,7 +80,7 @@ class Rounds:
         if self._gossip.consensus_target is not None:  # of parameters: statistics may be of any size
             parameters = snapshot[: self._num_parameters].numpy()
             declared = summary(parameters, self._parameter_sketch(parameters))
-        run = RoundSoFar(self._membership.own.peer_index, round=round, wait_s=wait_s)
+        run = RoundSoFar(self._membership.own.peer_index, round=round, wait_s=wait_s, is_final=is_final)
         outcome: Outcome = "averaged"
         change: Change | None = None
         try:
@@ -103,6 +105,7 @@ class Rounds:
         if change is not None:
             self._delta.numpy()[:] = change.values
             moved, after = float(np.linalg.norm(change.values)), before + change.sketch
+        members = view.at(run.round, is_final=is_final)
         return RoundResult(
             round=run.round,
             outcome=outcome,
@@ -116,9 +119,9 @@ class Rounds:
             sketch_after=tuple(after.tolist()),
             stretch=self._membership.stretch,
             is_early=run.is_early,
-            num_members=len(view.at(run.round)),
+            num_members=len(members),
             is_hermit=self._membership.is_hermit,
-            members=takers(view.at(run.round)),
+            members=takers(members),
         )
 
     async def _view(self, run: RoundSoFar, local_step: int, summary: bytes) -> View:
@@ -145,18 +148,19 @@ class Rounds:
         """
         if self._membership.has_expired and not run.is_final:  # they would hear its calls all the same, and begin
             raise NoRound("alone", EXPIRED)
-        members = view.at(run.round)
+        members = view.at(run.round, is_final=run.is_final)
         names = {member.peer_id: member.name for member in members}
         is_exact = run.is_final or self._is_exact(run.round)
         excuse = "" if is_exact else self._mixer.refusal(snapshot)
         if not np.isfinite(sketch).all():
             excuse = f"its parameters are {NOT_FINITE}"
         state, total = snapshot, None
-        for stage, (schedule, turn) in enumerate(self._schedules(run.round, len(members))):
+        for index, (schedule, turn) in enumerate(self._schedules(run, len(members))):
             started = time.monotonic()
             self._group_mean.expect(True)
             try:
-                gathering = await self._meet((run.round, stage), members, schedule, turn, excuse, run)
+                stage = Stage(run.is_final, run.round, index)
+                gathering = await self._meet(stage, members, schedule, turn, excuse, run)
             finally:
                 run.matchmaking_s += time.monotonic() - started
             run.group |= {member.peer_index for member in members if member.peer_id in gathering.present}
@@ -185,14 +189,14 @@ class Rounds:
     def _is_exact(self, round: int) -> bool:
         return self._gossip.exact_every > 0 and (round + 1) % self._gossip.exact_every == 0
 
-    def _schedules(self, round: int, num_members: int) -> list[tuple[str, int]]:
+    def _schedules(self, run: RoundSoFar, num_members: int) -> list[tuple[str, int]]:
         """The schedule of each stage, and the round number that it is asked for."""
-        if round >= FINAL_ROUND:
-            return [("all", round)]
-        if self._is_exact(round):
+        if run.is_final:
+            return [("all", run.round)]
+        if self._is_exact(run.round):
             sides = radices(num_members, self._gossip.group_size)
-            return [("grid", turn) for turn in range(len(sides))] if sides else [("all", round)]
-        return [(self._gossip.schedule, round)]
+            return [("grid", turn) for turn in range(len(sides))] if sides else [("all", run.round)]
+        return [(self._gossip.schedule, run.round)]
 
     async def _meet(
         self,

@@ -15,8 +15,8 @@ from hivemind.proto.averaging_pb2 import JoinRequest, MessageFromLeader
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.meeting import Arrival
 from ray_gossip.gossip.pace import Pace
-from ray_gossip.gossip.round import Behind, NoRound, RoundSoFar
-from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, Stage, settle
+from ray_gossip.gossip.round import Behind, NoRound, RoundSoFar, Stage
+from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, settle
 from ray_gossip.schedule import group_of
 
 LATENCY_S = 0.01
@@ -202,7 +202,7 @@ class SimulatedPeer:
         )
         first = run.round % len(chosen)
         group = [members[i].name for i in (*chosen[first:], *chosen[:first])]
-        stage: Stage = (run.round, 0)
+        stage = Stage(is_final=False, round=run.round)
         self.rendezvous.go_to(stage, group)
         run.is_lone = len(group) == 1
         if run.is_lone:
@@ -216,9 +216,9 @@ class SimulatedPeer:
         return tuple(sorted(self.network.peers[name].index for name in gathering.present))
 
     def _on_call(self, stage: Stage) -> str:
-        if stage[0] == self.rendezvous.round:
+        if stage.round == self.rendezvous.round:
             return ""
-        self.called = max(self.called, stage[0])
+        self.called = max(self.called, stage.round)
         silent_s = self._now() - self._stepped_at
         return "is busy" if silent_s > max(BUSY_S, 4 * self._pace.usual_step_s) else ""
 
