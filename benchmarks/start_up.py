@@ -1,0 +1,90 @@
+"""What does a swarm cost before its first local step, and in memory?
+
+`ray-gossip train` of the digits on a Ray of this machine's own, several times: seconds until the first local step of any
+peer, and the memory of all that a peer needs beside the driver and Ray itself (its actor, averager, DHT, libp2p daemon).
+Memory is proportional (PSS), so that shared pages count once; the largest sum of a run.
+
+    python benchmarks/start_up.py              8 peers, 3 runs: about 4 minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+
+from harness import conclude, print_table
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+MARK = "RAY_GOSSIP_BENCHMARK"
+RAYS_OWN = ("gcs_server", "raylet", "ray/dashboard", "ray/_private", "ray::IDLE", "log_monitor")
+POLL_S = 0.5
+RUN_S = 300.0
+
+
+def megabytes(mark: str, driver: int) -> Counter[str]:
+    """By kind of process: peers', Ray's, the driver."""
+    found: Counter[str] = Counter()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes():
+                continue
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            (line,) = (line for line in (folder / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+            is_rays = any(name in words for name in RAYS_OWN)
+            kind = "driver" if int(folder.name) == driver else "Ray" if is_rays else "peers"
+            found[kind] += int(line.split()[1]) / 1e3
+    return found
+
+
+def run(num_peers: int) -> tuple[float, Counter[str]]:
+    """Seconds to the first step, and megabytes."""
+    mark = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray_gossip.cli", "train", str(CONFIG), f"swarm.num_peers={num_peers}"]
+            + ["train.local_steps=300", "--run-dir", f"{folder}/run", "--json"],
+            env={**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+            stdout=subprocess.DEVNULL,
+        )
+        most: Counter[str] = Counter()
+        deadline = time.monotonic() + RUN_S
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+                raise TimeoutError(f"the run did not end within {RUN_S:g} s")
+            most |= megabytes(mark, process.pid)
+            time.sleep(POLL_S)
+        if process.returncode:
+            raise RuntimeError(f"the run ended with {process.returncode}")
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+    return summary["time_to_first_step_s"], most
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    runs = [run(options.peers) for _ in range(options.repeats)]
+    seconds = statistics.median(each for each, _ in runs)
+    memory = {kind: statistics.median(most[kind] for _, most in runs) for kind in ("peers", "Ray", "driver")}
+    rows = [[first_s, most["peers"] / options.peers, most["Ray"], most["driver"]] for first_s, most in runs]
+    print_table(f"{options.peers} peers", ["s to the first step", "MB a peer", "MB of Ray", "MB of the driver"], rows)
+    figures = {"first_step_s": seconds, "megabytes_a_peer": memory["peers"] / options.peers, "megabytes": memory}
+    return conclude({"peers": options.peers, **figures}, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
