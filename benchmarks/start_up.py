@@ -1,7 +1,7 @@
 """What does a swarm cost before its first local step, and in memory?
 
-`ray-gossip train` of the digits on a Ray of this machine's own, several times: seconds until the first local step of any
-peer, and the memory of all that a peer needs beside the driver and Ray itself (its actor, averager, DHT, libp2p daemon).
+`ray-gossip train` of the digits on a Ray of this machine's own, several times: seconds until the first local step of
+any peer, and the memory of all that a peer needs beside the driver and Ray itself (actor, sidecar, DHT, libp2p daemon).
 Memory is proportional (PSS), so that shared pages count once; the largest sum of a run.
 
     python benchmarks/start_up.py              8 peers, 3 runs: about 4 minutes on two cores
@@ -52,9 +52,9 @@ def run(num_peers: int) -> tuple[float, Counter[str]]:
     """Seconds to the first step, and megabytes."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as folder:
+        words = ["train", str(CONFIG), f"swarm.num_peers={num_peers}", "train.local_steps=300"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray_gossip.cli", "train", str(CONFIG), f"swarm.num_peers={num_peers}"]
-            + ["train.local_steps=300", "--run-dir", f"{folder}/run", "--json"],
+            [sys.executable, "-m", "ray_gossip.cli", *words, "--run-dir", f"{folder}/run", "--json"],
             env={**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
             stdout=subprocess.DEVNULL,
         )
