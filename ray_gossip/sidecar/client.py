@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -148,8 +149,9 @@ def _start_nursery(name: str) -> str:
             check=False,
         )
         os.close(writer)
+        # a child that another thread has forked meanwhile holds the pipe open: its end says nothing
         with os.fdopen(reader, "rb") as stream:
-            told = stream.read()
+            told = stream.readline() if select.select([stream], [], [], _START_S)[0] else b"it did not answer"
     except OSError as error:
         return str(error)
-    return "" if told in (READY, TAKEN) else told.decode(errors="replace").strip()
+    return "" if told in (READY, TAKEN) else told.decode(errors="replace").strip() or "it ended at once"

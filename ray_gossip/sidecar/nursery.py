@@ -21,8 +21,8 @@ from pathlib import Path
 from ray_gossip.sidecar.wire import Wire, own_user
 
 _IDLE_S = 0.5  # without a sidecar; then it ends
-READY = b"ready"
-TAKEN = b"taken"  # another nursery of this name lives
+READY = b"ready\n"
+TAKEN = b"taken\n"  # another nursery of this name lives
 
 
 def address() -> str:
@@ -56,8 +56,11 @@ def main(name: str, report: int) -> None:
         os.write(report, TAKEN)
         return
     listener.listen(64)  # who comes from now on waits
-    from ray_gossip.sidecar import program  # hivemind, torch
-
+    try:
+        from ray_gossip.sidecar import program  # hivemind, torch
+    except Exception as error:  # whatever is wrong with them
+        os.write(report, f"{type(error).__name__}: {error}".replace("\n", " ").encode() + b"\n")
+        return
     gc.collect()
     gc.freeze()
     os.write(report, READY)
