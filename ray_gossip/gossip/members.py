@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, ValidationError
 from pydantic import dataclasses as checked
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
@@ -52,12 +52,9 @@ class Member:
     def from_wire(cls, peer_id: str, wire: Any) -> Member | None:
         """None when the record was not written by this program: the DHT takes records from anyone."""
         try:
-            return _MEMBER.validate_python({**wire, "peer_id": peer_id})
+            return cls(**{**wire, "peer_id": peer_id})
         except (TypeError, ValidationError):
             return None
-
-
-_MEMBER = TypeAdapter(Member)
 
 
 @dataclass(frozen=True)

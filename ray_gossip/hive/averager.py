@@ -93,6 +93,9 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._charter = charter
         self._untold: list[bytes] = []
         self._telling, self._answering = asyncio.Lock(), asyncio.Lock()
+        # Commands that are being carried out. A loop knows its tasks by weak references, and hivemind its futures, so a
+        # task that waits for one is garbage to Python: its commands were lost now and then.
+        self._at_work: set[Future[None]] = set()
         self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
         self._shape, self._hand_over = shape, hand_over
         super().__init__(
@@ -147,7 +150,9 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     def call(self, number: int, method: str, arguments: dict[str, Any]) -> None:
         """Have a command carried out; its result goes to `answer`."""
-        asyncio.run_coroutine_threadsafe(self._answer(number, method, arguments), self._loop)
+        answering = asyncio.run_coroutine_threadsafe(self._answer(number, method, arguments), self._loop)
+        self._at_work.add(answering)
+        answering.add_done_callback(self._at_work.discard)
 
     def stop(self) -> None:
         """End its rounds, and stop answering others."""

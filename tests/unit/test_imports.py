@@ -47,7 +47,7 @@ HOMES = {
     "tensorboard": {"telemetry", "tuning"},
     "torchvision": {"data", "models"},
     "sklearn": {"data"},
-    "pydantic": {"config", "records", "tuning"},
+    "pydantic": {"config", "gossip", "records", "tuning"},
 }
 
 HEAVY = {"torch", "ray", "hivemind"}
