@@ -32,7 +32,7 @@ import hivemind
 import psutil
 import torch
 from hivemind.dht.protocol import ValidationError
-from hivemind.p2p import P2PDaemonError
+from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
@@ -206,6 +206,11 @@ def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
         raise SwarmError(f"the DHT did not start {where}: {_reason(error)}") from error
     return dht
+
+
+def make_identity(path: Path) -> None:
+    """Write the key of a new peer id into a file."""
+    P2P.generate_identity(str(path))
 
 
 class NetworkProcesses:

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hivemind.p2p import P2P
-
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
@@ -26,7 +24,7 @@ from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
 from ray_gossip.hive.averager import SILENT_S, GossipAverager
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.process import NetworkProcesses, renew_locks
+from ray_gossip.hive.process import NetworkProcesses, make_identity, renew_locks
 from ray_gossip.sidecar.parcel import opened
 from ray_gossip.sidecar.wire import Wire
 
@@ -101,7 +99,7 @@ class _Program:
         if listen.identity_path is None:  # of this peer only, and of all its sidecars
             listen = replace(listen, identity_path=Path(f"/proc/{os.getpid()}/fd/{identity}"))
             if os.fstat(identity).st_size == 0:
-                P2P.generate_identity(str(listen.identity_path))
+                make_identity(listen.identity_path)
         self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
         threading.Thread(target=self._watch, args=[NetworkProcesses(self._dht)], daemon=True).start()
         if place is None:

@@ -40,7 +40,7 @@ __main__
 """
 
 HOMES = {
-    "hivemind": {"hive", "testing"},
+    "hivemind": {"hive"},
     "ray": {"swarm", "run", "tuning"},
     "optuna": {"tuning"},
     "pyarrow": {"storage"},
