@@ -48,6 +48,9 @@ def build(
                 "model.factory", config.factory, factory, returns=nn.Module, args=config.args, offered=offered
             )
             _give_shapes(own, torch.zeros(2, *in_shape, dtype=input_type))
+            for called, tensor in [*own.named_parameters(), *own.named_buffers()]:
+                if tensor.device.type != "cpu":
+                    raise ConfigError(f"model.factory={config.factory}: {called} is on {tensor.device}, not on the CPU")
             check(own, called=f"model.factory={config.factory}")
             if all(module.training for module in own.modules()):
                 own.train()  # as every loop begins: a model may keep a part of itself in evaluation mode
@@ -65,10 +68,7 @@ def build(
 
 
 def check(model: nn.Module, *, called: str) -> None:
-    """Raise ConfigError unless the model is on the CPU and what it has to average can be averaged."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.device.type != "cpu":
-            raise ConfigError(f"{called}: {name} is on {tensor.device}: leave it on the CPU until then")
+    """Raise ConfigError unless what the model has to average can be averaged."""
     try:
         ModelState(model)
     except UserError as error:

@@ -1,4 +1,5 @@
-"""A program in which two peers train, each in a thread of its own; they agree in the end.
+"""A program in which two peers train, each in a thread of its own; they agree in the end. Where there is a GPU, their
+models are on it before they join.
 
 python two_peers.py [START_METHOD]
 """
@@ -21,7 +22,7 @@ CONFIG = {"gossip": {"steps": 5}, "swarm": {"final_s": 20}}
 
 
 def enter(value: float, initial_peers: Sequence[str] = ()) -> tuple[LoopPeer, nn.Module]:
-    model = nn.Linear(4, 1, bias=False)
+    model = nn.Linear(4, 1, bias=False).to("cuda" if torch.cuda.is_available() else "cpu")
     peer = ray_gossip.join(model, initial_peers=initial_peers, config=CONFIG)
     nn.init.constant_(model.weight, value)
     return peer, model
