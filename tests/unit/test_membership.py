@@ -4,189 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from hivemind.p2p import PeerID
-from hivemind.utils import ValueWithExpiration, get_dht_time
-from hypothesis import given
-from hypothesis import strategies as st
+from hivemind.utils import ValueWithExpiration
 
-from ray_gossip.config import Config
-from ray_gossip.gossip.charter import Charter
-from ray_gossip.gossip.consensus import SUMMARY_BYTES, ConsensusControl, Distance
-from ray_gossip.gossip.members import REFRESH_S, Member, View, donors, takers
+from ray_gossip.gossip.consensus import ConsensusControl, Distance
+from ray_gossip.gossip.members import REFRESH_S
 from ray_gossip.hive import membership
-from ray_gossip.hive.membership import Membership, declarations, members_key, view_of
-from ray_gossip.schedule import groups
+from ray_gossip.hive.membership import members_key
+from tests.unit.dictionary_dht import (
+    DEADLINE_S,
+    DictionaryDHT,
+    enter,
+    peer_id,
+    stop_renewing,
+    until,
+)
 
 pytestmark = pytest.mark.timeout(20)
-
-DEADLINE_S = 5.0
-CHARTER = Charter.of(Config(), run_id="test", has_driver=False)
-
-
-def peer_id(name: str) -> str:
-    return str(PeerID(name.encode()).to_base58())
-
-
-def member(name: str, peer_index: int = 0, **fields: Any) -> Member:
-    return Member(peer_id=peer_id(name), peer_index=peer_index, **fields)
-
-
-def test_a_newcomer_asks_those_that_have_come_furthest_first() -> None:
-    """One that stands still may have nothing but an old model."""
-    steps = {"A": 39, "B": 414, "C": 281, "D": 414}
-    view = View(tuple(member(name, index, local_step=steps[name]) for index, name in enumerate(steps)))
-    orders = {tuple(donors(view, peer_id("D"))) for _ in range(20)}
-    assert orders == {tuple(map(peer_id, "BCA"))}
-    assert {donors(view, peer_id("A"))[0] for _ in range(100)} == {peer_id("B"), peer_id("D")}
-
-
-class DictionaryDHT:
-    """What Membership asks of a DHT: records with subkeys that expire, one for the whole swarm."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[bytes, ValueWithExpiration[Any]]] = {}
-        self.num_stores = 0
-        self.called: list[str] = []
-
-    def store(self, key: str, value: Any, expiration_time: float, *, return_future: bool, subkey: bytes = b"") -> Any:
-        async def stored() -> bool:
-            if not subkey:  # the charter
-                return True
-            self.num_stores += 1
-            entries = self.records.setdefault(key, {})
-            if subkey not in entries or entries[subkey].expiration_time < expiration_time:
-                entries[subkey] = ValueWithExpiration(value, expiration_time)
-            return True
-
-        return stored()
-
-    def get(self, key: str, *, latest: bool, return_future: bool) -> Any:
-        async def found() -> ValueWithExpiration[Any] | None:
-            now = get_dht_time()
-            living = {k: v for k, v in self.records.get(key, {}).items() if v.expiration_time > now}
-            return ValueWithExpiration(living, now) if living else None
-
-        return found()
-
-    def run_coroutine(self, coroutine: partial[Any], *, return_future: bool) -> Any:
-        """Nodes that one peer calls by name."""
-
-        async def called() -> None:
-            self.called += coroutine.keywords["peer_ids"]
-
-        return called()
-
-
-def enter(dht: DictionaryDHT, name: str, peer_index: int, control: ConsensusControl | None = None) -> Membership:
-    made: Any = Membership
-    entered: Membership = made(dht, charter=CHARTER, own=member(name, peer_index), control=control)
-    return entered
-
-
-def stop_renewing(peer: Membership) -> None:
-    assert peer._renewing is not None
-    peer._renewing.cancel()
-    peer._renewing = None
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async def wait() -> None:
-        while not await condition():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), DEADLINE_S)
-
-
-def yes() -> bool:
-    return True
-
-
-FIELDS = st.fixed_dictionaries(
-    {
-        "peer_index": st.integers(0, 10_000),
-        "node": st.text(max_size=20),
-        "from_round": st.integers(0, 2**40),
-        "round": st.integers(-1, 2**40),
-        "summary": st.sampled_from([b"", bytes(range(SUMMARY_BYTES))]),
-        "stretch": st.sampled_from([1, 2, 4, 8]),
-        "left": st.booleans(),
-        "has_own_data": st.booleans(),
-    }
-)
-
-
-@given(FIELDS)
-def test_a_declaration_arrives_as_it_was_sent(fields: dict[str, Any]) -> None:
-    sent = Member(peer_id=peer_id("A"), **fields)
-    assert Member.from_wire(sent.peer_id, sent.to_wire()) == sent
-
-
-def test_samples_are_dealt_to_those_who_bring_none() -> None:
-    present = [member("A", peer_index=2), member("B", peer_index=1, has_own_data=True), member("C", peer_index=0)]
-    assert takers(present) == (0, 2)
-
-
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.binary(max_size=SUMMARY_BYTES - 1))
-SPOILT = {"peer_index": None, "round": "3", "left": 0, "node": b"here", "summary": b"short", "unknown": 1}
-
-
-@given(
-    st.one_of(
-        SCALARS,
-        st.lists(SCALARS),
-        st.dictionaries(SCALARS, SCALARS),
-        st.sampled_from(sorted(SPOILT)).map(lambda key: member("A").to_wire() | {key: SPOILT[key]}),
-    )
-)
-def test_what_this_program_has_not_written_is_no_member(wire: Any) -> None:
-    assert Member.from_wire(peer_id("A"), wire) is None
-    own = member("own")
-    record = ValueWithExpiration({b"A": ValueWithExpiration(wire, 1.0)}, 1.0)
-    assert view_of(declarations(record), own) == View((own,))
-
-
-@pytest.mark.parametrize("record", [None, ValueWithExpiration(7, 1.0), ValueWithExpiration({}, 1.0)])
-def test_without_a_readable_record_a_peer_still_sees_itself(record: ValueWithExpiration[Any] | None) -> None:
-    own = member("own")
-    assert view_of(declarations(record), own).members == (own,)
-
-
-def test_a_peers_own_declaration_is_newer_than_what_the_swarm_has_of_it() -> None:
-    now = member("own", round=9)
-    stale = ValueWithExpiration(member("own", round=3).to_wire(), 1.0)
-    view = view_of(declarations(ValueWithExpiration({b"own": stale}, 1.0)), now)
-    assert view.members == (now,)
-
-
-@given(st.permutations(["A", "B", "C", "D", "E"]), st.integers(0, 100), st.integers(1, 5))
-def test_all_peers_with_the_same_view_compute_the_same_groups(names: list[str], round: int, group_size: int) -> None:
-    """Whatever the order of the DHT's answer, and whoever asks."""
-    declared = {name: member(name, peer_index) for peer_index, name in enumerate("ABCDE")}
-    declared["E"] = member("E", 1)  # the successor of B, which has not expired yet
-    entries = {name.encode(): ValueWithExpiration(declared[name].to_wire(), 1.0) for name in names}
-    views = [view_of(declarations(ValueWithExpiration(entries, 1.0)), own) for own in declared.values()]
-    assert len(set(views)) == 1
-    members = views[0].at(round)
-    met = groups("random", round=round, num_members=len(members), group_size=group_size)
-    assert sorted(members[i].peer_id for group in met for i in group) == sorted(map(peer_id, "ABCDE"))
-
-
-def test_a_newcomer_counts_from_the_round_that_it_states_and_who_has_left_counts_no_more() -> None:
-    view = View((member("A"), member("B", from_round=5), member("C", left=True)))
-    assert [m.peer_id for m in view.at(4)] == [peer_id("A")]
-    assert [m.peer_id for m in view.at(5)] == [peer_id("A"), peer_id("B")]
-    assert view.present == view.at(5)
-
-
-def test_the_latest_round_is_that_of_the_fastest_who_is_still_there() -> None:
-    assert View().latest_round == -1
-    assert View((member("A", round=3), member("B", round=7), member("C", round=9, left=True))).latest_round == 7
 
 
 def test_members_that_joined_see_each_other_and_one_that_left_is_gone_at_once() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -16,46 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_gossip import data, models
-from ray_gossip.config import Config, DataConfig, OptimizerConfig, parse
-from ray_gossip.errors import ConfigError
-from ray_gossip.optimizer import check_optimizer, lr_factor
+from ray_gossip.config import parse
+from ray_gossip.optimizer import lr_factor
 from ray_gossip.trainer import Trainer
-
-CPU = torch.device("cpu")
-DIGITS = data.load(DataConfig())
-EVERYTHING = torch.arange(DIGITS.num_train)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A network this small trains faster on one thread than on several that share busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def build_model(config: Config) -> nn.Module:
-    return models.build(config.model, in_shape=DIGITS.in_shape, num_classes=10, seed=config.seed)
-
-
-def make_trainer(
-    *, shard: Tensor = EVERYTHING, model: nn.Module | None = None, device: torch.device = CPU, **sections: Any
-) -> Trainer:
-    config = parse(sections)
-    model = model or build_model(config)
-    return Trainer(config, model=model, dataset=DIGITS, shard=shard, device=device)
-
-
-def with_batch_norm() -> nn.Module:
-    """Parameters, floating-point buffers, and one integer buffer."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
-
-
-def state_of(trainer: Trainer) -> Tensor:
-    flat = torch.empty(trainer.averaged.size)
-    trainer.read_state(flat)
-    return flat
+from tests.unit.trainers import (
+    CPU,
+    DIGITS,
+    EVERYTHING,
+    build_model,
+    make_trainer,
+    state_of,
+    with_batch_norm,
+)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -206,80 +176,6 @@ def test_a_saved_model_loads_with_plain_torch() -> None:
     assert not next(fresh.parameters()).equal(next(trainer.model.parameters()))
 
 
-def test_the_schedule_acts_through_a_wrapper_of_the_optimizer() -> None:
-    class Wrapper(torch.optim.Optimizer):
-        def __init__(self, inner: torch.optim.Optimizer) -> None:
-            self.inner = inner
-
-        def step(self, closure: object = None) -> None:  # type: ignore[override]
-            self.inner.step()
-
-        def zero_grad(self, set_to_none: bool = True) -> None:
-            self.inner.zero_grad(set_to_none)
-
-    wrapped, plain = make_trainer(), make_trainer()
-    wrapped.optimizer = Wrapper(wrapped.optimizer)
-    for trainer in (wrapped, plain):
-        for _ in range(3):
-            trainer.step()
-    assert wrapped.lr == plain.lr < 0.05
-    assert state_of(wrapped).equal(state_of(plain))
-
-
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adam", "RMSprop", "Adagrad", "Adadelta", "NAdam", "ASGD"])
-def test_any_optimizer_of_torch_does_local_steps(name: str) -> None:
-    trainer = make_trainer(optimizer={"name": name, "lr": 1e-3}, model=with_batch_norm())
-    before = state_of(trainer)
-    trainer.step()
-    assert not state_of(trainer).equal(before)
-    assert trainer.notices == []
-
-
-def test_an_optimizer_gets_the_arguments_that_its_class_has() -> None:
-    trainer = make_trainer(optimizer={"name": "RMSprop", "momentum": 0.5, "weight_decay": 0.01})
-    assert trainer.optimizer.defaults["momentum"] == 0.5
-    assert trainer.optimizer.defaults["weight_decay"] == 0.01
-
-
-def test_a_skipped_momentum_is_told() -> None:
-    trainer = make_trainer(optimizer={"name": "AdamW", "lr": 1e-3, "momentum": 0.5})
-    assert trainer.notices == ["optimizer.momentum=0.5 is skipped: torch.optim.AdamW has no momentum"]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("sgd", "did you mean SGD"),
-        ("AdamX", "did you mean Adam"),
-        ("quux", "there are ASGD, Adadelta"),
-        ("Optimizer", "is not in torch.optim"),
-        ("LBFGS", "evaluates the loss several times"),
-        ("SparseAdam", "sparse gradients"),
-    ],
-)
-def test_an_unusable_optimizer_is_one_line_that_names_the_key(name: str, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        check_optimizer(OptimizerConfig(name=name))
-    assert str(error.value).startswith(f"optimizer.name={name} ")
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_the_learning_rate_falls_from_its_highest_to_zero() -> None:
-    def factors(schedule: Literal["constant", "cosine", "linear"]) -> list[float]:
-        return [lr_factor(step, schedule=schedule, local_steps=4, warmup_steps=0) for step in range(6)]
-
-    assert factors("constant") == [1.0] * 6
-    assert factors("linear") == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-    assert factors("cosine") == pytest.approx([1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0.0, 0.0])
-
-
-def test_the_learning_rate_rises_linearly_first() -> None:
-    rising = [lr_factor(step, schedule="linear", local_steps=8, warmup_steps=4) for step in range(9)]
-    assert rising == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-    assert lr_factor(3, schedule="cosine", local_steps=2, warmup_steps=2) == 0.0
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_local_step_never_waits_for_the_gpu() -> None:
@@ -298,22 +194,6 @@ def test_a_local_step_never_waits_for_the_gpu() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert math.isfinite(trainer.take_progress().loss)
-
-
-def test_momentum_is_averaged_where_the_config_asks_for_it_and_changes_no_local_step() -> None:
-    plain, averaging = make_trainer(), make_trainer(gossip={"average_momentum": True})
-    for _ in range(5):
-        plain.step()
-        averaging.step()
-    assert all(map(torch.equal, plain.model.parameters(), averaging.model.parameters()))
-    flat = torch.empty(averaging.averaged.size)
-    averaging.read_state(flat)
-    averaging.add_to_state(torch.ones_like(flat))
-    after = torch.empty_like(flat)
-    averaging.read_state(after)
-    torch.testing.assert_close(after, flat + 1)
-    buffer = averaging.optimizer.state[next(averaging.model.parameters())]["momentum_buffer"]
-    torch.testing.assert_close(buffer.reshape(-1), after[averaging.averaged.num_parameters :][: buffer.numel()])
 
 
 def in_colour(num_train: int = 120, num_test: int = 40) -> data.Dataset:
@@ -428,77 +308,3 @@ def test_a_state_in_channels_last_is_read_and_written_in_the_order_of_the_model(
     assert not last.model[2].weight.is_contiguous()  # type: ignore[index]
     assert state_of(last).equal(state_of(plain))
     assert all(map(torch.equal, last.model.parameters(), plain.model.parameters()))
-
-
-def test_statistics_are_the_mean_of_the_peers_unless_they_are_measured_afresh() -> None:
-    assert make_trainer().settle_statistics() == "none"
-    averaged = make_trainer(model=with_batch_norm(), train={"recalibrate_samples": 0})
-    before = averaged.model_state()
-    assert averaged.settle_statistics() == "averaged"
-    assert all(map(torch.equal, before.values(), averaged.model_state().values()))
-
-    fresh = make_trainer(model=with_batch_norm(), train={"recalibrate_samples": 300}, seed=5)
-    for _ in range(20):
-        fresh.step()
-    assert fresh.settle_statistics() == "recalibrated"
-    chosen = torch.randperm(DIGITS.num_train, generator=torch.Generator().manual_seed(5))[:300]
-    linear, norm = fresh.model[1], fresh.model[2]  # type: ignore[index]
-    features = linear(DIGITS.train_inputs[chosen].flatten(1)).detach()
-    torch.testing.assert_close(norm.running_mean, features.mean(0))
-    torch.testing.assert_close(norm.running_var, features.var(0))
-    assert fresh.model.training
-    assert norm.momentum == 0.1
-
-
-def test_peers_with_other_shards_measure_the_same_statistics() -> None:
-    model = with_batch_norm()
-    first, second = (
-        make_trainer(model=copy.deepcopy(model), shard=shard, train={"recalibrate_samples": 100})
-        for shard in (torch.arange(100), torch.arange(500, 700))
-    )
-    for trainer in (first, second):
-        trainer.settle_statistics()
-    assert state_of(first).equal(state_of(second))
-
-
-def test_samples_to_measure_statistics_are_skipped_where_there_are_none() -> None:
-    trainer = make_trainer(train={"recalibrate_samples": 100})
-    assert trainer.notices == ["train.recalibrate_samples=100 is skipped: the model has no BatchNorm in training mode"]
-
-
-@pytest.mark.parametrize("shards", ["iid", "dirichlet"])
-def test_a_merged_model_with_batch_norm_is_no_worse_than_its_peers(shards: Literal["iid", "dirichlet"]) -> None:
-    config = parse(
-        {
-            "data": {"shards": shards, "dirichlet_alpha": 0.3},
-            "model": {"name": "resnet20"},
-            "train": {"local_steps": 12, "recalibrate_samples": 500},
-        }
-    )
-    dealt = data.deal(DIGITS.train_labels, 4, config=config.data, seed=0)
-    peers = [Trainer(config, model=build_model(config), dataset=DIGITS, shard=shard, device=CPU) for shard in dealt]
-    for _ in range(2):
-        for peer in peers:
-            for _ in range(6):
-                peer.step()
-        accuracies = [peer.evaluate()[0] for peer in peers]
-        mean = torch.stack([state_of(peer) for peer in peers]).mean(0)
-        for peer in peers:
-            peer.write_state(mean)
-    averaged = peers[0].evaluate()[0]
-    assert peers[0].settle_statistics() == "recalibrated"
-    recalibrated = peers[0].evaluate()[0]
-    assert min(averaged, recalibrated) >= sum(accuracies) / 4
-
-
-def test_an_optimizer_takes_the_parameters_that_train() -> None:
-    model = with_batch_norm()
-    model.get_submodule("1").requires_grad_(False)
-    model.register_parameter("codes", nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False))
-    trainer = make_trainer(model=model)
-    before = trainer.model_state()
-    trainer.step()
-    assert len(trainer.optimizer.param_groups[0]["params"]) == 4
-    assert [name for name, value in trainer.model_state().items() if value.equal(before[name])] == [
-        *("codes", "1.weight", "1.bias")
-    ]
