@@ -22,17 +22,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ray_gossip.errors import UserError
 from ray_gossip.memory import Memory, bytes_of, copy_of, first_overlap, without_repetition
+from ray_gossip.named_tensors import NamedTensor, walk
 from ray_gossip.records import AveragedTensor, Kind
 from ray_gossip.upload import Upload
-
-_STATISTICS = ("running_mean", "running_var")
-_MOVED_BY_A_FORWARD_PASS = (*_STATISTICS, "num_batches_tracked")
 
 
 class _Part(NamedTuple):
@@ -45,25 +42,6 @@ class _Part(NamedTuple):
 
     def __str__(self) -> str:
         return f"the momentum of {self.name}" if self.kind == "momentum" else self.name
-
-
-class _Found(NamedTuple):
-    """A tensor of the model, by one of its names."""
-
-    name: str
-    tensor: Tensor
-    module: nn.Module  # that holds it
-    is_persistent: bool  # parameters are, and the buffers of the state_dict
-
-    @property
-    def is_statistic(self) -> bool:
-        """Whether it is a running statistic that a forward pass moves now."""
-        is_running = self.is_persistent and self.tensor.is_floating_point() and self.attribute in _STATISTICS
-        return is_running and _keeps_statistics(self.module)
-
-    @property
-    def attribute(self) -> str:
-        return self.name.rpartition(".")[2]
 
 
 class ModelState:
@@ -178,16 +156,15 @@ class ModelState:
         of all persistent buffers, but for what every forward pass moves in a layer in training mode: running
         statistics and their counts. Reads all of it: half a second for 100 million parameters."""
         digest = hashlib.blake2b(digest_size=8)
-        for found in _walk(self._model):
-            is_moving = _keeps_statistics(found.module) and found.attribute in _MOVED_BY_A_FORWARD_PASS
-            if found.is_persistent and not is_moving:
+        for found in walk(self._model):
+            if found.is_persistent and not found.is_moving:
                 digest.update(f"{found.name} {list(found.tensor.shape)} {found.tensor.dtype}".encode())
                 digest.update(bytes_of(found.tensor))
         return digest.hexdigest()
 
     def _live(self) -> list[Tensor]:
         """The tensors of the vector as the model has them now. Raises UserError if they are not those of the start."""
-        named = {found.name: found.tensor for found in _walk(self._model)}
+        named = {found.name: found.tensor for found in walk(self._model)}
         tensors = []
         for part in self._parts:
             tensor = named.get(part.name)
@@ -231,10 +208,10 @@ class ModelState:
             mend = "unfreeze it" if kind == "parameter" else "call model.train()"
             raise UserError(f"{name} is not averaged, because it did not train when this peer joined: {mend} before")
 
-    def _rest(self) -> Iterator[_Found]:
+    def _rest(self) -> Iterator[NamedTensor]:
         """All that is not averaged, each memory once."""
         seen = set(map(Memory.of, self._live()))
-        for found in _walk(self._model):
+        for found in walk(self._model):
             memory = Memory.of(found.tensor)
             if memory not in seen:
                 seen.add(memory)
@@ -269,20 +246,10 @@ class ModelState:
         return [piece.view(like.shape).to(like) for piece, like in zip(pieces, tensors, strict=True)]
 
 
-def _walk(model: nn.Module) -> Iterator[_Found]:
-    """Every parameter and buffer by every name, in the order of the model."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            yield _Found(prefix + name, parameter, module, True)
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            yield _Found(prefix + name, buffer, module, name not in module._non_persistent_buffers_set)
-
-
 def _averaged(model: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
     """The rule, by every name: parameters that train, then statistics. Raises UserError where it cannot be followed."""
     statistics: list[tuple[Kind, str, Tensor]] = []
-    for found in _walk(model):
+    for found in walk(model):
         name, tensor = found.name, found.tensor
         if is_lazy(tensor):
             raise UserError(f"{name} has no shape yet: run a forward pass first")
@@ -301,9 +268,3 @@ def _averaged(model: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
         elif found.is_statistic:
             statistics.append(("statistic", name, tensor))
     yield from statistics
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    """Whether a forward pass now moves its running statistics."""
-    tracks = module.track_running_stats if isinstance(module, _NormBase) else hasattr(module, "momentum")
-    return module.training and bool(tracks)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,16 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, TrainConfig
-from ray_gossip.data import IGNORED, Batches, Dataset, Normaliser, augmentation
+from ray_gossip.data import Batches, Dataset, augmentation
 from ray_gossip.errors import ConfigError
+from ray_gossip.evaluation import EvaluationSplit, by_label
 from ray_gossip.modes import evaluating
 from ray_gossip.optimizer import build_optimizer, lr_schedule
 from ray_gossip.recalibration import measure_afresh, measured_layers
 from ray_gossip.records import Statistics
-
-# Of an evaluation's batches, to bound the memory that inputs and logits take: 1024 images of CIFAR-10, 341 of Tiny
-# ImageNet, 32 texts of 128 tokens with a vocabulary of 1000
-_EVAL_BATCH_SIZE, _EVAL_BATCH_ELEMENTS = 1024, 2**22
 
 
 class LocalProgress(NamedTuple):
@@ -78,12 +75,7 @@ class Trainer:
         self._in_bf16 = config.train.precision == "bf16"
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(config))
-        self._normalise = Normaliser(dataset.scale, device=device)
-        chosen = _spread_evenly(len(dataset.test_labels), config.train.eval_samples)
-        self._test_inputs = dataset.test_inputs[chosen].to(device)
-        self._test_labels = dataset.test_labels[chosen].to(device)
-        elements = max(math.prod(dataset.in_shape), math.prod(dataset.label_shape) * dataset.num_classes)
-        self._eval_batch_size = max(1, min(_EVAL_BATCH_SIZE, _EVAL_BATCH_ELEMENTS // elements))
+        self._test_split = EvaluationSplit(dataset, num_samples=config.train.eval_samples, device=device)
         if config.model.factory is not None:
             self._check_output(dataset, name=config.model.factory)
         self._calibration = self._calibration_inputs(config, dataset)
@@ -130,7 +122,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
             logits = self._network(inputs)
-        loss = F.cross_entropy(*_by_label(logits.float(), labels))
+        loss = F.cross_entropy(*by_label(logits.float(), labels))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self._lr_schedule.step()
@@ -157,18 +149,10 @@ class Trainer:
         self._taken_step, self._taken_time = self.local_step, now
         return progress
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Accuracy (0..1) and mean loss on the test split. Training goes on as if it had not happened."""
-        right, loss, number = (torch.zeros((), device=self.device, dtype=torch.float64) for _ in range(3))
-        label_pieces = torch.split(self._test_labels, self._eval_batch_size)
-        with evaluating(self.model), self._precision():
-            for inputs, labels in zip(self._in_pieces(self._test_inputs), label_pieces, strict=True):
-                logits, labels = _by_label(self.model(inputs).float(), labels)
-                right += (logits.argmax(dim=1) == labels).sum()
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-                number += (labels != IGNORED).sum()
-        return (right / number).item(), (loss / number).item()
+        with self._precision():
+            return self._test_split.evaluate(self.model)
 
     def settle_statistics(self) -> Statistics:
         """To be called on the merged model, before it is evaluated: measures its BatchNorm statistics afresh if the
@@ -184,7 +168,7 @@ class Trainer:
         if self._calibration is None:
             return "averaged"
         with self._precision():
-            measure_afresh(layers, self.model, self._in_pieces(self._calibration))
+            measure_afresh(layers, self.model, self._test_split.in_pieces(self._calibration))
         return "recalibrated"
 
     def read_state(self, out: Tensor) -> None:
@@ -255,14 +239,10 @@ class Trainer:
         """Of a forward pass. The loss, the parameters and what is averaged stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._in_bf16 else contextlib.nullcontext()
 
-    def _in_pieces(self, inputs: Tensor) -> Iterator[Tensor]:
-        """Normalised, and few enough at a time for the device's memory."""
-        return map(self._normalise, torch.split(inputs, self._eval_batch_size))
-
     @torch.no_grad()
     def _check_output(self, dataset: Dataset, *, name: str) -> None:
         """Raise ConfigError unless the model gives a number for every class of every label."""
-        inputs = self._normalise(self._test_inputs[:2])
+        inputs = self._test_split.first(2)
         wanted = [len(inputs), *dataset.label_shape, dataset.num_classes]
         with evaluating(self.model), self._precision():
             output = self.model(inputs)
@@ -291,15 +271,3 @@ class Trainer:
 def averaged_state(config: Config, model: nn.Module, optimizer: Optimizer) -> ModelState:
     """What this config averages of a model, and of the optimizer that trains it."""
     return ModelState(model, momentum_of=optimizer if config.gossip.average_momentum else None)
-
-
-def _by_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """[batch_size, *label_shape, num_classes] and [batch_size, *label_shape] -> [labels, num_classes] and [labels]."""
-    return logits.flatten(0, -2), labels.flatten()
-
-
-def _spread_evenly(num_samples: int, num_chosen: int | None) -> Tensor | slice:
-    """An index of `num_chosen` samples out of all; None, or too many: of all, which copies nothing."""
-    if num_chosen is None or num_chosen >= num_samples:
-        return slice(None)
-    return torch.arange(num_chosen) * num_samples // num_chosen
