@@ -14,31 +14,30 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's stream by this one only
 
 import msgpack
 import torch
 from hivemind import DHT, DecentralizedAverager
-from hivemind.averaging.control import StepControl
 from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
-from hivemind.utils import MPFuture, get_dht_time
 
-from ray_gossip.causes import BUSY, NOBODY_FOUND
+from ray_gossip.causes import BUSY
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
 from ray_gossip.gossip.guests import GuestBook, unpack
-from ray_gossip.gossip.handover import Handover, StandsStill
-from ray_gossip.gossip.meeting import Gathering
+from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member, View, donors
 from ray_gossip.gossip.memory import Memory
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.gossip.round import NoRound, RoundResult, Stage
+from ray_gossip.gossip.round import RoundResult, Stage
 from ray_gossip.gossip.signals import Signals
-from ray_gossip.hive.download import receive, send
+from ray_gossip.hive.download import fetch, send
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.health import first_silent
+from ray_gossip.hive.matchmaking import WINDOW_S, match
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous
@@ -48,9 +47,7 @@ from ray_gossip.records import Record
 
 SILENT_S = 15.0  # a DHT process or daemon that has not answered for so long is hung; others see it expire by then
 _TICK_S = 0.5  # the averager gives a sign of life this often
-_WINDOW_S = 5.0  # of hivemind's own matchmaking
 _LONGEST_MEETING_S = 600.0  # mostly it is the first member's interval that ends a meeting
-_CURRENT = 3  # donors that are asked for a current model before one that stands still will do
 _SHUTDOWN_S = 1.0  # grace; a killed averager leaves nothing behind
 
 
@@ -98,6 +95,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._at_work: set[Future[None]] = set()
         self._mixer = Mixer(gossip, num_parameters=shape.num_parameters)
         self._shape, self._hand_over = shape, hand_over
+        window_s = gossip.matchmaking_s or WINDOW_S
         super().__init__(
             [torch.empty(shape.size)],  # which it would copy into shared memory of its own
             dht,
@@ -106,8 +104,8 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             target_group_size=gossip.group_size,
             min_group_size=gossip.min_group_size,
             allow_state_sharing=False,  # until it has a state that others may start from: see GossipEngine
-            request_timeout=min(3.0, self._window_s / 2),
-            min_matchmaking_time=self._window_s,
+            request_timeout=min(3.0, window_s / 2),
+            min_matchmaking_time=window_s,
             shutdown_timeout=_SHUTDOWN_S,
         )
         self._averaged_tensors = (memory.snapshot,)
@@ -134,7 +132,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             group_mean=GroupMean(
                 self, mixer=self._mixer, find_gone=self._rendezvous.find_gone, cap_s=gossip.allreduce_s
             ),
-            match=self._match,
+            match=partial(match, self, mixer=self._mixer, rendezvous=self._rendezvous, window_s=window_s),
         )
 
     # ---- called from another thread -------------------------------------------------------------------------------
@@ -229,20 +227,9 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
                 yield message
 
     async def _download(self, donor: str) -> Handover | str:
-        why = "nobody is there"
+        """The model of a donor, or of any; else why there is none."""
         asked = [donor] if donor else donors(self._membership.view, self._own.peer_id)
-        tries = [(peer_id, False) for peer_id in asked[:_CURRENT]] if len(asked) > 1 else []
-        for peer_id, takes_old in [*tries, *((peer_id, True) for peer_id in asked)]:
-            try:
-                stream = await self._stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
-                handover = await receive(stream, size=self._shape.size, layout=self._shape.layout, takes_old=takes_old)
-            except (*GONE, asyncio.TimeoutError, EOFError, StandsStill) as error:
-                why = str(error) or type(error).__name__
-                continue
-            if handover is not None:
-                return handover
-            why = "it shares none yet"
-        return why
+        return await fetch(asked, stub=self._stub, size=self._shape.size, layout=self._shape.layout)
 
     async def _addresses(self) -> tuple[str, ...]:
         """Multiaddrs of the other members, as far as the daemon is connected to them."""
@@ -269,33 +256,6 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     def _stub(self, peer_id: str) -> Any:
         return self.get_stub(self._p2p, PeerID.from_base58(peer_id), namespace=self.prefix)
-
-    async def _match(self, stage: Stage, excuse: str) -> Gathering:
-        """hivemind's own matchmaking: whoever looks for a group at the same time, under the same key."""
-        if excuse:
-            raise NoRound("failed", f"nothing was sent: {excuse}")
-        deadline = get_dht_time() + 2 * self._window_s
-        step = StepControl(
-            scheduled_time=get_dht_time() + self._window_s,
-            deadline=deadline,
-            allow_retries=False,
-            weight=1.0,
-            data_for_gather=msgpack.packb(self._mixer.anchor_id),
-        )
-        step.attach(MPFuture(), MPFuture())
-        step.allow_allreduce()
-        self._rendezvous.go_to(stage, ())
-        found = await self._matchmaking.look_for_group(step)
-        if found is None:
-            raise NoRound("alone", f"{NOBODY_FOUND} within {2 * self._window_s:g} s")
-        present = tuple(peer_id.to_base58() for peer_id in found.peer_ids)
-        anchors = frozenset(map(msgpack.unpackb, found.gathered))
-        return Gathering(found.group_id, present, {}, anchors)
-
-    @property
-    def _window_s(self) -> float:
-        """How long hivemind's own matchmaking looks for a group."""
-        return self.gossip.matchmaking_s or _WINDOW_S
 
     def _cap_s(self, stage: Stage) -> float:
         return self.final_s if stage.is_final else self.gossip.matchmaking_s or _LONGEST_MEETING_S

@@ -7,7 +7,8 @@ once, and what counts is progress: however large a model is, a newcomer waits as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
 
 import msgpack
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.handover import Handover, StandsStill
+from ray_gossip.hive.rendezvous import GONE
 from ray_gossip.memory import bytes_of
 
 _CHUNK_BYTES = 2**19
+_CURRENT = 3  # donors that are asked for a current model before one that stands still will do
 _PROGRESS_S = 30.0  # from chunk to chunk: a donor that is silent for longer is given up
 
 
@@ -32,6 +35,23 @@ async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
         for chunk in _chunks(tensor):
             payload = await loop.run_in_executor(None, bytes_of, chunk)
             yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=payload))
+
+
+async def fetch(asked: Sequence[str], *, stub: Callable[[str], Any], size: int, layout: str) -> Handover | str:
+    """The model of one of these peers, of one that trains if possible; else why nobody gave any."""
+    why = "nobody is there"
+    tries = [(peer_id, False) for peer_id in asked[:_CURRENT]] if len(asked) > 1 else []
+    for peer_id, takes_old in [*tries, *((peer_id, True) for peer_id in asked)]:
+        try:
+            stream = await stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
+            handover = await receive(stream, size=size, layout=layout, takes_old=takes_old)
+        except (*GONE, asyncio.TimeoutError, EOFError, StandsStill) as error:
+            why = str(error) or type(error).__name__
+            continue
+        if handover is not None:
+            return handover
+        why = "it shares none yet"
+    return why
 
 
 async def receive(
