@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,13 @@ from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import Factories
 from ray_gossip.records import PeerStarted, Record
 from ray_gossip.resources import machine_id
+from ray_gossip.swarm.failure import Failure
 
 
 # A call of the group "control" may wait for the final rounds; nothing but a process that is stuck holds up "pulse".
 @ray.remote(concurrency_groups={"control": 2, "pulse": 1}, max_restarts=0, max_task_retries=0)
 class PeerActor:
-    """One peer in a Ray actor. `__init__` is on the main thread, as hivemind's forks need.
+    """One peer in a Ray actor. `__init__` is on the main thread, as hivemind's forks need for `engine=hivemind`.
 
     Args:
         first_peer: for all but the first peer, a reference to its multiaddrs; nested in a list, so that Ray does not
@@ -43,39 +45,47 @@ class PeerActor:
         luggage: bytes,
         start: bytes | None,
     ) -> None:
-        factories = _unpack(luggage)
-        from ray_gossip.gossip.seat import Listen
-        from ray_gossip.peer import Founder, Peer
-
         self._index = peer_index
-        self._peer = Peer(
-            config,
-            listen=Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
-            founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
-            initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
-            node=machine_id(),
-            factories=factories,
-            start=start,
-        )
+        self._failure: Failure | None = None
+        try:
+            factories = _unpack(luggage)
+            from ray_gossip.gossip.seat import Listen
+            from ray_gossip.peer import Founder, Peer
+
+            self._peer = Peer(
+                config,
+                listen=Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
+                founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
+                initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
+                node=machine_id(),
+                factories=factories,
+                start=start,
+            )
+        except Exception as error:
+            self._failure = Failure.of(error)
 
     def __repr__(self) -> str:
         return f"peer-{self._index:02d}"
 
     @ray.method(concurrency_group="control")
     def multiaddrs(self) -> tuple[str, ...]:
-        return self._peer.multiaddrs()
+        """Empty where this peer could not start."""
+        return () if self._failure else self._peer.multiaddrs()
 
     @ray.method(concurrency_group="control")
-    def started(self) -> PeerStarted:
-        return self._peer.started()
+    def started(self) -> PeerStarted | Failure:
+        return self._failure or self._peer.started()
 
     @ray.method(concurrency_group="pulse")
     def ping(self) -> None:
         """Its answer says that this process runs."""
 
     @ray.method(num_returns="streaming")
-    def run(self, *, founders: int) -> Iterator[list[Record]]:
-        yield from self._peer.run(founders=founders)
+    def run(self, *, founders: int) -> Iterator[list[Record] | Failure]:
+        try:
+            yield from self._peer.run(founders=founders)
+        except Exception as error:
+            yield Failure.of(error)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -117,8 +127,9 @@ def _unpack(luggage: bytes) -> Factories:
 
 
 def _founder(multiaddrs: Any) -> tuple[str, ...]:
-    try:
-        found: tuple[str, ...] = ray.get(multiaddrs)
-    except ray.exceptions.RayError as error:
-        raise SwarmError("the first peer, through which the others join, did not come up") from error
+    found: tuple[str, ...] = ()
+    with contextlib.suppress(ray.exceptions.RayError):  # it has died
+        found = ray.get(multiaddrs)
+    if not found:
+        raise SwarmError("the first peer, through which the others join, did not come up")
     return found

@@ -16,19 +16,18 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_gossip import errors
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.records import Notice, PeerFinished, PeerLost, Record
+from ray_gossip.records import Notice, PeerFinished, PeerLost, PeerStarted, Record
 from ray_gossip.resources import bundle, num_that_fit
 from ray_gossip.swarm.actor import PeerActor, pack
 from ray_gossip.swarm.cluster import nodes
+from ray_gossip.swarm.failure import Failure
 from ray_gossip.swarm.pulse import Pulse
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
 _ROOM_POLL_S = 1  # the same while Ray looks for room; there it counts whole seconds
-_NOT_STARTED = "it could not start: "
 _PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is told what is awaited
 
 
@@ -80,16 +79,22 @@ class Swarm:
             yield from self._reserve(deadline)
         self._create_actors()
         causes: dict[int, str] = {}
+        mistakes: dict[int, UserError | None] = {}
         while self._starting and time.monotonic() < deadline:
             ready, _ = ray.wait(list(self._starting), timeout=_POLL_S)
             for reference in ready:
                 index = self._starting.pop(reference)
                 try:
-                    yield ray.get(reference)
+                    started: PeerStarted | Failure = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    lost = self._lose(index, error)
-                    causes[index] = lost.cause
-                    yield lost
+                    causes[index] = _cause(error)
+                else:
+                    if isinstance(started, PeerStarted):
+                        yield started
+                        continue
+                    causes[index] = f"it could not start: {started}"
+                    mistakes[index] = started.mistake
+                yield self._lose(index, causes[index])
             if not ready:
                 yield None
         for index in self._drop_starting():
@@ -97,8 +102,7 @@ class Swarm:
             yield _lost(index, causes[index])
         if not self._actors:
             first = min(causes)  # the others join through it: its cause is behind theirs
-            mistake = _mistake(causes[first])
-            if mistake is not None:
+            if mistake := mistakes.get(first):
                 raise mistake
             raise SwarmError(f"no peer came up; peer {first}: {causes[first].splitlines()[0]}")
 
@@ -209,15 +213,20 @@ class Swarm:
             for stream in ready:
                 index = self._streams[stream]
                 try:
-                    records: list[Record] = ray.get(next(stream))
+                    said: list[Record] | Failure = ray.get(next(stream))
                 except StopIteration:
                     del self._streams[stream]
+                    continue
                 except ray.exceptions.RayError as error:
-                    del self._streams[stream]
-                    yield self._lose(index, error)
+                    cause = _cause(error)
                 else:
-                    self._finished.update({r.peer_index: r for r in records if isinstance(r, PeerFinished)})
-                    yield from records
+                    if not isinstance(said, Failure):
+                        self._finished.update({r.peer_index: r for r in said if isinstance(r, PeerFinished)})
+                        yield from said
+                        continue
+                    cause = f"it raised {said}"
+                del self._streams[stream]
+                yield self._lose(index, cause)
             yield from self._give_up_silent()
             if not ready:
                 yield None
@@ -231,9 +240,9 @@ class Swarm:
             limit_s = self.config.swarm.silent_s
             yield _lost(index, f"its process has not answered for swarm.silent_s={limit_s:g}: it is stopped, or hangs")
 
-    def _lose(self, index: int, error: ray.exceptions.RayError) -> PeerLost:
+    def _lose(self, index: int, cause: str) -> PeerLost:
         ray.kill(self._actors.pop(index))  # it may live on, when it was only its code that raised
-        return _lost(index, _cause(error))
+        return _lost(index, cause)
 
     def _drop_starting(self) -> list[int]:
         """Kill the peers that are not up yet, which could not answer; returns their indices."""
@@ -250,27 +259,12 @@ class Swarm:
 
 
 def _cause(error: ray.exceptions.RayError) -> str:
-    """Why a peer is lost: a sentence, and what Ray knows below it."""
+    """Why Ray lost a peer: a sentence, and what Ray knows below it."""
     text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
     text = text.partition(" Some common causes include")[0]  # a paragraph of guesses
     if isinstance(error, ray.exceptions.RayTaskError):
-        return f"it raised {_raised(text)}\n{text}"
-    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
-        return f"{_NOT_STARTED}{_raised(text)}\n{text}"
+        return f"it raised {type(error.cause).__name__}: {error.cause}\n{text}"
     return f"its {'node' if 'node has died' in text else 'process'} died\n{text}"
-
-
-def _mistake(cause: str) -> UserError | None:
-    """What the user can mend, if it is that by which a peer could not start."""
-    kind, _, text = cause.splitlines()[0].removeprefix(_NOT_STARTED).partition(": ")
-    error = getattr(errors, kind, None)
-    return error(text) if isinstance(error, type) and issubclass(error, UserError) else None
-
-
-def _raised(traceback: str) -> str:
-    """The exception at the end of a traceback, as one line without the name of its module."""
-    lines = [line for line in traceback.splitlines() if re.match(r"[\w.]+(: |$)", line)]
-    return re.sub(r"^[\w.]*\.(?=\w+(: |$))", "", lines[-1]) if lines else traceback.splitlines()[-1]
 
 
 def _lost(index: int, cause: str) -> PeerLost:
