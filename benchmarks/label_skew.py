@@ -32,7 +32,7 @@ from ray_gossip import data, models
 from ray_gossip.config import Config, parse
 from ray_gossip.mixing import average_round, consensus_distance
 from ray_gossip.schedule import groups
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.trainer import Trainer
 
 NUM_PEERS = 16
 LOCAL_STEPS = 400

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ray_gossip import models
 from ray_gossip.addresses import check_multiaddr
-from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.charter import Charter
@@ -32,6 +31,7 @@ from ray_gossip.resources import machine_id
 from ray_gossip.sidecar.network import Network
 from ray_gossip.telemetry import SwarmState
 from ray_gossip.telemetry.watch import Watch
+from ray_gossip.training.averaged import ModelState
 
 
 def join(
@@ -50,7 +50,7 @@ def join(
 
     Args:
         model: its parameters that train (float32) and the running statistics of its layers in training mode are
-            averaged, see `ray_gossip/averaged.py`: freeze what is to be frozen before. A newcomer starts from the
+            averaged, see `ray_gossip/training/averaged.py`: freeze what is to be frozen before. A newcomer starts from the
             swarm's.
         initial_peers: multiaddrs of peers that are there already, under Ray or not, one is enough; none: found a swarm.
         founders: peers that begin together, this one included: waits for them, at most `swarm.start_s`. A peer that

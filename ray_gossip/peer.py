@@ -24,10 +24,10 @@ from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import Engine, StateShape
 from ray_gossip.gossip.seat import Listen
-from ray_gossip.optimizer import build_optimizer
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
 from ray_gossip.sidecar.network import Network
-from ray_gossip.trainer import Trainer, averaged_state
+from ray_gossip.training.optimizer import build_optimizer
+from ray_gossip.training.trainer import Trainer, averaged_state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def rehearse(configs: Iterable[Config], *, factories: Factories = NAMED, imports
 
 def perform(config: Config) -> None:
     """The same in this process, for one that loads all of it anyway. Raises ConfigError."""
-    from ray_gossip.optimizer import check_optimizer  # loads torch
+    from ray_gossip.training.optimizer import check_optimizer  # loads torch
 
     check(config, how=check_call)
     check_optimizer(config.optimizer)

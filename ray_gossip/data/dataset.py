@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ray_gossip.errors import DataError
-from ray_gossip.memory import bytes_of
+from ray_gossip.tensor_memory import bytes_of
 
 OnProgress = Callable[[int, int], None]  # (images decoded so far, images to decode)
 

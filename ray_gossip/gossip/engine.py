@@ -250,7 +250,7 @@ class GossipEngine:
             if names := self.snapshot.state.drifting():
                 self.notices.append(
                     f"training changes {', '.join(names)}, which is not averaged: each peer has its own, and the "
-                    "merged model has the first one's; what is averaged: ray_gossip/averaged.py"
+                    "merged model has the first one's; what is averaged: ray_gossip/training/averaged.py"
                 )
 
     def _note_members(self, result: RoundResult) -> None:

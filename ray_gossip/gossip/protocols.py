@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ray_gossip.averaged import ModelState
 from ray_gossip.records import Outcome, Record, RoundReport
+from ray_gossip.training.averaged import ModelState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.handover import Handover, StandsStill
 from ray_gossip.hive.rendezvous import GONE
-from ray_gossip.memory import bytes_of
+from ray_gossip.tensor_memory import bytes_of
 
 _CHUNK_BYTES = 2**19
 _CURRENT = 3  # donors that are asked for a current model before one that stands still will do

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ray_gossip.averaged import ModelState
 from ray_gossip.config import ModelConfig
 from ray_gossip.errors import ConfigError, UserError
 from ray_gossip.factory import Factory, make
-from ray_gossip.modes import evaluating
+from ray_gossip.training.averaged import ModelState
+from ray_gossip.training.modes import evaluating
 
 
 def build(

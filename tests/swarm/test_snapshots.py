@@ -18,7 +18,7 @@ from ray_gossip.gossip.seat import Listen
 from ray_gossip.peer import Founder, Peer
 from ray_gossip.records import Evaluation, PeerFinished, Record, RoundReport
 from ray_gossip.testing import START_S, Peers, RemotePeer
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.trainer import Trainer
 
 Snapshot = dict[str, Any]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_gossip.averaged import ModelState
 from ray_gossip.errors import UserError
+from ray_gossip.training.averaged import ModelState
 
 
 def vector(state: ModelState) -> Tensor:

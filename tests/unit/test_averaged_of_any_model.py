@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from ray_gossip.averaged import ModelState
-from ray_gossip.memory import bytes_of
+from ray_gossip.tensor_memory import bytes_of
+from ray_gossip.training.averaged import ModelState
 from tests import zoo
 
 DTYPES = [

@@ -16,7 +16,7 @@ from ray_gossip import data, factory, models
 from ray_gossip.config import Config, DataConfig, dump, load, parse, skipped
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.trainer import Trainer
 
 YOURS = Path(__file__).parents[1] / "yours"
 CPU = torch.device("cpu")

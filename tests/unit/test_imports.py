@@ -15,14 +15,13 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
 errors
-causes records storage folders screen memory upload modes recalibration
-addresses averaged
+causes records storage folders screen tensor_memory
+addresses
 config
 resources schedule checkpoint factory
-mixing optimizer
-rehearsal
-data models
-trainer
+mixing data
+training
+rehearsal models
 gossip
 hive
 sidecar

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ray_gossip import data, models
 from ray_gossip.config import DataConfig, ModelConfig, parse
-from ray_gossip.modes import evaluating
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.modes import evaluating
+from ray_gossip.training.trainer import Trainer
 from tests import zoo
 
 DIGITS = data.load(DataConfig())

@@ -12,7 +12,7 @@ from torch import nn
 from ray_gossip import factory
 from ray_gossip.config import OptimizerConfig, dump, load, parse, read_yaml
 from ray_gossip.errors import ConfigError
-from ray_gossip.optimizer import build_optimizer, check_optimizer, lr_factor
+from ray_gossip.training.optimizer import build_optimizer, check_optimizer, lr_factor
 from tests.unit.trainers import (
     make_trainer,
     state_of,

@@ -10,7 +10,7 @@ import torch
 
 from ray_gossip import data
 from ray_gossip.config import parse
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.trainer import Trainer
 from tests.unit.trainers import (
     CPU,
     DIGITS,

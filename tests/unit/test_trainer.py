@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ray_gossip import data, models
 from ray_gossip.config import parse
-from ray_gossip.optimizer import lr_factor
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.optimizer import lr_factor
+from ray_gossip.training.trainer import Trainer
 from tests.unit.trainers import (
     CPU,
     DIGITS,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ray_gossip import data, models
 from ray_gossip.config import Config, DataConfig, parse
-from ray_gossip.trainer import Trainer
+from ray_gossip.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 DIGITS = data.load(DataConfig())

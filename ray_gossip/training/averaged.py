@@ -26,10 +26,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ray_gossip.errors import UserError
-from ray_gossip.memory import Memory, bytes_of, copy_of, first_overlap, without_repetition
-from ray_gossip.named_tensors import NamedTensor, walk
 from ray_gossip.records import AveragedTensor, Kind
-from ray_gossip.upload import Upload
+from ray_gossip.tensor_memory import Memory, bytes_of, copy_of, first_overlap, without_repetition
+from ray_gossip.training.named_tensors import NamedTensor, walk
+from ray_gossip.training.upload import Upload
 
 
 class _Part(NamedTuple):

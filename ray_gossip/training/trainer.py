@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ray_gossip.averaged import ModelState
 from ray_gossip.config import Config, TrainConfig
 from ray_gossip.data import Batches, Dataset, augmentation
 from ray_gossip.errors import ConfigError
-from ray_gossip.evaluation import EvaluationSplit, by_label
-from ray_gossip.modes import evaluating
-from ray_gossip.optimizer import build_optimizer, lr_schedule
-from ray_gossip.recalibration import measure_afresh, measured_layers
 from ray_gossip.records import Statistics
+from ray_gossip.training.averaged import ModelState
+from ray_gossip.training.evaluation import EvaluationSplit, by_label
+from ray_gossip.training.modes import evaluating
+from ray_gossip.training.optimizer import build_optimizer, lr_schedule
+from ray_gossip.training.recalibration import measure_afresh, measured_layers
 
 
 class LocalProgress(NamedTuple):

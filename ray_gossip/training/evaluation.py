@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_gossip.data import IGNORED, Dataset, Normaliser
-from ray_gossip.modes import evaluating
+from ray_gossip.training.modes import evaluating
 
 # Of an evaluation's batches, to bound the memory that inputs and logits take: 1024 images of CIFAR-10, 341 of Tiny
 # ImageNet, 32 texts of 128 tokens with a vocabulary of 1000
