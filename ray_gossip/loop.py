@@ -26,11 +26,10 @@ from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Seat
-from ray_gossip.records import Outcome, RoundReport
+from ray_gossip.records import Notice, Outcome, RoundReport
 from ray_gossip.resources import machine_id
 from ray_gossip.sidecar.network import Network
-from ray_gossip.telemetry import SwarmState
-from ray_gossip.telemetry.watch import Watch
+from ray_gossip.telemetry import Observer
 from ray_gossip.training.averaged import ModelState
 
 
@@ -50,8 +49,8 @@ def join(
 
     Args:
         model: its parameters that train (float32) and the running statistics of its layers in training mode are
-            averaged, see `ray_gossip/training/averaged.py`: freeze what is to be frozen before. A newcomer starts from the
-            swarm's.
+            averaged, see `ray_gossip/training/averaged.py`: freeze what is to be frozen before. A newcomer starts from
+            the swarm's.
         initial_peers: multiaddrs of peers that are there already, under Ray or not, one is enough; none: found a swarm.
         founders: peers that begin together, this one included: waits for them, at most `swarm.start_s`. A peer that
             comes when the swarm runs waits for nobody. 1: begin at once.
@@ -108,8 +107,7 @@ class LoopPeer:
 
     def __init__(self, averaged: ModelState, engine: GossipEngine, seat: Seat, config: Config) -> None:
         self._engine, self.multiaddrs = engine, seat.multiaddrs  # where others can dial this peer
-        self._seen = SwarmState(peers=[engine.peer_index], total_steps=0)
-        self._watch = Watch(self._seen, config.gossip)
+        self._observer = Observer(config, peers=[engine.peer_index])
         self.peer_index = engine.peer_index
         self._has_left = False
         self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
@@ -179,8 +177,7 @@ class LoopPeer:
         """Without the sketches, which are for a driver: whoever collects reports would keep 16 KB of each."""
         self.rounds.update(report.outcome for report in reports)
         for report in reports:
-            self._seen.fold(report)
-            self._engine.notices += [notice.text for notice in self._watch.see(report)]
+            self._engine.notices += [each.text for each in self._observer.see(report) if isinstance(each, Notice)]
         self._tell_notices()
         return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
 

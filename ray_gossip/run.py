@@ -16,7 +16,7 @@ from ray_gossip.errors import SwarmError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, Record
 from ray_gossip.swarm import Swarm
-from ray_gossip.telemetry import RunLog, Summary, SwarmState
+from ray_gossip.telemetry import Observer, RunLog, Summary, SwarmState
 
 
 class Run:
@@ -44,13 +44,14 @@ class Run:
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.summary: Summary | None = None  # once it has finished or was stopped
-        self._log = RunLog(run_dir, config, run_id=run_id, started_at=started_at)
+        self._observer = Observer(config)
+        self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at)
         self._swarm = Swarm(config, run_id=run_id, group=group, factories=factories, start=start)
         self._open: ExitStack
 
     @property
     def state(self) -> SwarmState:
-        return self._log.state
+        return self._observer.state
 
     def __enter__(self) -> Run:
         with ExitStack() as entered:  # closes what is open already if the next cannot be opened

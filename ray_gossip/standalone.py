@@ -18,7 +18,7 @@ from ray_gossip.lines import print_summary
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.rehearsal import perform
 from ray_gossip.resources import machine_id
-from ray_gossip.telemetry import RunLog
+from ray_gossip.telemetry import Observer, RunLog
 
 if TYPE_CHECKING:
     from ray_gossip.peer import Peer
@@ -87,11 +87,12 @@ def run_peer(
     summary: dict[str, Any] | None = None
     run_id = peer.charter.run_id
     run_dir = run_dir or _new_folder(Path("runs") / f"{run_id}-peer-{peer.peer_index:02d}")
+    observer = Observer(config, peers=[peer.peer_index])
     try:
         _say_where(peer, join_command, stream)
         with (
             open_view(stream) as view,
-            RunLog(run_dir, config, run_id=run_id, peers=[peer.peer_index], started_at=started) as log,
+            RunLog(run_dir, observer, run_id=run_id, started_at=started) as log,
         ):
 
             def follow(records: Iterable[Record], *, wait_s: float = 0.0) -> None:
@@ -99,7 +100,7 @@ def run_peer(
                 peer.engine.tell_driver(own, wait_s=wait_s)
                 for record in own:
                     log.write(record)
-                view.update(log.state)
+                view.update(observer.state)
 
             introduced = False
             try:

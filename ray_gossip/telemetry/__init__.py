@@ -7,16 +7,18 @@
       swarm/            TensorBoard, the swarm: means and extremes under the peers' tags, consensus distance
       summary.json      the end of the story
 
-`state` folds records into the current picture; `watch` says when something is wrong with it, by what `tally` counts and
-`advice` knows; `curves` and `summary` read it; only `log` touches the disk.
+`observer` owns the current picture: `state` folds records into it, `watch` says when something is wrong with it, by
+what `tally` counts and `advice` knows. `curves` and `summary` read it; only `log` touches the disk.
 """
 
 from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
+from ray_gossip.telemetry.observer import Observer
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.summary import Summary, summarise
 
 __all__ = [
     "RUN_FILES",
+    "Observer",
     "PeerState",
     "RunLog",
     "Status",

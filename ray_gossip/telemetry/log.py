@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ray_gossip.checkpoint import Journal, write_atomically
-from ray_gossip.config import Config, dump
+from ray_gossip.config import dump
 from ray_gossip.errors import SwarmError
-from ray_gossip.records import Notice, PeerFinished, PeerLost, PeerStarted, Record, to_json
+from ray_gossip.records import Notice, PeerLost, PeerStarted, Record, to_json
 from ray_gossip.telemetry.curves import Curves, Point
 from ray_gossip.telemetry.event_file import EventFile
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
-from ray_gossip.telemetry.state import SwarmState
+from ray_gossip.telemetry.observer import Observer
 from ray_gossip.telemetry.summary import Summary, summarise
-from ray_gossip.telemetry.watch import Watch
 
 # What a run overwrites in its folder.
 RUN_FILES = ("events.jsonl", "config.yaml", "summary.json", "model.pt")
@@ -29,7 +28,7 @@ _PICTURE_S = 30.0  # between two pictures of who met whom; each takes a tenth of
 
 
 class RunLog:
-    """Writes what happens in a run, and keeps the picture of it in `state`.
+    """Writes what an observer sees of a run.
 
     Use as a context manager: entering makes the directory, leaving closes every file. A record is in
     `events.jsonl` when `write` returns, even if the driver is killed then. What a full disk does not take is left out,
@@ -37,7 +36,6 @@ class RunLog:
 
     Args:
         run_dir: made if missing; files of an earlier part of the run are added to.
-        peers: indices of the peers that report here; default: all that a driver starts.
         started_at: when the run began, in seconds since 1970; the summary's durations count from there.
             Default: now.
     """
@@ -45,18 +43,15 @@ class RunLog:
     def __init__(
         self,
         run_dir: Path,
-        config: Config,
+        observer: Observer,
         *,
         run_id: str,
-        peers: Iterable[int] | None = None,
         started_at: float | None = None,
     ) -> None:
-        self.run_dir, self.config, self.run_id = run_dir, config, run_id
-        indices = range(config.swarm.num_peers) if peers is None else peers
-        self.state = SwarmState(peers=indices, total_steps=config.train.local_steps)
+        self.run_dir, self.run_id = run_dir, run_id
+        self._observer, self._state, self._config = observer, observer.state, observer.config
         self._started_at = time.time() if started_at is None else started_at
-        self._watch = Watch(self.state, config.gossip)
-        self._curves = Curves(self.state)
+        self._curves = Curves(self._state)
         self._event_files: dict[str, EventFile] = {}  # by the name of the TensorBoard run
         self._pictured_at = time.monotonic()
         self._classes_are_pictured = False
@@ -67,7 +62,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         with _or_swarm_error(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.save("config.yaml", dump(self.config).encode())
+        self.save("config.yaml", dump(self._config).encode())
         with _or_swarm_error(self.run_dir / "events.jsonl"):
             self._events = Journal(self.run_dir / "events.jsonl")
         self._files.callback(self._events.close)
@@ -78,21 +73,12 @@ class RunLog:
             self._add_picture()
 
     def write(self, record: Record) -> None:
-        """Fold a record into `state`; write it, what it completes, and what is wrong with the run because of it, to the
-        event log and to TensorBoard."""
-        rounds = self.state.fold(record)
-        # whoever ends completes rounds of before, and curves end with the end
-        records = [*rounds, record] if isinstance(record, PeerFinished) else [record, *rounds]
-        self._append([*records, *(n for each in records for n in self._tell(self._watch.see(each)))])
+        """Show a record to the observer; write what it makes of it to the event log and to TensorBoard."""
+        self._append(self._observer.see(record))
         if time.monotonic() - self._pictured_at > _PICTURE_S:
             self._add_picture()
         if isinstance(record, (PeerStarted, PeerLost)) and not self._classes_are_pictured:
             self._add_classes()
-
-    def _tell(self, notices: list[Notice]) -> list[Notice]:
-        for notice in notices:
-            self.state.fold(notice)
-        return notices
 
     def _append(self, records: Iterable[Record]) -> None:
         for each in records:
@@ -111,11 +97,11 @@ class RunLog:
         Raises:
             SwarmError: as `save`.
         """
-        self._append(self._tell(self._watch.end()))
+        self._append(self._observer.end())
         summary = summarise(
-            self.state,
+            self._state,
             run_id=self.run_id,
-            engine=self.config.engine,
+            engine=self._config.engine,
             started_at=self._started_at,
             ended_at=time.time(),
             run_dir=self.run_dir,
@@ -147,7 +133,7 @@ class RunLog:
                 text = (
                     f"cannot write to {self.run_dir}: {error.strerror}; the run goes on, and what does not fit is lost"
                 )
-                self.state.fold(Notice(peer_index=-1, wall_time=time.time(), text=text))
+                self._state.fold(Notice(peer_index=-1, wall_time=time.time(), text=text))
 
     def _add(self, point: Point) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -158,14 +144,14 @@ class RunLog:
     def _add_picture(self) -> None:
         """Who averaged with whom so far."""
         self._pictured_at = time.monotonic()
-        if self.state.meetings:
-            png = who_met_whom(self.state.meetings, sorted({peer for pair in self.state.meetings for peer in pair}))
-            last_round = self.state.last_round
+        if self._state.meetings:
+            png = who_met_whom(self._state.meetings, sorted({peer for pair in self._state.meetings for peer in pair}))
+            last_round = self._state.last_round
             self._add_image("swarm/who_met_whom", png, step=last_round.local_step if last_round else 0)
 
     def _add_classes(self) -> None:
         """Classes per peer, once every peer has started or is lost."""
-        peers = self.state.peers.values()
+        peers = self._state.peers.values()
         if all(peer.started or peer.lost for peer in peers):
             self._classes_are_pictured = True
             counts = {peer.peer_index: peer.started.class_counts for peer in peers if peer.started}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ray_gossip.records import Record
-from ray_gossip.telemetry import RunLog
+from ray_gossip.telemetry import Observer, RunLog
 from tests.unit.telemetry_records import Write, a_config
 
 
@@ -27,7 +27,7 @@ def write(tmp_path: Path) -> Write:
     """Writes records as a whole run of four peers; returns the closed log."""
 
     def of(records: Iterable[Record]) -> RunLog:
-        with RunLog(tmp_path / "run", a_config(), run_id="a-run", started_at=990.0) as log:
+        with RunLog(tmp_path / "run", Observer(a_config()), run_id="a-run", started_at=990.0) as log:
             for record in records:
                 log.write(record)
         return log

@@ -21,7 +21,7 @@ from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.gossip_trainer import GossipTrainer
 from ray_gossip.records import Notice
 from ray_gossip.screen import flush_or_drop, screen
-from ray_gossip.telemetry import RunLog
+from ray_gossip.telemetry import Observer, RunLog
 from tests.unit.test_telemetry import progress, started
 
 
@@ -59,7 +59,8 @@ def test_a_file_that_does_not_fit_leaves_the_one_before_it_and_nothing_else(tmp_
 
 def test_a_full_disk_costs_the_log_what_does_not_fit_and_is_told_once(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    with RunLog(run_dir, Config(), run_id="a", peers=[0]) as log:
+    observer = Observer(Config(), peers=[0])
+    with RunLog(run_dir, observer, run_id="a") as log:
         log.write(started(0))
         size = max(path.stat().st_size for path in run_dir.rglob("*") if path.is_file())
         with files_of_at_most(size + 1000):
@@ -68,7 +69,7 @@ def test_a_full_disk_costs_the_log_what_does_not_fit_and_is_told_once(tmp_path: 
             with pytest.raises(SwarmError, match=r"cannot write .*model\.pt: File too large"):
                 log.save("model.pt", bytes(size + 2000))
         log.write(progress(0, 100))
-        (notice,) = (news.text for news in log.state.news if isinstance(news, Notice))
+        (notice,) = (news.text for news in observer.state.news if isinstance(news, Notice))
         assert notice == f"cannot write to {run_dir}: File too large; the run goes on, and what does not fit is lost"
         assert log.write_summary()["run_id"] == "a"
     lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
@@ -85,7 +86,8 @@ def test_a_full_disk_costs_the_log_what_does_not_fit_and_is_told_once(tmp_path: 
 
 def test_a_run_in_a_folder_whose_name_is_no_text_has_a_summary_that_is(tmp_path: Path) -> None:
     run_dir = tmp_path / os.fsdecode(b"\xff run")
-    with RunLog(run_dir, Config(), run_id="a", peers=[0]) as log:
+    observer = Observer(Config(), peers=[0])
+    with RunLog(run_dir, observer, run_id="a") as log:
         log.write_summary()
     assert json.loads((run_dir / "summary.json").read_text())["run_dir"] == str(run_dir)
 

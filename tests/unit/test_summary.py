@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ray_gossip.records import Record
-from ray_gossip.telemetry import RunLog
+from ray_gossip.telemetry import Observer, RunLog
 from tests.unit.telemetry_records import (
     TOTAL_STEPS,
     Write,
@@ -144,7 +144,7 @@ class TestTheSummary:
             evaluation(0, 40, 0.5, merged=True),
             evaluation(1, 40, 0.9, merged=True),
         ]
-        with RunLog(tmp_path, a_config(), run_id="a-run") as log:
+        with RunLog(tmp_path, Observer(a_config()), run_id="a-run") as log:
             for record in [*ends, finished(0, outcome="failed"), finished(1)]:
                 log.write(record)
             assert log.write_summary()["merged_accuracy"] == 0.9

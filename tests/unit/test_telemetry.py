@@ -17,7 +17,7 @@ from ray_gossip.records import (
     PeerStarted,
     Record,
 )
-from ray_gossip.telemetry import RunLog, SwarmState
+from ray_gossip.telemetry import Observer, RunLog, SwarmState
 from tests.unit.telemetry_records import (
     TOTAL_STEPS,
     Write,
@@ -67,7 +67,7 @@ class TestTheEventLog:
         assert [line["loss"] for line in events(log.run_dir)[1:]] == [None, None]
 
     def test_is_readable_to_the_last_record_while_the_run_goes_on(self, tmp_path: Path) -> None:
-        with RunLog(tmp_path, a_config(), run_id="a-run") as log:
+        with RunLog(tmp_path, Observer(a_config()), run_id="a-run") as log:
             for step in range(50):  # nothing is left in a buffer that a kill -9 could take along
                 log.write(progress(0, step))
                 assert events(tmp_path)[-1]["local_step"] == step
@@ -84,7 +84,7 @@ class TestTensorBoard:
         assert scalars(log, "peer-00", "train/loss")[0].wall_time == 1001.0
 
     def test_is_readable_within_seconds_while_the_run_goes_on(self, tmp_path: Path) -> None:
-        with RunLog(tmp_path / "run", a_config(), run_id="a-run") as log:
+        with RunLog(tmp_path / "run", Observer(a_config()), run_id="a-run") as log:
             for step in (10, 20, 30):
                 log.write(progress(0, step))
                 deadline = time.monotonic() + 5.0

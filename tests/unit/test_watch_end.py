@@ -15,7 +15,7 @@ from ray_gossip.config import Config, parse
 from ray_gossip.console import LiveView, PlainView
 from ray_gossip.lines import print_summary
 from ray_gossip.records import BEGAN_APART, Notice, PeerLeft, Record
-from ray_gossip.telemetry import RunLog, advice, watch
+from ray_gossip.telemetry import Observer, RunLog, advice, watch
 from tests.unit.test_telemetry import curve, evaluation, events, finished, lost, progress, started
 from tests.unit.test_watch import BUSY, Watched, rounds_of
 
@@ -107,12 +107,13 @@ class TestWhatAPersonSees:
     def test_events_summary_curves_table_and_lines_all_say_it(self, tmp_path: Path) -> None:
         live, plain, end = io.StringIO(), io.StringIO(), io.StringIO()
         terminal = Console(file=live, width=200, height=30, force_terminal=True, legacy_windows=False, _environ={})
-        with RunLog(tmp_path / "run", self.config(), run_id="a") as log:
+        observer = Observer(self.config())
+        with RunLog(tmp_path / "run", observer, run_id="a") as log:
             with LiveView(terminal) as table, PlainView(plain) as lines:
                 for record in self.sick():
                     log.write(record)
-                    table.update(log.state)
-                    lines.update(log.state)
+                    table.update(observer.state)
+                    lines.update(observer.state)
             summary = log.write_summary()
         print_summary(summary, log.run_dir, stream=end)
         text = summary["troubles"][0]["text"]
@@ -134,10 +135,11 @@ class TestWhatAPersonSees:
 
     def test_of_a_run_that_is_well_is_nothing(self, tmp_path: Path) -> None:
         stream = io.StringIO()
-        with RunLog(tmp_path / "run", self.config(), run_id="a") as log, PlainView(stream) as lines:
+        observer = Observer(self.config())
+        with RunLog(tmp_path / "run", observer, run_id="a") as log, PlainView(stream) as lines:
             for record in [*map(started, range(2)), *(r for n in range(30) for r in rounds_of(range(2), n))]:
                 log.write(record)
-                lines.update(log.state)
+                lines.update(observer.state)
             assert log.write_summary()["troubles"] == []
         assert "rouble" not in stream.getvalue() + (log.run_dir / "events.jsonl").read_text()
 

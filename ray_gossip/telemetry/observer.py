@@ -1,0 +1,41 @@
+"""What is known of a run, and what is said because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ray_gossip.config import Config
+from ray_gossip.records import Notice, PeerFinished, Record
+from ray_gossip.telemetry.state import SwarmState
+from ray_gossip.telemetry.watch import Watch
+
+
+class Observer:
+    """Owns the picture of a run, `state`. Pure: no files.
+
+    Args:
+        peers: indices of the peers that report here; default: all that a driver starts.
+    """
+
+    def __init__(self, config: Config, *, peers: Iterable[int] | None = None) -> None:
+        self.config = config
+        indices = range(config.swarm.num_peers) if peers is None else peers
+        self.state = SwarmState(peers=indices, total_steps=config.train.local_steps)
+        self._watch = Watch(self.state, config.gossip)
+
+    def see(self, record: Record) -> list[Record]:
+        """What is to be written because of a record, in order: it, what it completes, what is wrong because of it."""
+        rounds = self.state.fold(record)
+        # whoever ends completes rounds of before, and curves end with the end
+        records = [*rounds, record] if isinstance(record, PeerFinished) else [record, *rounds]
+        return [*records, *self._folded(notice for each in records for notice in self._watch.see(each))]
+
+    def end(self) -> list[Record]:
+        """What is to be said of the end; the same however often it is asked."""
+        return self._folded(self._watch.end())
+
+    def _folded(self, notices: Iterable[Notice]) -> list[Record]:
+        found: list[Record] = list(notices)
+        for notice in found:
+            self.state.fold(notice)
+        return found
