@@ -9,19 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ray_gossip import __version__
+from ray_gossip.config import Config, meanings
 from ray_gossip.errors import one_line
 from ray_gossip.storage import is_uri
 
-# Those that one gives to a single peer have options of their own; all others are given as key=value.
-_PEER_KEYS = (
-    "gossip.group_size",
-    "gossip.min_group_size",
-    "gossip.alpha",
-    "gossip.steps",
-    "gossip.seconds",
-    "gossip.schedule",
-    "data.root",
-)
+# All others are given as key=value.
+_PEER_KEYS = [key for key, meaning in meanings(Config).items() if meaning.option]
 
 
 def _place(word: str) -> str:

@@ -6,6 +6,7 @@ and when to change it.
 
     swarm.py  gossip.py  data.py  model.py  optimizer.py  train.py      a section each
     section.py  own.py      what sections have in common
+    meaning.py              what a key means beyond the peer that has it
     schema.py               all sections, and what must hold between them
     text.py                 YAML as it is meant here
     loading.py              from words and files to a config, and back
@@ -23,7 +24,7 @@ from ray_gossip.config.loading import dump, load, load_tree, parse_text, read
 from ray_gossip.config.model import ModelConfig
 from ray_gossip.config.optimizer import OptimizerConfig
 from ray_gossip.config.schema import Config, parse, parse_as
-from ray_gossip.config.section import Section
+from ray_gossip.config.section import Section, meanings
 from ray_gossip.config.skipped import skipped
 from ray_gossip.config.swarm import SwarmConfig
 from ray_gossip.config.text import read_yaml, write_yaml
@@ -43,6 +44,7 @@ __all__ = [
     "dump",
     "load",
     "load_tree",
+    "meanings",
     "parse",
     "parse_as",
     "parse_text",

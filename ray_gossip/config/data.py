@@ -7,10 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.mistakes import shown
 from ray_gossip.config.own import Args, check_factory, name_or_factory, no_args_without
 from ray_gossip.config.section import Seconds, Section
 from ray_gossip.folders import is_possible
+
+_SHARED, _CHANGEABLE = Meaning(shared=True), Meaning(changeable=True)
 
 ShardSize = Annotated[float, Field(ge=1e-6, le=1e6)]
 
@@ -25,17 +28,17 @@ _FOLDERS = {"cifar10": "cifar-10-batches-py", "tiny_imagenet": "tiny-imagenet-20
 class DataConfig(Section):
     """What the swarm learns."""
 
-    name: Literal["digits", "cifar10", "tiny_imagenet"] | None = "digits"
+    name: Annotated[Literal["digits", "cifar10", "tiny_imagenet"] | None, _SHARED] = "digits"
     """The data set. digits: 1,797 real images of handwritten digits, 8x8, that scikit-learn ships; needs no network.
     cifar10: 60,000 colour images of 32x32 in 10 classes. tiny_imagenet: 110,000 of 64x64 in 200 classes."""
-    factory: str | None = None
+    factory: Annotated[str | None, _SHARED] = None
     """A data set of your own, instead of `name`: package.module:function, importable on every node, such as from the
     folder in which the command is given, or from PYTHONPATH. It is called with `args`, and with root=`root` where that
     is set. It returns a ray_gossip.data.Dataset on the CPU: samples of any shape, with classes for labels. Every peer
     calls it, and all must get the same."""
-    args: Args = Field(default_factory=dict)
+    args: Annotated[Args, _SHARED] = Field(default_factory=dict)
     """Keyword arguments of `factory`."""
-    root: Path | None = None
+    root: Annotated[Path | None, Meaning(option=True)] = None
     """Folder that holds the data set as it is published, i.e. `cifar-10-batches-py` or `tiny-imagenet-200`; on every
     node. `~` is each node's own home; a relative folder counts from where the command was given."""
     download: bool = False
@@ -46,23 +49,23 @@ class DataConfig(Section):
     prepare_s: Seconds = 900.0
     """Deadline in seconds for a peer that waits while another process of its node downloads or decodes. Better:
     `ray-gossip data prepare CONFIG` ahead of time."""
-    batch_size: int = Field(32, ge=1, le=1_000_000)
+    batch_size: Annotated[int, _CHANGEABLE] = Field(32, ge=1, le=1_000_000)
     """Samples of one local step of one peer, 1 or more."""
-    augment: Literal["auto", "none", "standard"] = "auto"
+    augment: Annotated[Literal["auto", "none", "standard"], _CHANGEABLE] = "auto"
     """What is done to training images. standard: random crop after padding by `crop_padding`, horizontal flip, cutout.
     auto: standard for cifar10 and tiny_imagenet, none for digits, whose mirror images are no digits, and your own."""
-    crop_padding: int = Field(4, ge=0, le=1000)
+    crop_padding: Annotated[int, _CHANGEABLE] = Field(4, ge=0, le=1000)
     """Pixels of black that a random crop may move into the image, with augment=standard; 0: no crop."""
-    cutout: int | None = Field(None, ge=0, le=10_000)
+    cutout: Annotated[int | None, _CHANGEABLE] = Field(None, ge=0, le=10_000)
     """Edge in pixels of the square that is greyed out, with augment=standard; 0: none; unset: a quarter of the image's
     height. Raise it for long runs that overfit, 0 for runs of a few passes."""
-    shards: Literal["iid", "dirichlet", "label_sorted", "by_size"] = "iid"
+    shards: Annotated[Literal["iid", "dirichlet", "label_sorted", "by_size"], _SHARED] = "iid"
     """How samples are dealt to peers. iid: shuffled, then cut into equal parts. dirichlet: every class is split among
     peers in shares drawn from Dirichlet(dirichlet_alpha). label_sorted: sorted by class, then cut into equal parts, so
     that a peer sees few classes. by_size: shuffled, then cut into parts as unequal as shard_sizes."""
-    dirichlet_alpha: float = Field(0.5, ge=1e-9, le=1e9)
+    dirichlet_alpha: Annotated[float, _SHARED] = Field(0.5, ge=1e-9, le=1e9)
     """shards=dirichlet: how even the shares are. 100 is close to iid, 0.1 leaves a peer two or three classes."""
-    shard_sizes: tuple[ShardSize, ...] = Field((), max_length=10_000)
+    shard_sizes: Annotated[tuple[ShardSize, ...], _SHARED] = Field((), max_length=10_000)
     """shards=by_size: relative sizes of the peers' shards, repeated when there are more peers. [1, 4]: every second
     peer has four times as many samples."""
 

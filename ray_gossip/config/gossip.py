@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.section import Count, Peers, Positive, Seconds, Section
+
+_OPTION = Meaning(shared=True, changeable=True, option=True)
+_OWN = Meaning(changeable=True)  # it changes a peer's own training, not who meets whom about what
 
 
 class GossipConfig(Section):
     """How peers average."""
 
-    group_size: Peers = 16
+    meaning: ClassVar[Meaning] = Meaning(shared=True, changeable=True)
+
+    group_size: Annotated[Peers, _OPTION] = 16
     """Peers that average together in a round, 1 or more (1: never average). 4 or 8 serves most swarms; a swarm
     smaller than this averages as one group."""
-    min_group_size: int = Field(2, ge=2, le=10_000)
+    min_group_size: Annotated[int, Meaning(changeable=True, option=True)] = Field(2, ge=2, le=10_000)
     """The smallest group that goes on when groupmates are missing after matchmaking_s, 2 or more."""
-    alpha: float = Field(1.0, gt=0, le=1)
+    alpha: Annotated[float, Meaning(changeable=True, option=True)] = Field(1.0, gt=0, le=1)
     """How far a peer moves to its group's mean, in (0, 1]. Below 1 only for lossy compression or to keep spread on
     purpose: it never helps plain averaging."""
-    steps: Positive | None = 20
+    steps: Annotated[Positive | None, _OPTION] = 20
     """H: local steps between two rounds, 1 or more. Raise it when rounds take longer than H steps; lower it when the
     merged model lags behind."""
-    seconds: Seconds | None = None
+    seconds: Annotated[Seconds | None, _OPTION] = None
     """Seconds between two rounds, instead of `steps`: for swarms whose network decides how often they may meet. With
     either, fast and slow peers do different numbers of steps, and nobody is throttled."""
-    schedule: Literal["grid", "random", "ring", "all", "local", "hivemind"] = "grid"
+    schedule: Annotated[Literal["grid", "random", "ring", "all", "local", "hivemind"], _OPTION] = "grid"
     """Who meets whom. grid: a mixed-radix hypercube, exact after log_M N rounds when full. random: seeded random
     groups, best under churn. ring: neighbours, for networks where only those are near. all: one group, i.e. local SGD
     with an all-reduce. local: within a node, across nodes every cross_every-th round. hivemind: hivemind's own
@@ -60,14 +66,14 @@ class GossipConfig(Section):
     """Learning rate of the outer step."""
     outer_momentum: float = Field(0.5, ge=0, lt=1)
     """Momentum of the outer step. 0.9 is usual with one group of all; in small groups 0.5 mixes better."""
-    overlap: bool = True
+    overlap: Annotated[bool, _OWN] = True
     """Local steps go on while a round runs; its delta is applied when it ends. false: they wait.
     With engine=hivemind they always wait."""
-    matchmaking_s: Seconds | None = None
+    matchmaking_s: Annotated[Seconds | None, _OWN] = None
     """Longest that a group waits for a missing groupmate before the rest go on, in seconds; unset: as long as the
     interval between two rounds, which costs nothing, and 5 s with overlap=false. Dead and busy ones are not waited for.
     There is no need to set it."""
-    allreduce_s: Seconds = 60.0
+    allreduce_s: Annotated[Seconds, _OWN] = 60.0
     """Longest that an all-reduce may take, in seconds; then the round has failed. The real deadline is learned from
     observed rounds and is mostly far below."""
 

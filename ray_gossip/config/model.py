@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.own import Args, check_factory, name_or_factory, no_args_without
 from ray_gossip.config.section import Section
 
 
 class ModelConfig(Section):
     """The network."""
+
+    meaning: ClassVar[Meaning] = Meaning(shared=True)
 
     name: Literal["cnn", "mlp", "resnet18", "resnet20", "resnet50"] | None = "cnn"
     """For images. cnn: three 3x3 convolutions. mlp: two hidden layers. resnet20: He et al.'s for CIFAR, 0.27 million

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.own import Args, check_factory, name_or_factory
 from ray_gossip.config.section import Count, Section
 
@@ -13,9 +14,11 @@ from ray_gossip.config.section import Count, Section
 class OptimizerConfig(Section):
     """Local SGD."""
 
-    name: str | None = "SGD"
+    meaning: ClassVar[Meaning] = Meaning(changeable=True)
+
+    name: Annotated[str | None, Meaning()] = "SGD"
     """Any class of torch.optim, by its name: SGD, AdamW, ..."""
-    factory: str | None = None
+    factory: Annotated[str | None, Meaning()] = None
     """An optimizer of your own, instead of `name`: package.module:function, importable as `data.factory` is; a class
     will do. It is called with params, the tensors to train, with `args`, and with lr where it has a parameter of this
     name. It returns a torch.optim.Optimizer, whose learning rates `schedule` scales."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from ray_gossip.config.data import DataConfig
 from ray_gossip.config.gossip import GossipConfig
+from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.mistakes import explain
 from ray_gossip.config.model import ModelConfig
 from ray_gossip.config.optimizer import OptimizerConfig
@@ -20,10 +21,10 @@ from ray_gossip.errors import ConfigError
 class Config(Section):
     """One run."""
 
-    engine: Literal["gossip", "hivemind"] = "gossip"
+    engine: Annotated[Literal["gossip", "hivemind"], Meaning(shared=True)] = "gossip"
     """gossip: scheduled groups, overlap, honest outcomes. hivemind: `hivemind.Optimizer(use_local_updates=True)` as
     shipped, for comparison and for the open internet."""
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: Annotated[int, Meaning(shared=True)] = Field(0, ge=0, le=2**32 - 1)
     """Seeds the model, the shards, the batches and the schedule."""
     swarm: SwarmConfig = SwarmConfig()
     gossip: GossipConfig = GossipConfig()

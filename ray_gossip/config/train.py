@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.section import Count, Positive, Seconds, Section
 
 
 class TrainConfig(Section):
     """How long, and what is reported when."""
 
-    local_steps: Positive = 1000
+    meaning: ClassVar[Meaning] = Meaning(changeable=True)
+
+    local_steps: Annotated[Positive, Meaning(shared=True)] = 1000
     """Local steps of every peer, 1 or more."""
     eval_every: Positive = 100
     """Local steps between two evaluations of a peer's own model on the test split."""

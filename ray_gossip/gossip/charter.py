@@ -11,23 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray_gossip.config import Config
+from ray_gossip.config import Config, meanings
 from ray_gossip.errors import ConfigError
-
-# A peer may differ from the others in every other key: that changes its own training, not who meets whom about what.
-_SHARED_SECTIONS = ("model", "gossip")
-_SHARED_KEYS = (
-    "engine",
-    "seed",
-    "train.local_steps",
-    "data.name",
-    "data.factory",
-    "data.args",
-    "data.shards",
-    "data.dirichlet_alpha",
-    "data.shard_sizes",
-)
-_OWN_KEYS = ("gossip.alpha", "gossip.min_group_size", "gossip.overlap", "gossip.matchmaking_s", "gossip.allreduce_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +49,7 @@ class Charter:
 
 def _shared(config: Config) -> dict[str, Any]:
     values = config.model_dump(mode="json")
-    of_sections = [f"{section}.{key}" for section in _SHARED_SECTIONS for key in values[section]]
-    return {key: _look_up(values, key) for key in (*_SHARED_KEYS, *of_sections) if key not in _OWN_KEYS}
+    return {key: _look_up(values, key) for key, meaning in meanings(Config).items() if meaning.shared}
 
 
 def _look_up(values: Mapping[str, Any], key: str) -> Any:

@@ -6,15 +6,12 @@ import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ray_gossip.config import Config, meanings
 from ray_gossip.errors import ConfigError
 from ray_gossip.tuning.space import MOST_POINTS, Choice, Range
 
 if TYPE_CHECKING:
     from ray_gossip.tuning.sweep import Sweep
-
-# What a run may go on with from a state that other values led to: the model, the swarm and the data stay as they are.
-_CHANGEABLE = ("gossip.", "optimizer.", "train.", "data.batch_size", "data.augment", "data.crop_padding", "data.cutout")
-_FIXED = ("optimizer.name", "optimizer.factory", "train.local_steps")
 
 
 def check(sweep: Sweep) -> None:
@@ -43,8 +40,10 @@ def check(sweep: Sweep) -> None:
 
 def _check_changeable(sweep: Sweep) -> None:
     """Raise ConfigError unless a trial can go on from the state of any other."""
+    known = meanings(Config)
     for key in sweep.space:
-        if not key.startswith(_CHANGEABLE) or key in _FIXED:
+        holder = key if key in known else key.rpartition(".")[0]  # of arguments of the user's
+        if not known[holder].changeable:
             raise ConfigError(
                 f"space.{key} cannot change while a run goes on, as tune.scheduler=pbt has it do; give {key} one "
                 "value, or use scheduler=asha"
