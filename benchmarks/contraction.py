@@ -5,11 +5,11 @@ Eight hivemind peers on this machine average one vector each; `spread` is the sq
 (a) Fresh random values before each round: the mean factor of the spread against `mixing.contraction`. Long vectors
     make the sampling error of a round about 1 %. This cannot see groups that stick: any pairs pass it.
 (b) Consecutive rounds from one start, which can: ratio of mean spreads, round after round, of `random` and `grid`.
-    Every round is also held against the network-free twin, which computes the same groups. Who happens to meet makes
-    `random` at M=2 vary by about 15 % a round over 8 starts and by 8 % over 32; M=4 with alpha=1 is left out, since one
-    lucky pair of rounds already agrees to the last bit. Beside it hivemind's matchmaking, with a pause between rounds
-    as local steps make it: peers that ended a round together look for the next one together, meet again, and the
-    swarm stalls.
+    Every round is also held against the network-free twin, which computes the same groups. The pairs that happen to
+    meet make `random` at M=2 vary by about 15 % a round over 8 starts and by 8 % over 32; M=4 with alpha=1 is left out,
+    since one lucky pair of rounds already agrees to the last bit. Beside it hivemind's matchmaking, with a pause
+    between rounds as local steps make it: peers that ended a round together look for the next one together, meet again,
+    and the swarm stalls.
 (c) Six peers in groups of four with a matchmaking window of 2 s, all beginning a round together: seconds it takes. As
     shipped, the short group waits the whole window.
 

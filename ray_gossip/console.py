@@ -120,7 +120,7 @@ class LiveView:
     def update(self, state: SwarmState) -> None:
         self._state = state
         for news in state.news[self._num_told :]:
-            if not isinstance(news, PeerStarted):  # the table shows who is up
+            if not isinstance(news, PeerStarted):  # the table shows which peers are up
                 self._console.print(Text(headline(news), style="red" if isinstance(news, PeerLost) else "yellow"))
         self._num_told = len(state.news)
         if self._clock() - self._drawn >= 1 / _REFRESH_PER_S:

@@ -110,7 +110,7 @@ class LoopPeer:
         self._observer = Observer(config, peers=[engine.peer_index])
         self.peer_index = engine.peer_index
         self._has_left = False
-        self.local_step = 0  # optimizer steps so far; who joins a running swarm begins where the others are
+        self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
         self._state = _State(averaged)
         engine.attach(self._state)
@@ -143,8 +143,8 @@ class LoopPeer:
                 them at most `swarm.final_s`. False: leave at once, while others go on.
 
         Returns:
-            "averaged": all that came within `swarm.final_s` of the first of them agree; who did not come is said on
-            standard error. "alone" when nobody else came; None where that was not asked.
+            "averaged": all that came within `swarm.final_s` of the first of them agree; those that did not come are
+            named on standard error. "alone" when nobody else came; None where that was not asked.
         """
         if self._has_left:
             return None
@@ -174,7 +174,7 @@ class LoopPeer:
         self.leave(agree=error is None)
 
     def _told(self, reports: Sequence[RoundReport]) -> list[RoundReport]:
-        """Without the sketches, which are for a driver: whoever collects reports would keep 16 KB of each."""
+        """Without the sketches, which are for a driver: a list of reports would keep 16 KB of each."""
         self.rounds.update(report.outcome for report in reports)
         for report in reports:
             self._engine.notices += [each.text for each in self._observer.see(report) if isinstance(each, Notice)]

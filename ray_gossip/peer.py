@@ -116,7 +116,7 @@ class Peer:
         self.engine.attach(self.trainer)
 
     def started(self) -> PeerStarted:
-        """Who and where this peer is."""
+        """What this peer is, and where."""
         device = self.trainer.device
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
         return PeerStarted(

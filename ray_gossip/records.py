@@ -1,6 +1,6 @@
 """Frozen values that cross process borders: what peers tell the driver.
 
-Every record carries `peer_index` and `wall_time` (seconds since 1970, by the peer's clock), so that whoever
+Every record carries `peer_index` and `wall_time` (seconds since 1970, by the peer's clock), so that anybody that
 writes it to disk needs to know nothing else. Only these and the config travel between processes.
 """
 

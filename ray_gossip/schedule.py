@@ -3,7 +3,7 @@
 A schedule splits the positions 0..num_members-1 of the sorted member list into disjoint groups. How well a
 swarm mixes in one round depends on the number of groups alone, not on their sizes (`mixing.contraction`). So
 groups are as few as `group_size` allows and then as equal as possible: 5 members with group_size 4 meet as
-3+2, not as 4+1, and nobody is left alone who need not be.
+3+2, not as 4+1, and no peer is left alone that need not be.
 
 Peers on different machines and Python versions must agree. Shuffling therefore uses neither `random.shuffle`
 nor `Generator.permutation`, whose algorithms may change between versions, but sorts the raw 64-bit words of

@@ -158,7 +158,7 @@ def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple[A
     while True:
         try:
             function, arguments = connection.recv()
-        except (EOFError, ConnectionError):  # whoever asked is gone
+        except (EOFError, ConnectionError):  # the process that asked is gone
             return
         try:
             answer = (True, function(target, *arguments))

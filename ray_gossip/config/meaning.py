@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Meaning:
     shared: bool = False
-    """All peers of a swarm must have the same value: it decides whom they meet about what. The charter holds it."""
+    """All peers of a swarm must have the same value: it decides who meets whom, and about what. The charter holds
+    it."""
     changeable: bool = False
     """A run may go on with another value from a state that this one led to, as in a population. Model, swarm and data
     stay as they are."""

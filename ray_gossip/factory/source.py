@@ -82,7 +82,7 @@ def _parsed(key: str, name: str, module: ModuleSpec) -> ast.Module:
 @lru_cache(maxsize=64)
 def _tree(source: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # whoever imports it is told
+        warnings.simplefilter("ignore", SyntaxWarning)  # the process that imports it is told
         warnings.simplefilter("ignore", DeprecationWarning)
         return ast.parse(source)
 

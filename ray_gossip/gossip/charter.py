@@ -1,4 +1,4 @@
-"""What a swarm has agreed on, for those who know only an address of it.
+"""What a swarm has agreed on, for peers that know only an address of it.
 
 A newcomer learns from it which run this is, and finds out before its first round whether it would average another
 model, or compute other groups.
@@ -21,7 +21,7 @@ class Charter:
 
     run_id: str
     num_peers: int  # started by its driver, with the indices 0..num_peers-1; 1 where each peer was started by itself
-    has_driver: bool  # whose peers pass on the records of those who join
+    has_driver: bool  # whose peers pass on the records of those that join
     shared: Mapping[str, Any]  # dotted key -> value, as JSON has it
 
     @classmethod

@@ -28,7 +28,7 @@ class Commands:
     delta: Tensor  # float32 [size]
     signals: Signals
     first_round: int  # in which this peer counts again, after its network side was started again; -1: it was not
-    notices: list[str]  # sentences for a person; whoever has passed them on takes them out
+    notices: list[str]  # sentences for a person; once passed on, they are taken out
 
     def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:
         """What gives this peer's model to a newcomer; called in a thread of its own."""
@@ -62,7 +62,7 @@ class Commands:
         return self._call("_start_anew")
 
     def read_members(self) -> Future[View]:
-        """Who is in the swarm now, as far as this peer can see."""
+        """The members of the swarm now, as far as this peer can see."""
         return self._call("_read_members")
 
     def gossip_round(

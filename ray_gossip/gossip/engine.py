@@ -150,7 +150,7 @@ class GossipEngine:
         return replace(self._leaving.agree(local_step), reports=reports)
 
     def say_goodbye(self) -> None:
-        """Stay for a moment, for those with whom this peer has just agreed."""
+        """Stay for a moment, for those with which this peer has just agreed."""
         self._leaving.say_goodbye()
 
     def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
@@ -254,8 +254,8 @@ class GossipEngine:
                 )
 
     def _note_members(self, result: RoundResult) -> None:
-        """Who counts, as soon as two views in a row say so: one may have been incomplete. A peer that sees nobody where
-        several were has lost them, and leaves the samples as they were dealt."""
+        """The members that count, as soon as two views in a row say so: one may have been incomplete. A peer that sees
+        nobody where several were has lost them, and leaves the samples as they were dealt."""
         if result.members == self._latest_members and not result.is_hermit:
             self.members = result.members
         self._latest_members = result.members

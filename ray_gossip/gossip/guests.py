@@ -50,7 +50,7 @@ class GuestBook:
 
     def __init__(self, num_peers: int) -> None:
         self._num_peers = num_peers
-        self._present: dict[str, int] = {}  # peer id -> peer index, of those who have not said goodbye
+        self._present: dict[str, int] = {}  # peer id -> peer index, of those that have not said goodbye
         self._seen: set[str] = set()  # those of them that were in a view: a newcomer's declaration may come later
         self._records: list[Record] = []
 
@@ -69,7 +69,7 @@ class GuestBook:
         self._records = [*self._records, *records][-_MAX_KEPT:]
 
     def take(self, view: View) -> list[Record]:
-        """What was told since the last time, and who is gone without a goodbye."""
+        """What was told since the last time, and which guests are gone without a goodbye."""
         here = {member.peer_id for member in view.present}
         self._seen |= here & self._present.keys()
         for peer_id in self._seen - here:

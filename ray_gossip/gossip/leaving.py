@@ -19,7 +19,7 @@ from ray_gossip.gossip.snapshot import Snapshot
 
 _FINAL_ATTEMPTS, _FAILED_ATTEMPTS = 10, 3
 _DISAGREE_S = 1.0  # before another final round, when one member counts a dead peer that another does not
-_READ_S = 2.0  # how long a final round waits to see who is there: its last view may be a whole interval old
+_READ_S = 2.0  # how long a final round waits to see which peers are there: its last view may be a whole interval old
 _LEAVE_S = 3.0  # to announce a departure
 _GOODBYE_S = 5.0  # how long a peer that is done stays for others that are about to be
 _POLL_S = 0.2

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ray_gossip.causes import SILENT, TOO_LATE
 
 PROBE_S = 0.25  # a meeting asks after missing members this often: the price of a dead groupmate
-CALL_S = 0.05  # who comes a moment later by itself need not be called
+CALL_S = 0.05  # a groupmate that comes a moment later by itself need not be called
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Arrival:
     excuse: str = ""  # not empty: it does not take part, and says why, so that nobody waits for it
     anchor: int = 0
     due_in_s: float = 0.0  # until then it calls nobody: it is ahead of the others, and waits for them to begin
-    wait_s: float  # how long it waits for those whom it has called
+    wait_s: float  # how long it waits for those that it has called
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ Probe = Callable[[str, bool], Coroutine[None, None, Answer]]
 
 @dataclass(frozen=True)
 class Gathering:
-    """How a meeting ended: who averages together, in the order of their parts."""
+    """How a meeting ended: the peers that average together, in the order of their parts."""
 
     group_id: bytes
     present: tuple[str, ...]  # peer ids
@@ -57,7 +57,7 @@ class Gathering:
 class Meeting:
     """One group's meeting, in the host's sidecar.
 
-    It ends when everybody is there or excused; or when the first of those who have come and called can wait no longer.
+    It ends when everybody is there or excused; or when the first of those that have come and called can wait no longer.
 
     Args:
         expected: peer ids of the group.
@@ -77,14 +77,14 @@ class Meeting:
         self._calls_at, self._ends_at = float("inf"), self.opened + self.wait_s
         self._ask_at = self.opened + PROBE_S
         self._has_called = False
-        self._answered: set[str] = set()  # of those who are missing
+        self._answered: set[str] = set()  # of those that are missing
         self._ahead = -1
         self._news = asyncio.Event()
         self._ended: asyncio.Future[Gathering] = loop.create_future()
         self._watch: asyncio.Task[None] | None = asyncio.create_task(self._watch_for_missing())
 
     async def attend(self, peer_id: str, arrival: Arrival) -> Gathering:
-        """Come (or excuse oneself) and wait until the meeting has ended. Whoever is cancelled meanwhile has gone.
+        """Come (or excuse oneself) and wait until the meeting has ended. A peer that is cancelled meanwhile has gone.
 
         Raises:
             ValueError: this peer is not expected here.
@@ -128,7 +128,7 @@ class Meeting:
     def _end_if_complete(self) -> None:
         if not self._missing() and not self._ended.done():
             order = sorted(self.arrived)
-            random.shuffle(order)  # who reduces which part changes from round to round
+            random.shuffle(order)  # the part that a peer reduces changes from round to round
             self._ended.set_result(
                 Gathering(
                     group_id=secrets.token_bytes(20),
@@ -182,7 +182,7 @@ class Meeting:
         self._end_if_complete()
 
     def _ask_the_missing(self, asked: dict[str, asyncio.Task[Answer]]) -> None:
-        """Ask those who have not been asked for a while, and call all as soon as the first caller has come."""
+        """Ask those that have not been asked for a while, and call all as soon as the first caller has come."""
         now = self._now()
         calls = now >= self._calls_at
         if calls and not self._has_called:

@@ -64,12 +64,12 @@ class View:
     members: tuple[Member, ...] = ()
 
     def at(self, round: int, *, is_final: bool = False) -> tuple[Member, ...]:
-        """Who counts in this round: in a final one, everybody."""
+        """The members that count in this round: in a final one, all."""
         return tuple(member for member in self.present if is_final or member.from_round <= round)
 
     @property
     def present(self) -> tuple[Member, ...]:
-        """Who has not left."""
+        """The members that have not left."""
         return tuple(member for member in self.members if not member.left)
 
     @property
@@ -99,13 +99,13 @@ class View:
 
 
 def takers(members: Iterable[Member]) -> tuple[int, ...]:
-    """Peer indices of those to whom the swarm's samples are dealt, in order."""
+    """Peer indices of those to which the swarm's samples are dealt, in order."""
     return tuple(sorted({member.peer_index for member in members if not member.has_own_data}))
 
 
 def donors(view: View, own: str) -> list[str]:
-    """Peer ids of whom to ask for a model, one after the other: those that have come furthest first, because one that
-    stands still may have nothing but an old one; those that are as far in any order."""
+    """Peer ids of the members to ask for a model, one after the other: those that have come furthest first, because one
+    that stands still may have nothing but an old one; those that are as far in any order."""
     others = [member for member in view.present if member.peer_id != own]
     random.shuffle(others)
     return [member.peer_id for member in sorted(others, key=lambda member: -member.local_step)]

@@ -1,9 +1,9 @@
 """The pace of a swarm: when a peer begins a round, which one, and how long it waits for its groupmates.
 
 A round is *due* for a peer when it has made H local steps (or T seconds have passed) since it began its last one. A
-peer to which a round is due *calls* its groupmates, and whoever is called begins after its present local step, however
-many it has made. So the fastest peers of a swarm set its pace, and everybody else is in phase with them: after a stall,
-after joining, at whatever speed. Nobody's local steps wait for another peer's.
+peer to which a round is due *calls* its groupmates, and a peer that is called begins after its present local step,
+however many it has made. So the fastest peers of a swarm set its pace, and everybody else is in phase with them: after
+a stall, after joining, at whatever speed. Nobody's local steps wait for another peer's.
 
 A peer that finds its round over, because it is slow or was stopped, moves on to the next one and waits there, calling
 nobody, until one to which that round is due comes along.

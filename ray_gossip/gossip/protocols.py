@@ -75,9 +75,9 @@ class Engine(Protocol):
     def attach(self, state: TrainingState) -> None:
         """Take the state to average, after the model is on its device. With engine=hivemind, on the main thread."""
 
-    notices: list[str]  # sentences for a person; whoever has passed them on takes them out
+    notices: list[str]  # sentences for a person; once passed on, they are taken out
 
-    members: tuple[int, ...] | None  # peer indices to whom samples are dealt as of late; None: not known
+    members: tuple[int, ...] | None  # peer indices to which samples are dealt as of late; None: not known
 
     def join(self, *, founders: int, local_step: int = 0) -> object:
         """Enter a swarm that begins, at this local step; wait for the other founders, with a deadline."""

@@ -35,7 +35,7 @@ class RoundResult:
     is_early: bool  # it was alone by schedule in a round to which it had moved on before the others
     num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
-    members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
+    members: tuple[int, ...]  # peer indices of all that counted in this round and to which samples are dealt
     kept_in: int = 0  # which half of `Memory.kept` holds what counts in later rounds, if this one is applied
 
     @classmethod
@@ -113,7 +113,7 @@ class RoundSoFar:
         self.due_in_s = 0.0  # until then it calls nobody to the round to which it has moved on
         self.is_lone = False  # by schedule
         self.group = {peer_index}
-        self.notes: list[str] = []  # who was missing, although the round went on
+        self.notes: list[str] = []  # groupmates that were missing, although the round went on
         self.matchmaking_s = self.allreduce_s = 0.0
 
     def move_on(self, round: int, *, interval_s: float) -> None:

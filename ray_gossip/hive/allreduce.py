@@ -58,12 +58,12 @@ class Traffic:
 class _Refusal(NamedTuple):
     """A groupmate's answer that it cannot go on."""
 
-    blamed: PeerID | None  # because of whom
+    blamed: PeerID | None  # the peer that is the cause
     words: str
 
 
 class StrictAllReduce(AllReduceRunner):
-    """All-reduce of flat tensors in a fixed group. After `reduce()`: `failures` says who broke it and how.
+    """All-reduce of flat tensors in a fixed group. After `reduce()`: `failures` names those that broke it, and how.
 
     Args:
         codecs: one for each tensor.
@@ -90,7 +90,7 @@ class StrictAllReduce(AllReduceRunner):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Peer id -> what went wrong with it. Who gave up because of another is not named, that other is."""
+        """Peer id -> what went wrong with it. A peer that gave up because of another is not named, that other is."""
         return {
             peer_id.to_base58(): self._gave_up[peer_id].words
             if peer_id in self._gave_up
@@ -105,16 +105,19 @@ class StrictAllReduce(AllReduceRunner):
         return [peer_id for peer_id in self.ordered_peer_ids if peer_id in culprits]
 
     def finalize(self, *, cancel: bool = False, exception: BaseException | None = None) -> None:
-        """End the round. If it is unfinished, say who is late and tell those that wait for this reducer."""
+        """End the round. If it is unfinished, name those that are late and tell those that wait for this reducer."""
         if (cancel or exception is not None) and not self._future.done():
             late = [peer_id for peer_id in self._late() if peer_id not in self._seen]
-            if late:  # it explains the others: who has closed its streams just now has run into the same deadline
+            if (
+                late
+            ):  # it explains the others: a peer that has closed its streams just now has run into the same deadline
                 self._seen = dict.fromkeys(late, NO_ANSWER)
             self._give_up()
         super().finalize(cancel=cancel, exception=exception)
 
     def _late(self) -> list[PeerID]:
-        """Whom this peer waits for: those whose part its own reducer lacks; if it lacks none, the other reducers."""
+        """The peers that this one waits for: those whose part its own reducer lacks; if it lacks none, the other
+        reducers."""
         reducer, container = self.tensor_part_reducer, self.tensor_part_container
         received = zip(self.sender_peer_ids, reducer.num_parts_received, strict=True)
         answered = zip(container._outputs_registered_by_peer, container.num_parts_by_peer, strict=True)
@@ -126,7 +129,7 @@ class StrictAllReduce(AllReduceRunner):
         ]
 
     def _give_up(self) -> None:
-        """Void this reducer's part of the round: all who wait for it get an error at once."""
+        """Void this reducer's part of the round: all that wait for it get an error at once."""
         reducer = self.tensor_part_reducer
         if reducer.finished.is_set():
             return
@@ -160,7 +163,7 @@ class StrictAllReduce(AllReduceRunner):
                 self.tensor_part_container.register_failed_reducer(self.ordered_peer_ids.index(peer_id))
             else:
                 self._note(peer_id, error)
-                self._lose(peer_id)  # who does not reduce for us will not send to us either
+                self._lose(peer_id)  # a peer that does not reduce for us will not send to us either
             raise
 
     def _note(self, peer_id: PeerID, error: BaseException) -> None:
@@ -226,7 +229,7 @@ def _shield(reducer: TensorPartReducer) -> None:
 
 
 class _ClosesFirst:
-    """A reducer's stub whose answers end with the last part: who receives closes the stream, not who sends.
+    """A reducer's stub whose answers end with the last part: the receiver closes the stream, not the sender.
 
     When the sender closes, libp2p's daemon sometimes drops what is still in flight (once in about 2,000 streams of
     48 KB), and a complete round looks like a lost groupmate.

@@ -245,7 +245,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     async def _tell_driver(self, record: bytes) -> None:
         self._untold.append(record)
-        async with self._telling:  # in order; whoever waited here may find that its record has gone with another
+        async with self._telling:  # in order; a record that waited here may find that its record has gone with another
             told, self._untold = self._untold, []
             request = averaging_pb2.JoinRequest(gather=msgpack.packb(told))
             for host in self._membership.view.present:

@@ -95,8 +95,8 @@ class GroupMean:
         return difference
 
     async def _explain(self, failures: Mapping[str, str], present: Sequence[str]) -> Mapping[str, str]:
-        """Who broke the round. To those that lose a stream, one that gave up because of a dead groupmate looks dead
-        too, and who comes late finds that all the others have ended: asking tells them apart."""
+        """The peer that broke the round. To those that lose a stream, one that gave up because of a dead groupmate
+        looks dead too, and one that comes late finds that all the others have ended: asking tells them apart."""
         if LOST not in failures.values() and len(failures) == 1:
             return failures
         gone = await self._find_gone(present)

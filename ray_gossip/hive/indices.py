@@ -51,7 +51,7 @@ def settle(
     first: int,
     pause: Callable[[], None],
 ) -> int:
-    """Claim an index until nobody who goes before this peer claims the same.
+    """Claim an index until no peer that goes before this one claims the same.
 
     Args:
         claims: what everybody claims now, by peer.

@@ -1,4 +1,4 @@
-"""hivemind's own matchmaking, for `gossip.schedule=hivemind`: a group of whoever looks for one at the same time."""
+"""hivemind's own matchmaking, for `gossip.schedule=hivemind`: a group of peers that look for one at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is in the swarm, without a coordinator: each peer declares itself in the DHT under `<run_id>.members`.
+"""The members of the swarm, without a coordinator: each peer declares itself in the DHT under `<run_id>.members`.
 
 A declaration expires unless renewed: dying needs no announcement, leaving has one. A newcomer states the round from
 which it counts, far enough ahead that everybody has seen it by then. All peers with the same view compute the same
@@ -64,7 +64,7 @@ class Membership:
         self._key = members_key(charter.run_id)
         self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
         self.view = View()
-        self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: of whom the view is made
+        self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: what the view is made of
         self._read_at = float("-inf")
         self._vanished_at: dict[str, float] = {}  # peer id -> when its declaration expired
         self._reunion = Reunion(dht)
@@ -93,8 +93,8 @@ class Membership:
         await self._declare()
 
     async def read(self) -> View:
-        """Ask the DHT who is there. Its answer lacks somebody when a node of it has not answered in time; so whoever
-        has been seen stays until the declaration expires."""
+        """Ask the DHT for the members. Its answer lacks one when a node of it has not answered in time; so a member
+        that has been seen stays until the declaration expires."""
         record = await self._dht.get(self._key, latest=True, return_future=True)
         now = get_dht_time()
         answered = {each[0].peer_id: each for each in declarations(record)}

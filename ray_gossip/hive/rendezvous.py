@@ -24,7 +24,7 @@ ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this
 _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked again: it may be busy
 _SILENT_ANSWER_S = 0.5  # of one that was silent the last time: it need not be waited for again
 _HOST_ANSWER_S = 2.0  # a host that does not answer so soon is replaced
-_TOLD = 2  # others, picked at random, whom a peer tells of a round when it first hears of it
+_TOLD = 2  # others, picked at random, that a peer tells of a round when it first hears of it
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it takes
 GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
@@ -126,7 +126,7 @@ class Rendezvous:
         raise NoMeeting("no groupmate could be reached")
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
-        """A groupmate comes to a meeting that this peer hosts; the answer says who averages together."""
+        """A groupmate comes to a meeting that this peer hosts; the answer names those that average together."""
         stage, group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
         self._silent.discard(guest)
         arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
@@ -135,7 +135,7 @@ class Rendezvous:
         return MessageFromLeader(code=BEGIN_ALLREDUCE, group_id=gathering.group_id, gathered=[msgpack.packb(told)])
 
     async def find_gone(self, peer_ids: Sequence[str]) -> list[str]:
-        """Those of them that refuse to be called; who is merely silent may be busy."""
+        """Those of them that refuse to be called; one that is merely silent may be busy."""
 
         async def is_gone(peer_id: str) -> bool:
             try:
@@ -189,7 +189,7 @@ class Rendezvous:
             await self._ask(peer_id, stage, "", within_s=_PROBE_ANSWER_S, calls=True)
 
     def _meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
-        """The meeting of this group, opened by whoever comes first; ended ones stay a while for latecomers."""
+        """The meeting of this group, opened by the first to come; ended ones stay a while for latecomers."""
         key = _key(stage, group)
         if key not in self._hosted:
             for old_key in [k for k, m in self._hosted.items() if m.has_ended and m.age_s > _KEPT_S]:
@@ -203,7 +203,7 @@ class Rendezvous:
                 except asyncio.TimeoutError:
                     if was_silent:
                         return Answer(SILENT)
-                    raise  # frozen or only busy: who waits for it can tell no difference
+                    raise  # frozen or only busy: to a peer that waits for it there is no difference
 
             self._hosted[key] = Meeting(frozenset(group), probe, self._cap_s(stage))
         return self._hosted[key]
@@ -236,7 +236,7 @@ class Rendezvous:
 
 
 def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names: Mapping[str, str]) -> None:
-    """Whether this peer averages with those who have met.
+    """Whether this peer averages with those that have met.
 
     Args:
         own: this peer's id.
@@ -258,7 +258,7 @@ def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names
 
 
 def causes_of(absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
-    """Who was missing and why, in words."""
+    """The groupmates that were missing and why, in words."""
     return sorted(f"{names.get(peer_id, peer_id)} {why}" for peer_id, why in absent.items())
 
 

@@ -1,8 +1,8 @@
 """Nodes of the DHT that have lost each other, and how they find each other again.
 
-hivemind's node forgets whoever lets one request go unanswered. A peer that stands still for some seconds is forgotten
-by all others, and when it goes on, its own requests have timed out: it has forgotten all of them. None of them would
-ever call another again. So a node calls those by name whom its peer misses.
+hivemind's node forgets a node that lets one request go unanswered. A peer that stands still for some seconds is
+forgotten by all others, and when it goes on, its own requests have timed out: it has forgotten all of them. None of
+them would ever call another again. So a node calls those by name that its peer misses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AT_ONCE = 4  # of them that are called every few seconds, for as long as they a
 
 
 class Reunion:
-    """Whom one peer misses."""
+    """The members that one peer misses."""
 
     def __init__(self, dht: hivemind.DHT) -> None:
         self._dht = dht
@@ -55,7 +55,7 @@ class Reunion:
 
 
 async def _call_by_name(dht: hivemind.DHT, node: DHTNode, *, peer_ids: Sequence[str]) -> None:
-    """In the DHT process: who answers is in this node's routing table again, and this node in that one's."""
+    """In the DHT process: a node that answers is in this node's routing table again, and this node in that one's."""
 
     async def call(peer_id: PeerID) -> None:
         if await node.protocol.call_ping(peer_id) is not None:

@@ -1,4 +1,4 @@
-"""The rounds of one peer, from who is in the swarm to what its parameters change by. In its sidecar."""
+"""The rounds of one peer, from the members of the swarm to what its parameters change by. In its sidecar."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Rounds:
         )
 
     async def _view(self, run: RoundSoFar, local_step: int, summary: bytes) -> View:
-        """Who counts in this round; a peer that the swarm has left behind by rounds catches up first."""
+        """The members that count in this round; a peer that the swarm has left behind by rounds catches up first."""
         if run.is_final:
             return self._membership.view
         view = await self._membership.at_round(run.round, local_step=local_step, summary=summary)

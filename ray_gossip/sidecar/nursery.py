@@ -55,7 +55,7 @@ def main(name: str, report: int) -> None:
     except OSError:
         os.write(report, TAKEN)
         return
-    listener.listen(64)  # who comes from now on waits
+    listener.listen(64)  # a training process that comes from now on waits
     try:
         from ray_gossip.sidecar import program  # hivemind, torch
     except Exception as error:  # whatever is wrong with them

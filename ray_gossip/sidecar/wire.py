@@ -66,7 +66,7 @@ class Wire:
         return message, files[0] if has_file else None
 
     def close(self) -> None:
-        """The other side sees the end, whoever else holds this socket."""
+        """The other side sees the end, whichever process else holds this socket."""
         with contextlib.suppress(OSError):  # it is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -122,7 +122,7 @@ class Curves:
         return [news[peer.peer_index] for peer in peers if peer.is_live and peer.peer_index in news]
 
     def _end(self) -> dict[str, float]:
-        """The last points, whoever of the peers was done first: totals and the consensus distance after the final
+        """The last points, whichever peer was done first: totals and the consensus distance after the final
         rounds, as in the summary, and what each peer ended with."""
         ended = [peer.evaluation for peer in self._state.peers.values() if peer.finished and peer.evaluation]
         distance = self._state.final_consensus_distance

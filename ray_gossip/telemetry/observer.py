@@ -26,7 +26,7 @@ class Observer:
     def see(self, record: Record) -> list[Record]:
         """What is to be written because of a record, in order: it, what it completes, what is wrong because of it."""
         rounds = self.state.fold(record)
-        # whoever ends completes rounds of before, and curves end with the end
+        # a peer that ends completes rounds of before, and curves end with the end
         records = [*rounds, record] if isinstance(record, PeerFinished) else [record, *rounds]
         return [*records, *self._folded(notice for each in records for notice in self._watch.see(each))]
 

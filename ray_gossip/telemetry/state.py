@@ -116,7 +116,7 @@ class PeerState:
 
     @property
     def groupmates(self) -> tuple[int, ...]:
-        """Who it averaged with in its last round."""
+        """The peers with which it averaged in its last round."""
         return tuple(index for index in self.round.group if index != self.peer_index) if self.round else ()
 
 
@@ -219,7 +219,7 @@ class SwarmState:
         peer.bytes_sent = total
 
     def _complete_rounds(self, *, wall_time: float) -> list[SwarmRound]:
-        """Rounds that all who owe reports have passed: they reported it, or skipped to a later one."""
+        """Rounds that all peers that owe reports have passed: they reported it, or skipped to a later one."""
         complete = []
         for number in sorted(self._open_rounds):
             awaited = any(p.round is None or p.round.round < number for p in self.peers.values() if p.owes_reports)

@@ -48,8 +48,9 @@ def read_outcomes(place: str) -> list[Outcome]:
 
 
 def rank(outcomes: Sequence[Outcome], objective: Objective) -> list[Outcome]:
-    """Best first. Who finished comes before who was stopped early, whose numbers are of an earlier step; of those that
-    finished, who did not agree comes last: it has no merged model, and its peers' own do not stand for it."""
+    """Best first. A trial that finished comes before one that was stopped early, whose numbers are of an earlier step;
+    of those that finished, one that did not agree comes last: it has no merged model, and its peers' own do not stand
+    for it."""
     order: dict[End, int] = {"finished": 0, "stopped_early": 1, "unfinished": 1, "failed": 2}
 
     def key(each: Outcome) -> tuple[int, bool, float]:
@@ -96,6 +97,8 @@ def _outcome(trial: Trial, results: Any) -> Outcome:
 def _end(trial: Trial) -> End:
     if trial.status == Trial.ERROR:
         return "failed"
-    if trial.status != Trial.TERMINATED or not trial.last_result:  # when the time is over, who waits is "terminated"
+    if (
+        trial.status != Trial.TERMINATED or not trial.last_result
+    ):  # when the time is over, a trial that waits is "terminated"
         return "unfinished"
     return "finished" if trial.last_result.get("finished") else "stopped_early"

@@ -60,7 +60,7 @@ class Points(Searcher):
             self._learning.on_trial_complete(self._suggested[trial_id], told, error)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """The searcher learns from ends only; who is stopped early is the scheduler's business."""
+        """The searcher learns from ends only; which trial is stopped early is the scheduler's business."""
 
     def _told(self, result: dict[str, Any]) -> dict[str, float]:
         return {objective: comparable(objective, result) for objective in self._sweep.settings.tune.objectives}
@@ -159,8 +159,8 @@ class _SparingMedian(_Sparing, MedianStoppingRule):
 class _Population(_Sparing, PopulationBasedTraining):
     """Trials that are behind go on from the state of one that is ahead, with its values a little changed.
 
-    Where the cluster does not hold all trials at once they take turns: whoever has come to the end of its turn is
-    saved and its swarm ended, and who is farthest behind is next.
+    Where the cluster does not hold all trials at once they take turns: a trial that has come to the end of its turn is
+    saved and its swarm ended, and the one farthest behind is next.
     """
 
     def __init__(self, sweep: Sweep, *, num_at_once: int, **seen: Any) -> None:
@@ -184,7 +184,7 @@ class _Population(_Sparing, PopulationBasedTraining):
     def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(controller, trial, result)
         if decision == TrialScheduler.PAUSE and len(controller.get_live_trials()) <= self._num_at_once:
-            return TrialScheduler.CONTINUE  # who waits is only being started anew
+            return TrialScheduler.CONTINUE  # a trial that waits is only being started anew
         return decision
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Point, dict[str, str]]:

@@ -29,8 +29,8 @@ class TuneConfig(Section):
     their combinations. scheduler=pbt: the population; 4 at least, so that there are quarters."""
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
     """What becomes of trials that are behind, by their peers' accuracy. asha: at `grace_steps`, and each time
-    `reduction` times later, whoever is not in the best 1/`reduction` so far is stopped. median: whoever is below the
-    median of the others is stopped. pbt: population based training, every `perturb_steps` whoever is in the worst
+    `reduction` times later, a trial that is not in the best 1/`reduction` so far is stopped. median: one below the
+    median of the others is stopped. pbt: population based training, every `perturb_steps` a trial in the worst
     quarter goes on from the state of one in the best quarter, with its values changed a little; for values that should
     change while a run goes on, such as the learning rate. none: nothing; for few or short trials."""
     grace_steps: Positive | None = None

@@ -77,7 +77,7 @@ class Range:
 
 
 MOST_POINTS = 2000  # of a sweep: each is a swarm, which takes seconds to start
-_FARTHEST = 1e15  # up to which whole numbers are exact for whoever computes with them
+_FARTHEST = 1e15  # up to which whole numbers are exact for all that compute with them
 
 Distribution = Choice | Range
 _KINDS = ("choice", "grid", "uniform", "loguniform", "randint")

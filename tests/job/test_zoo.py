@@ -27,7 +27,7 @@ def test_a_merged_model_is_as_good_as_its_peers(
     assert summary["merged_accuracy"] >= at_least, summary
     assert summary["merged_accuracy"] >= max(summary["peer_accuracy"]) - 0.03
     assert summary["rounds"]["averaged"] >= 12
-    # whoever was called to its rounds early may have one more due when its groupmate is done
+    # a peer that was called to its rounds early may have one more due when its groupmate is done
     spoilt = [report["cause"] for report in run.events("RoundReport") if report["outcome"] != "averaged"]
     assert all(IS_DONE in cause for cause in spoilt), spoilt
     assert summary["averaged_bytes"] == averaged_bytes

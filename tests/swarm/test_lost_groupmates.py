@@ -1,4 +1,4 @@
-"""Who is lost, stopped or broken in the middle of an all-reduce: outcome, cause, parameters, and the next round."""
+"""A peer is lost, stopped or broken in the middle of an all-reduce: outcome, cause, parameters, and the next round."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def next_round(peer: GossipPeer) -> int:
 
 
 def host_of_next_round(peers: Peers) -> int:
-    """At whom a group of all peers meets first."""
+    """The peer at which a group of all peers meets first."""
     (round,) = set(peers.all(next_round))
     return round % len(peers)
 
@@ -77,14 +77,14 @@ def test_a_partner_that_never_comes_is_waited_for_once_and_the_rest_go_on(swarm:
         without(swarm, absent), [4, 5, 6], cause=f"peer-{absent:02d} did not come within {MATCHMAKING_S} s"
     )
     assert MATCHMAKING_S <= waited_s < MATCHMAKING_S + SLACK_S
-    # who comes late finds its round over, and waits for the others in the next one
+    # a peer that comes late finds its round over, and waits for the others in the next one
     assert assert_average(swarm, [0, 1, 2, 3]) < MATCHMAKING_S
     assert len(set(swarm.all(next_round))) == 1
 
 
 def test_a_rest_below_min_group_size_is_alone_and_keeps_its_parameters(swarm: Peers) -> None:
     rounds = without(swarm, 1, 3).all(gossip)
-    assert max(ended.report.matchmaking_s for ended in rounds) >= MATCHMAKING_S  # who comes second waits a bit less
+    assert max(ended.report.matchmaking_s for ended in rounds) >= MATCHMAKING_S  # the second to come waits a bit less
     for ended in rounds:
         assert ended.report.outcome == "alone"
         assert ended.report.cause == (

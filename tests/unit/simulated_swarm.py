@@ -73,7 +73,7 @@ class Ended:
 
 @dataclass
 class Network:
-    """All peers, and who of them counts in a round: everybody sees the same, but for those who are unseen."""
+    """All peers, and those of them that count in a round: everybody sees the same, but for the unseen ones."""
 
     gossip: GossipConfig
     peers: dict[str, SimulatedPeer] = field(default_factory=dict)

@@ -104,7 +104,7 @@ def train(
         values = values + scale * rate(interval) * drift(rng)
         since += 1
         if peers and since < min(peer.stretch for peer in peers):
-            continue  # else whoever is due calls the others to the round
+            continue  # else the peer that is due calls the others to the round
         course.distances.append(consensus_distance(values) / float(np.linalg.norm(values, axis=1).mean()))
         course.stretches.append(max((peer.stretch for peer in peers), default=1))
         last = [peer.declared for peer in peers]

@@ -89,7 +89,7 @@ def test_a_peers_own_declaration_is_newer_than_what_the_swarm_has_of_it() -> Non
 
 @given(st.permutations(["A", "B", "C", "D", "E"]), st.integers(0, 100), st.integers(1, 5))
 def test_all_peers_with_the_same_view_compute_the_same_groups(names: list[str], round: int, group_size: int) -> None:
-    """Whatever the order of the DHT's answer, and whoever asks."""
+    """Whatever the order of the DHT's answer, and whichever peer asks."""
     declared = {name: member(name, peer_index) for peer_index, name in enumerate("ABCDE")}
     declared["E"] = member("E", 1)  # the successor of B, which has not expired yet
     entries = {name.encode(): ValueWithExpiration(declared[name].to_wire(), 1.0) for name in names}

@@ -1,4 +1,4 @@
-"""Who is in the swarm, without a network: a dictionary stands for the DHT."""
+"""The members of a swarm, without a network: a dictionary stands for the DHT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial reports, who is stopped for it, and what the report makes of it: no trial is run."""
+"""What a trial reports, which trials are stopped for it, and what the report makes of it: no trial is run."""
 
 from __future__ import annotations
 
