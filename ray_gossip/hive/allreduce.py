@@ -108,9 +108,7 @@ class StrictAllReduce(AllReduceRunner):
         """End the round. If it is unfinished, name those that are late and tell those that wait for this reducer."""
         if (cancel or exception is not None) and not self._future.done():
             late = [peer_id for peer_id in self._late() if peer_id not in self._seen]
-            if (
-                late
-            ):  # it explains the others: a peer that has closed its streams just now has run into the same deadline
+            if late:  # it explains the others: those that have just closed their streams ran into the same deadline
                 self._seen = dict.fromkeys(late, NO_ANSWER)
             self._give_up()
         super().finalize(cancel=cancel, exception=exception)

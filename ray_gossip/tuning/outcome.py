@@ -97,8 +97,7 @@ def _outcome(trial: Trial, results: Any) -> Outcome:
 def _end(trial: Trial) -> End:
     if trial.status == Trial.ERROR:
         return "failed"
-    if (
-        trial.status != Trial.TERMINATED or not trial.last_result
-    ):  # when the time is over, a trial that waits is "terminated"
+    # when the time is over, a trial that waits is "terminated" too
+    if trial.status != Trial.TERMINATED or not trial.last_result:
         return "unfinished"
     return "finished" if trial.last_result.get("finished") else "stopped_early"

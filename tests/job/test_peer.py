@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line(words: list[str], line: str) -> None:
     assert line in answer
 
 
-def test_who_does_not_fit_into_a_swarm_is_told_what_to_give_and_does_not_join(tmp_path: Path) -> None:
+def test_a_peer_that_does_not_fit_into_a_swarm_is_told_what_to_give_and_does_not_join(tmp_path: Path) -> None:
     with Run(tmp_path / "first", "train.eval_every=1000000", ENDLESS, command="peer") as first:
         address = address_of(first)
         done = finish("peer", ENDLESS, "model.name=mlp", "gossip.group_size=3", "--initial_peer", address)

@@ -70,7 +70,7 @@ def test_a_hopeless_trial_goes_on_from_a_good_one_and_ends_as_one(population: Ru
     assert hopeless["metrics"]["merged_accuracy"] > 0.9
 
 
-def test_whoever_goes_on_does_so_at_its_local_step_and_nobody_begins_twice(population: Run) -> None:
+def test_a_trial_goes_on_at_its_local_step_and_none_begins_twice(population: Run) -> None:
     for trial in (GOOD, HOPELESS):
         started = [peer["local_step"] for peer in population.events("PeerStarted", trial=trial)]
         assert started[::2] == started[1::2], "peers of a swarm start alike"
@@ -105,7 +105,7 @@ def test_the_best_config_and_tensorboard_show_the_values_that_a_trial_ended_with
     assert {50, 300} <= set(steps)
 
 
-def test_tunes_own_record_of_who_learned_from_whom_is_kept(population: Run) -> None:
+def test_tunes_own_record_of_which_trial_learned_from_which_is_kept(population: Run) -> None:
     lines = (population.run_dir / "pbt_global.txt").read_text().splitlines()
     learned = [json.loads(line) for line in lines]
     assert any((taker[0], giver[0]) == ("2", "1") for taker, giver, *_ in learned)

@@ -134,7 +134,7 @@ def test_an_all_reduce_keeps_its_books_where_we_read_them() -> None:
     asyncio.run(test())
 
 
-def test_an_all_reduce_that_is_cancelled_says_for_whom_it_waited() -> None:
+def test_an_all_reduce_that_is_cancelled_names_those_that_it_waited_for() -> None:
     async def test() -> None:
         own, other = PeerID(b"own"), PeerID(b"other")
         runner = LonelyAllReduce(own, other)

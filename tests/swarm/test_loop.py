@@ -138,7 +138,7 @@ def test_a_newcomer_starts_from_the_swarms_parameters_and_leaves_without_holding
     assert time.monotonic() - started < 5.0
 
 
-def test_who_joins_before_the_first_round_starts_from_the_founders_parameters_and_they_agree_in_the_end(
+def test_a_peer_that_joins_before_the_first_round_starts_from_the_founders_parameters_and_all_agree(
     start: Start,
 ) -> None:
     first = start(1.0)
@@ -154,7 +154,7 @@ def test_who_joins_before_the_first_round_starts_from_the_founders_parameters_an
     assert left(first) == left(second) == []
 
 
-def test_who_agrees_with_some_of_the_swarm_only_says_who_was_missing(start: Start) -> None:
+def test_a_peer_that_agrees_with_some_of_the_swarm_only_names_those_missing(start: Start) -> None:
     first = start(1.0, final_s=2)
     first.receive()
     others = [start(1.0, first.call(multiaddrs), final_s=2) for _ in range(2)]
@@ -171,7 +171,7 @@ def test_who_agrees_with_some_of_the_swarm_only_says_who_was_missing(start: Star
     others[1].call(Loop.stop)
 
 
-def test_who_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of_now(start: Start) -> None:
+def test_a_peer_that_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of_now(start: Start) -> None:
     first = start(1.0, steps=100_000)
     first.receive()
     first.call(Loop.steps_in_background)
@@ -184,7 +184,7 @@ def test_who_joins_between_two_rounds_starts_from_the_parameters_and_the_step_of
     first.call(Loop.stop)
 
 
-def test_who_joins_takes_the_model_of_one_that_trains_not_of_one_that_stands_still(start: Start) -> None:
+def test_a_peer_that_joins_takes_the_model_of_one_that_trains_not_of_one_that_stands_still(start: Start) -> None:
     first = start(1.0, steps=100_000)  # no round tells how far anybody is
     first.receive()
     first.call(Loop.steps_in_background)

@@ -231,7 +231,7 @@ def test_a_state_of_zeros_has_a_distance() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, 3e38])
-def test_who_is_not_finite_declares_nothing(value: float) -> None:
+def test_a_peer_that_is_not_finite_declares_nothing(value: float) -> None:
     assert summaries(np.full((1, 100), value, dtype=np.float32)) == [b""]
 
 
@@ -259,7 +259,7 @@ def test_the_distance_is_unknown_when_few_say_or_nobody_else_is_there() -> None:
     assert View(tuple(member(index, index, told[index]) for index in range(5))).distance is None
 
 
-def test_newcomers_and_those_who_have_left_are_not_asked_for_the_distance() -> None:
+def test_newcomers_and_peers_that_have_left_are_not_asked_for_the_distance() -> None:
     told = summaries(states(2))
     new = Member(peer_id="8", peer_index=8, round=19, from_round=20)
     gone = [replace(member(index, 9, b""), left=True) for index in (5, 6, 7)]

@@ -215,7 +215,7 @@ def test_a_damaged_cache_is_not_used(tiny: DataConfig, damage: Callable[[Path], 
     assert "tiny-imagenet-200.zip and unpack it in data.root=" in complaint(gone)
 
 
-def test_a_damaged_cache_is_made_again_by_one_of_those_who_start_together(
+def test_a_damaged_cache_is_made_again_by_one_of_those_that_start_together(
     tiny: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tiny.cache

@@ -256,7 +256,7 @@ def test_the_first_that_can_wait_no_longer_ends_the_meeting() -> None:
     asyncio.run(test())
 
 
-def test_whoever_is_ahead_calls_nobody_until_it_is_due_itself() -> None:
+def test_a_peer_that_is_ahead_calls_nobody_until_it_is_due_itself() -> None:
     async def test() -> None:
         probe = Probe()
         meeting = Meeting(GROUP, probe, NEVER)

@@ -50,7 +50,7 @@ def test_a_declaration_arrives_as_it_was_sent(fields: dict[str, Any]) -> None:
     assert Member.from_wire(sent.peer_id, sent.to_wire()) == sent
 
 
-def test_samples_are_dealt_to_those_who_bring_none() -> None:
+def test_samples_are_dealt_to_peers_that_bring_none() -> None:
     present = [member("A", peer_index=2), member("B", peer_index=1, has_own_data=True), member("C", peer_index=0)]
     assert takers(present) == (0, 2)
 
@@ -100,13 +100,13 @@ def test_all_peers_with_the_same_view_compute_the_same_groups(names: list[str], 
     assert sorted(members[i].peer_id for group in met for i in group) == sorted(map(peer_id, "ABCDE"))
 
 
-def test_a_newcomer_counts_from_the_round_that_it_states_and_who_has_left_counts_no_more() -> None:
+def test_a_newcomer_counts_from_the_round_that_it_states_and_a_peer_that_has_left_no_more() -> None:
     view = View((member("A"), member("B", from_round=5), member("C", left=True)))
     assert [m.peer_id for m in view.at(4)] == [peer_id("A")]
     assert [m.peer_id for m in view.at(5)] == [peer_id("A"), peer_id("B")]
     assert view.present == view.at(5)
 
 
-def test_the_latest_round_is_that_of_the_fastest_who_is_still_there() -> None:
+def test_the_latest_round_is_that_of_the_fastest_that_is_still_there() -> None:
     assert View().latest_round == -1
     assert View((member("A", round=3), member("B", round=7), member("C", round=9, left=True))).latest_round == 7

@@ -110,7 +110,7 @@ def test_a_peer_that_loses_sight_of_several_at_once_takes_itself_for_cut_off(
     asyncio.run(test())
 
 
-def test_whoever_says_goodbye_makes_no_hermit() -> None:
+def test_a_peer_that_says_goodbye_makes_no_hermit() -> None:
     async def test() -> None:
         dht = DictionaryDHT()
         peers = [enter(dht, name, index) for index, name in enumerate("ABC")]
@@ -234,7 +234,7 @@ def test_a_peer_that_cannot_renew_its_declaration_says_so_instead_of_fading(monk
     asyncio.run(test())
 
 
-def test_who_has_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_has_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "REDECLARE_S", 0.01)
 
     async def test() -> None:

@@ -234,7 +234,7 @@ def test_inputs_in_bytes_are_normalised_for_training_and_for_evaluation() -> Non
 
 
 @pytest.mark.parametrize(("optimizer", "average_momentum"), [("SGD", False), ("SGD", True), ("AdamW", False)])
-def test_who_goes_on_from_a_snapshot_takes_the_same_steps_as_if_there_had_been_no_break(
+def test_a_trainer_that_goes_on_from_a_snapshot_takes_the_same_steps_as_without_a_break(
     optimizer: str, average_momentum: bool
 ) -> None:
     sections: dict[str, Any] = {
@@ -263,7 +263,7 @@ def test_who_goes_on_from_a_snapshot_takes_the_same_steps_as_if_there_had_been_n
     assert torch.equal(*flats)
 
 
-def test_who_goes_on_from_a_snapshot_does_so_under_its_own_hyperparameters() -> None:
+def test_a_trainer_that_goes_on_from_a_snapshot_does_so_under_its_own_hyperparameters() -> None:
     first = make_trainer(optimizer={"lr": 0.1, "momentum": 0.0, "schedule": "linear"}, train={"local_steps": 20})
     for _ in range(5):
         first.step()

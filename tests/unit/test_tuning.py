@@ -92,7 +92,7 @@ class TestWhatIsBest:
         assert comparable("bytes_to_target", stopped) == math.inf
         assert comparable("peer_accuracy", {}) == -math.inf
 
-    def test_who_finished_comes_before_who_was_stopped(self) -> None:
+    def test_a_trial_that_finished_comes_before_one_that_was_stopped(self) -> None:
         outcomes = [
             an_outcome("stopped", "stopped_early", 0.99),
             an_outcome("worse", "finished", 0.8),
@@ -107,7 +107,7 @@ class TestWhatIsBest:
         names = [each.name for each in rank([without, merged], "merged_accuracy")]
         assert names == ["merged", "without"]
 
-    def test_the_pareto_front_holds_who_is_beaten_in_nothing_without_winning_something(self) -> None:
+    def test_the_pareto_front_holds_trials_that_nothing_beats_without_losing_something(self) -> None:
         outcomes = [
             an_outcome("accurate", "finished", 0.95, 10),
             an_outcome("thrifty", "finished", 0.90, 1),
