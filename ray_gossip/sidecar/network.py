@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +58,7 @@ class Network(Commands):
         self._identity = os.memfd_create("ray_gossip identity")
         self._given_up = ""
         self._is_restarting, self._is_ending = threading.Event(), False
+        self._taking_over = threading.Lock()  # of `_sidecar` and `_is_ending`
         self._restarts: deque[float] = deque(maxlen=_BUDGET)
         self._hand_over: Callable[[], Handover] | None = None
         self._began_as: str | None = None  # once declared
@@ -140,7 +140,8 @@ class Network(Commands):
             time.sleep(0.05)
 
     def end(self) -> None:
-        self._is_ending = True
+        with self._taking_over:
+            self._is_ending = True
         self._sidecar.end()
         with contextlib.suppress(OSError):
             os.close(self._identity)
@@ -192,6 +193,8 @@ class Network(Commands):
         self._sidecar.kill()
         for pause_s in _PAUSES_S:
             time.sleep(pause_s)
+            if self._is_ending:
+                return
             sidecar: Sidecar | None = None
             try:
                 sidecar = Sidecar()
@@ -202,12 +205,17 @@ class Network(Commands):
                 self._own = replace(self._own, peer_id=seat.peer_id)
                 self._open(sidecar)
                 self._declare_again(sidecar)
-            except (SwarmError, FutureTimeoutError, TimeoutError, OSError) as error:
+            except Exception as error:  # whatever it is, it must not end this thread: the trainer would be told nothing
                 latest = str(error) or type(error).__name__
                 if sidecar is not None:
                     sidecar.kill()
                 continue
-            self._sidecar, self.seat = sidecar, replace(self.seat, peer_id=seat.peer_id, multiaddrs=seat.multiaddrs)
+            with self._taking_over:
+                if self._is_ending:
+                    sidecar.kill()
+                    return
+                self._sidecar = sidecar
+            self.seat = replace(self.seat, peer_id=seat.peer_id, multiaddrs=seat.multiaddrs)
             self._pulse = Pulse()
             self.notices.append(f"{why}; another one takes its place after {time.monotonic() - started:.1f} s")
             self._is_restarting.clear()
