@@ -13,7 +13,7 @@ from ray_gossip.console import LiveView, PlainView, open_view, table
 from ray_gossip.lines import print_summary
 from ray_gossip.records import Notice
 from ray_gossip.telemetry import SwarmState
-from tests.unit.test_telemetry import (
+from tests.unit.telemetry_records import (
     TOTAL_STEPS,
     a_swarm,
     evaluation,

@@ -22,7 +22,7 @@ from ray_gossip.gossip_trainer import GossipTrainer
 from ray_gossip.records import Notice
 from ray_gossip.screen import flush_or_drop, screen
 from ray_gossip.telemetry import Observer, RunLog
-from tests.unit.test_telemetry import progress, started
+from tests.unit.telemetry_records import progress, started
 
 
 @contextlib.contextmanager

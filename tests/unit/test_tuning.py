@@ -16,7 +16,7 @@ from ray_gossip.tuning.metrics import Metrics, Scores, comparable
 from ray_gossip.tuning.outcome import End, Outcome, pareto, rank
 from ray_gossip.tuning.search import scheduler, searcher
 from ray_gossip.tuning.sweep import Sweep
-from tests.unit.test_telemetry import a_config, a_swarm, evaluation, fold, lost, progress, report, started
+from tests.unit.telemetry_records import a_config, a_swarm, evaluation, fold, lost, progress, report, started
 
 
 def a_sweep(*words: str) -> Sweep:

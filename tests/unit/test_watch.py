@@ -17,7 +17,7 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.records import Outcome, Record, RoundReport
 from ray_gossip.telemetry import SwarmRound, SwarmState
 from ray_gossip.telemetry.watch import Watch
-from tests.unit.test_telemetry import finished, lost, progress, started
+from tests.unit.telemetry_records import finished, lost, progress, started
 
 H, INTERVAL_S = 20, 2.0
 BUSY = "no group of 2: peer-01 is busy: no local step for 5 s"

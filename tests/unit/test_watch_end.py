@@ -16,7 +16,7 @@ from ray_gossip.console import LiveView, PlainView
 from ray_gossip.lines import print_summary
 from ray_gossip.records import BEGAN_APART, Notice, PeerLeft, Record
 from ray_gossip.telemetry import Observer, RunLog, advice, watch
-from tests.unit.test_telemetry import curve, evaluation, events, finished, lost, progress, started
+from tests.unit.telemetry_records import curve, evaluation, events, finished, lost, progress, started
 from tests.unit.test_watch import BUSY, Watched, rounds_of
 
 
