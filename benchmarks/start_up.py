@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from harness import conclude, print_table
@@ -31,9 +31,9 @@ POLL_S = 0.5
 RUN_S = 300.0
 
 
-def megabytes(mark: str, driver: int) -> Counter[str]:
+def megabytes(mark: str, driver: int) -> dict[str, float]:
     """By kind of process: peers', Ray's, the driver."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -48,7 +48,7 @@ def megabytes(mark: str, driver: int) -> Counter[str]:
     return found
 
 
-def run(num_peers: int) -> tuple[float, Counter[str]]:
+def run(num_peers: int) -> tuple[float, dict[str, float]]:
     """Seconds to the first step, and megabytes."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as folder:
@@ -58,13 +58,14 @@ def run(num_peers: int) -> tuple[float, Counter[str]]:
             env={**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
             stdout=subprocess.DEVNULL,
         )
-        most: Counter[str] = Counter()
+        most: dict[str, float] = {}
         deadline = time.monotonic() + RUN_S
         while process.poll() is None:
             if time.monotonic() > deadline:
                 process.kill()
                 raise TimeoutError(f"the run did not end within {RUN_S:g} s")
-            most |= megabytes(mark, process.pid)
+            for kind, now in megabytes(mark, process.pid).items():
+                most[kind] = max(most.get(kind, 0.0), now)
             time.sleep(POLL_S)
         if process.returncode:
             raise RuntimeError(f"the run ended with {process.returncode}")

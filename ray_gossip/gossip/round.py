@@ -14,7 +14,7 @@ class Stage(NamedTuple):
 
     is_final: bool  # final rounds, of everybody in one group, come after all others
     round: int  # final ones count from 0 again
-    index: int = 0
+    position: int = 0  # in its round
 
 
 @dataclass(frozen=True, kw_only=True)

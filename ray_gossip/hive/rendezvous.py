@@ -247,7 +247,7 @@ def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names
         Behind: it came too late, and the others are at another round.
         NoRound: it does not average in this one.
     """
-    if not stage.is_final and stage.index == 0:
+    if not stage.is_final and stage.position == 0:
         came_late = own not in gathering.present
         if came_late or (gathering.present == (own,) and gathering.ahead >= stage.round):
             raise Behind(max(gathering.ahead, stage.round + 1))
@@ -263,4 +263,4 @@ def causes_of(absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
 
 
 def _key(stage: Stage, group: Sequence[str]) -> str:
-    return f"{stage.is_final:d}.{stage.round}.{stage.index}:{'.'.join(sorted(group))}"
+    return f"{stage.is_final:d}.{stage.round}.{stage.position}:{'.'.join(sorted(group))}"

@@ -97,9 +97,10 @@ class _Program:
         """Join the DHT; a charter and an index of its own if none are given."""
         start_s = config.swarm.start_s
         if listen.identity_path is None:  # of this peer only, and of all its sidecars
-            listen = replace(listen, identity_path=Path(f"/proc/{os.getpid()}/fd/{identity}"))
+            path = Path(f"/proc/{os.getpid()}/fd/{identity}")
             if os.fstat(identity).st_size == 0:
-                make_identity(listen.identity_path)
+                make_identity(path)
+            listen = replace(listen, identity_path=path)
         self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
         threading.Thread(target=self._watch, args=[NetworkProcesses(self._dht)], daemon=True).start()
         if place is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from enum import IntEnum
 from typing import Any
@@ -14,12 +13,10 @@ import torch
 from hivemind.proto import averaging_pb2
 
 import ray_gossip.hive.group_mean
-import ray_gossip.sidecar.client
 from ray_gossip.config import Config
 from ray_gossip.hive.allreduce import StrictAllReduce
-from ray_gossip.sidecar import program
-from ray_gossip.sidecar.wire import Wire
 from ray_gossip.testing import GossipPeer
+from tests.swarm.changed import fork_sidecars
 
 
 class Fault(IntEnum):
@@ -76,7 +73,8 @@ class FaultyPeer(GossipPeer):
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
         self.plan = FaultPlan()
-        ray_gossip.sidecar.client._connect = lambda: _sidecar_with(self.plan)
+        peer_pid = os.getpid()
+        fork_sidecars(lambda: _install(self.plan, peer_pid))
         super().__init__(config, peer_index, size, initial_peers)
 
     def fail_at(self, fault: Fault, moment: Moment = Moment.SENDING, part: Part = Part.FIRST) -> None:
@@ -87,22 +85,6 @@ class FaultyPeer(GossipPeer):
 
     def averager_pid(self) -> int:
         return self.network.pid
-
-
-def _sidecar_with(plan: FaultPlan) -> tuple[Wire, int]:
-    """A sidecar that is forked here, not in the nursery, and has faults."""
-    ours, theirs = socket.socketpair()
-    peer_pid = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _install(plan, peer_pid)
-        program.serve(Wire(theirs))
-    theirs.close()
-    wire = Wire(ours)
-    wire.send("hello", file=2)
-    wire.receive()
-    return wire, pid
 
 
 def _install(plan: FaultPlan, peer_pid: int) -> None:

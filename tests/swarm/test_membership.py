@@ -7,7 +7,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,8 +20,10 @@ from ray_gossip import config
 from ray_gossip.causes import EXPIRED
 from ray_gossip.config import Config
 from ray_gossip.hive import membership
+from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.records import PeerStarted, RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
+from tests.swarm.changed import fork_sidecars
 from tests.swarm.swarms import network_processes
 
 SIZE = 2000
@@ -110,11 +112,39 @@ def test_rounds_begin_every_h_local_steps_which_go_on_meanwhile() -> None:
             assert all(report.staleness_steps >= 1 for report in reports)
 
 
+async def forget_all(dht: DHT, node: DHTNode) -> None:
+    for node_id in list(node.protocol.routing_table.uid_to_peer_id):
+        del node.protocol.routing_table[node_id]
+
+
+async def num_known(dht: DHT, node: DHTNode) -> int:
+    return len(node.protocol.routing_table.uid_to_peer_id)
+
+
+async def _forget_all(averager: GossipAverager) -> None:
+    await averager.dht.run_coroutine(forget_all, return_future=True)
+
+
+async def _num_known(averager: GossipAverager) -> int:
+    found: int = await averager.dht.run_coroutine(num_known, return_future=True)
+    return found
+
+
+def command(peer: GossipPeer, name: str) -> Any:
+    """One that the sidecar of `SoonForgotten` has learned."""
+    return peer.network._call(name).result(timeout=10.0)
+
+
 class SoonForgotten(GossipPeer):
     """A declaration holds three seconds here, not fifteen."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        membership.MEMBER_TTL_S, membership.REDECLARE_S = 3.0, 0.5
+        def change() -> None:
+            membership.MEMBER_TTL_S, membership.REDECLARE_S = 3.0, 0.5
+            for command in (_forget_all, _num_known):
+                setattr(GossipAverager, command.__name__, command)
+
+        fork_sidecars(change)
         super().__init__(config, peer_index, size, initial_peers)
 
 
@@ -303,35 +333,25 @@ def finish(peer: GossipPeer) -> tuple[str, bool]:
     return final.outcome, final.agreed
 
 
-async def forget_all(dht: DHT, node: DHTNode) -> None:
-    for node_id in list(node.protocol.routing_table.uid_to_peer_id):
-        del node.protocol.routing_table[node_id]
-
-
-async def num_known(dht: DHT, node: DHTNode) -> int:
-    return len(node.protocol.routing_table.uid_to_peer_id)
-
-
-def in_dht(peer: GossipPeer, coroutine: Callable[[DHT, DHTNode], Awaitable[Any]]) -> Any:
-    return peer.dht.run_coroutine(coroutine)
-
-
 def test_nodes_of_the_dht_that_have_forgotten_each_other_find_each_other_again() -> None:
     """As when one of them stands still so long that requests to it time out, and its own with them."""
     with start_swarm(settings("swarm.num_peers=3"), SIZE, build=SoonForgotten) as peers:
         for _ in range(3):  # a request that was under way makes them known again
-            peers.all(in_dht, forget_all)
-        wait_until(lambda: peers.all(num_members) == [3] * 3 and peers.all(in_dht, num_known) == [2] * 3)
+            peers.all(command, "_forget_all")
+        wait_until(lambda: peers.all(num_members) == [3] * 3 and peers.all(command, "_num_known") == [2] * 3)
 
 
 class SlowClock(GossipPeer):
     """To the first of them, declarations expire three seconds later than to the others."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        membership.MEMBER_TTL_S, membership.REDECLARE_S = 8.0, 0.5
-        if peer_index == 0:
-            real = get_dht_time
-            membership.get_dht_time = lambda: real() - 3.0  # type: ignore[attr-defined]
+        def change() -> None:
+            membership.MEMBER_TTL_S, membership.REDECLARE_S = 8.0, 0.5
+            if peer_index == 0:
+                real = get_dht_time
+                membership.get_dht_time = lambda: real() - 3.0  # type: ignore[attr-defined]
+
+        fork_sidecars(change)
         super().__init__(config, peer_index, size, initial_peers)
 
 

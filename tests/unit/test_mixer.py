@@ -173,8 +173,10 @@ def test_one_that_is_started_again_goes_on_with_what_was_kept(compression: str, 
         assert torch.equal(sent, again)
         assert codec is same_codec
     for _ in range(2):
-        ends = [one.change(STATE, torch.full_like(STATE, 0.2), alpha=1.0, plain=False) for one in (first, second)]
-        assert np.array_equal(*ends)
+        one, other = (
+            each.change(STATE, torch.full_like(STATE, 0.2), alpha=1.0, plain=False) for each in (first, second)
+        )
+        assert np.array_equal(one, other)
 
 
 def test_alpha_moves_a_peer_part_of_the_way() -> None:

@@ -21,7 +21,7 @@ from ray_gossip.loop import LoopPeer
 CONFIG = {"gossip": {"steps": 5}, "swarm": {"final_s": 20}}
 
 
-def enter(value: float, initial_peers: Sequence[str] = ()) -> tuple[LoopPeer, nn.Module]:
+def enter(value: float, initial_peers: Sequence[str] = ()) -> tuple[LoopPeer, nn.Linear]:
     model = nn.Linear(4, 1, bias=False).to("cuda" if torch.cuda.is_available() else "cpu")
     peer = ray_gossip.join(model, initial_peers=initial_peers, config=CONFIG)
     nn.init.constant_(model.weight, value)
@@ -37,7 +37,7 @@ def train(peer: LoopPeer, ended: list[str | None]) -> None:
 
 def two_peers() -> None:
     """Both are alive at the same time, and none in the main thread."""
-    entered: list[tuple[LoopPeer, nn.Module]] = []
+    entered: list[tuple[LoopPeer, nn.Linear]] = []
     for value in (1.0, 2.0):
         addresses = entered[0][0].multiaddrs if entered else ()
         thread = threading.Thread(target=lambda *words: entered.append(enter(*words)), args=(value, addresses))
