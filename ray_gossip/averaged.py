@@ -138,9 +138,12 @@ class ModelState:
         return {found.name: copy_of(found.tensor) for found in self._rest()}
 
     @torch.no_grad()
-    def take_rest(self, rest: Mapping[str, Tensor]) -> None:
+    def take_rest(self, rest: Mapping[str, Tensor]) -> list[str]:
         """Take over the `rest` of another peer, in place. What exists only there, or is not persistent and differs in
         shape or type, is passed over.
+
+        Returns:
+            Names of the frozen parameters that had other values here.
 
         Raises:
             UserError: a frozen parameter or a persistent buffer is missing there, or is another; nothing has changed.
@@ -149,15 +152,20 @@ class ModelState:
         for found in self._rest():
             given, own = rest.get(found.name), found.tensor
             if given is not None and (given.shape, given.dtype) == (own.shape, own.dtype):
-                pairs.append((own, given))
+                pairs.append((found, given))
             elif found.is_persistent:
                 there = "is missing" if given is None else f"is {list(given.shape)} {given.dtype}"
                 raise UserError(
                     f"{found.name} is {list(own.shape)} {own.dtype} here and {there} in the swarm: use the same model"
                 )
-        for own, given in pairs:
+        differing = []
+        for found, given in pairs:
+            own = found.tensor
+            if isinstance(own, nn.Parameter) and bytes_of(own) != bytes_of(given):
+                differing.append(found.name)
             without_repetition(own).copy_(without_repetition(given, like=own))
         self._marks = self._fingerprints()
+        return differing
 
     @torch.no_grad()
     def drifting(self) -> list[str]:

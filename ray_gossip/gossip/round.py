@@ -29,6 +29,7 @@ class RoundResult:
     num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all who counted in this round and to whom samples are dealt
+    silent: tuple[str, ...] = ()  # names of those whose declaration has expired lately, without a goodbye
 
     def report(self, *, peer_index: int, began_at: int, ended_at: int, blocked_s: float) -> RoundReport:
         """What the training process tells of it.

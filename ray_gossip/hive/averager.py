@@ -23,6 +23,7 @@ from hivemind.utils import MPFuture, get_dht_time
 
 from ray_gossip.causes import BUSY, NOBODY_FOUND
 from ray_gossip.config import GossipConfig
+from ray_gossip.errors import RayGossipError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
 from ray_gossip.gossip.guests import GuestBook, unpack
@@ -149,13 +150,16 @@ class GossipAverager(Commands, AlwaysForked, EndsItsRounds, DecentralizedAverage
     # ---- in the averager process ----------------------------------------------------------------------------------
 
     async def _answer(self, method: str, number: int, **arguments: Any) -> None:
-        value, bug = None, ""
+        value: Any = None
+        error: RayGossipError | str | None = None  # it surfaces where the future is read
         try:
             value = await getattr(self, method)(**arguments)
-        except Exception:  # it surfaces where the future is read
-            bug = traceback.format_exc()
+        except RayGossipError as told:
+            error = told
+        except Exception:
+            error = traceback.format_exc()
         async with self._answering:  # in a thread: the pipe may be full
-            await asyncio.get_running_loop().run_in_executor(None, self._calls.answer, number, value, bug)
+            await asyncio.get_running_loop().run_in_executor(None, self._calls.answer, number, value, error)
 
     async def _gossip_round(self, round: int, **arguments: Any) -> RoundResult:
         return await self._rounds.run(round, **arguments)

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import RayGossipError, SwarmError
 
 AVERAGER_DIED = "the averager process of this peer died"
 
@@ -47,11 +47,13 @@ class Calls:
     def _receive(self) -> None:
         try:
             while True:
-                number, value, bug = self._reader.recv()
+                number, value, error = self._reader.recv()
                 with self._lock:
                     future = self._futures.pop(number)
-                if bug:
-                    future.set_exception(RuntimeError(f"in the averager process: {bug}"))
+                if isinstance(error, RayGossipError):
+                    future.set_exception(error)
+                elif error is not None:
+                    future.set_exception(RuntimeError(f"in the averager process: {error}"))
                 else:
                     future.set_result(value)
         except (EOFError, OSError):
@@ -65,10 +67,10 @@ class Calls:
 
     # ---- in the averager process ----------------------------------------------------------------------------------
 
-    def answer(self, number: int, value: Any, bug: str) -> None:
+    def answer(self, number: int, value: Any, error: RayGossipError | str | None) -> None:
         """Blocks while the pipe is full. One thread at a time.
 
         Args:
-            bug: the traceback, if there is no value.
+            error: what was raised, if there is no value: of a bug, the traceback.
         """
-        self._writer.send((number, value, bug))
+        self._writer.send((number, value, error))
