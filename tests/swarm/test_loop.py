@@ -291,9 +291,11 @@ def test_a_newcomer_to_a_swarm_that_has_trained_and_not_averaged_did_not_begin_w
     first = start(1.0, steps=100_000)
     first.receive()
     first.call(Loop.set, 4.0)
-    first.call(Loop.steps, 3)
+    first.call(Loop.steps_in_background)
     newcomer = start(1.0, first.call(multiaddrs), steps=100_000)
     newcomer.receive()
+    first.call(Loop.stop)
+    assert newcomer.call(Loop.weights) == [4.0] * 4
     assert newcomer.call(told_at_start) == []
 
 
