@@ -301,8 +301,8 @@ def _averaged(model: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
                 raise UserError(f"{name} is sparse, but dense parameters are what is averaged: make it dense")
             if tensor.requires_grad and tensor.dtype != torch.float32:
                 raise UserError(
-                    f"{name} is {tensor.dtype}, but float32 is what is averaged; for faster steps use autocast, as "
-                    "train.precision=bf16 does"
+                    f"{name} is {tensor.dtype}, but float32 is what is averaged; for faster steps use autocast "
+                    "(of a run by config: train.precision=bf16)"
                 )
             if tensor.requires_grad:
                 yield "parameter", name, tensor
