@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
 from itertools import pairwise
 
 from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, SCHEDULED_ALONE
@@ -41,7 +40,6 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
     Notice,
-    PeerFinished,
     PeerLeft,
     PeerLost,
     PeerStarted,
@@ -49,16 +47,15 @@ from ray_gossip.records import (
     RoundReport,
 )
 from ray_gossip.telemetry.advice import advice_on, is_lasting, longer
-from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble, distance_of_sketches
-from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, peers_named
+from ray_gossip.telemetry.ending import verdicts
+from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble
+from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally
 
 _FEW = 3  # rounds
 _LATEST = 20  # rounds of which the commonest cause is told at the end
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
-_WORSE = 0.03  # of accuracy
-_ROUNDING = 1e-5  # of the norm: those who end with the same mean differ by 2e-8 at most
 _LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
 _EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
 
@@ -99,10 +96,9 @@ class Watch:
 
     def end(self) -> list[Notice]:
         """What is to be said of the end; the same however often it is asked."""
-        finished = [peer for peer in self._state.peers.values() if peer.finished and not peer.lost]
         self._see_all_rounds()
-        self._see_agreement(finished)
-        self._see_merged(finished)
+        for verdict in verdicts(self._state, self._gossip):
+            self._begins(verdict.kind, verdict.text, count=verdict.num_peers)
         return self._take()
 
     # ---- rounds ---------------------------------------------------------------------------------------------------
@@ -229,43 +225,6 @@ class Watch:
             text = f"{spoilt}: {advice_on(list(self._spoilt), self._gossip)}"
             self._begins("rounds", text, first_round=self._first_spoilt, count=self._num_spoilt, is_over=True)
 
-    def _see_agreement(self, finished: list[PeerState]) -> None:
-        """A peer that ends alone has agreed with nobody, unless it was the only one."""
-        is_lone = len([peer for peer in self._state.live_peers() if peer.peer_index in self._state.founders]) <= 1
-        agreed: list[PeerFinished] = []
-        without: list[PeerFinished] = []
-        for peer in finished:
-            if (end := peer.finished) is not None:
-                is_only_one = end.final_outcome == "alone" and is_lone and peer.merged is not None
-                (agreed if end.final_outcome == "averaged" or is_only_one else without).append(end)
-        sketches = [end.sketch for end in agreed if end.sketch]
-        if without:
-            first, peers = without[0], peers_named(end.peer_index for end in without)
-            cause = f" ({first.final_cause})" if first.final_cause else ""
-            text = f"the final round was {first.final_outcome} for {peers}{cause}"
-        elif len(sketches) > 1 and _are_apart(sketches):
-            text = "the peers averaged in parts that had lost sight of each other"
-        else:
-            return
-        text = f"no agreement in the end: {text}; what is saved may be one peer's own model: raise swarm.final_s"
-        self._begins("agreement", text, count=len(without) or 1)
-
-    def _see_merged(self, finished: list[PeerState]) -> None:
-        merged = [peer.merged for peer in finished if peer.merged]
-        own = [peer.evaluation for peer in finished if peer.evaluation]
-        if len(own) < 2 or not merged:
-            return
-        mean = math.fsum(each.accuracy for each in own) / len(own)
-        if merged[0].accuracy < mean - _WORSE:
-            samples = "train.recalibrate_samples"
-            also = f", or raise {samples}" if merged[0].batch_norm != "none" else ""
-            self._begins(
-                "merged",
-                f"the merged model is worse than the peers: accuracy {merged[0].accuracy:.3f}, their mean {mean:.3f}; "
-                f"they are too far apart: lower {'gossip.steps' if self._gossip.seconds is None else 'gossip.seconds'}"
-                f"{also}",
-            )
-
     # ---- what is told ---------------------------------------------------------------------------------------------
 
     def _begins(
@@ -291,9 +250,3 @@ def _is_stalled(report: RoundReport, before: RoundReport) -> bool | None:
     if report.outcome != "averaged":
         return None
     return report.blocked_s > _STALLED * (report.wall_time - before.wall_time)
-
-
-def _are_apart(sketches: Sequence[Sequence[float]]) -> bool:
-    """After a final round that all have averaged in, peers differ by rounding alone."""
-    norm = math.sqrt(math.fsum(x * x for sketch in sketches for x in sketch) / len(sketches))
-    return distance_of_sketches(sketches) > _ROUNDING * norm
