@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ray_gossip.causes import NOT_FINITE
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import PeerFinished
+from ray_gossip.telemetry.advice import advice_on_end
 from ray_gossip.telemetry.state import PeerState, SwarmState, distance_of_sketches
 from ray_gossip.telemetry.tally import peers_named
 
@@ -21,10 +23,41 @@ class Verdict(NamedTuple):
     num_peers: int = 1  # of whom it is said; 1: of the swarm
 
 
-def verdicts(state: SwarmState, gossip: GossipConfig) -> list[Verdict]:
-    finished = [peer for peer in state.peers.values() if peer.finished and not peer.lost]
-    found = (_agreement(state, finished), _merged(finished, gossip))
+def verdicts(state: SwarmState, gossip: GossipConfig, *, is_saved: bool) -> list[Verdict]:
+    """
+    Args:
+        is_saved: one of the models is.
+    """
+    finished = _finished(state)
+    diverged = _diverged([peer for peer in finished if peer.peer_index in state.founders]) if is_saved else None
+    found = (diverged, _agreement(state, finished), _merged(finished, gossip))
     return [verdict for verdict in found if verdict is not None]
+
+
+def causes_of_the_end(state: SwarmState) -> list[str]:
+    """Why final rounds did not average."""
+    ends = [peer.finished for peer in _finished(state) if peer.finished]
+    return [end.final_cause for end in ends if end.final_outcome != "averaged"]
+
+
+def _finished(state: SwarmState) -> list[PeerState]:
+    return [peer for peer in state.peers.values() if peer.finished and not peer.lost]
+
+
+def _diverged(finished: Sequence[PeerState]) -> Verdict | None:
+    """Of the peer whose model is saved: the first that took part in the final rounds, as in `summary`."""
+    ends = [(peer.finished.final_outcome != "averaged", peer.peer_index, peer) for peer in finished if peer.finished]
+    if not ends:
+        return None
+    *_, peer = min(ends, key=lambda end: end[:2])
+    evaluation = peer.merged or peer.evaluation
+    if peer.finished and not all(map(math.isfinite, peer.finished.sketch)):  # sums of all parameters
+        what = "its parameters have become nan or infinite"
+    elif evaluation and math.isnan(evaluation.loss) and math.isfinite(evaluation.accuracy):  # else nothing was measured
+        what = "its loss on the test split is nan"
+    else:
+        return None
+    return Verdict("diverged", f"the saved model is not finite: {what}; {advice_on_end([NOT_FINITE])}")
 
 
 def _agreement(state: SwarmState, finished: Sequence[PeerState]) -> Verdict | None:
@@ -41,11 +74,12 @@ def _agreement(state: SwarmState, finished: Sequence[PeerState]) -> Verdict | No
         first, peers = without[0], peers_named(end.peer_index for end in without)
         cause = f" ({first.final_cause})" if first.final_cause else ""
         text = f"the final round was {first.final_outcome} for {peers}{cause}"
+        advice = advice_on_end([end.final_cause for end in without])
     elif len(sketches) > 1 and _are_apart(sketches):
-        text = "the peers averaged in parts that had lost sight of each other"
+        text, advice = "the peers averaged in parts that had lost sight of each other", "raise swarm.final_s"
     else:
         return None
-    text = f"no agreement in the end: {text}; what is saved may be one peer's own model: raise swarm.final_s"
+    text = f"no agreement in the end: {text}; what is saved may be one peer's own model; {advice}"
     return Verdict("agreement", text, len(without) or 1)
 
 
