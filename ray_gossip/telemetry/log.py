@@ -111,7 +111,7 @@ class RunLog:
         Raises:
             SwarmError: as `save`.
         """
-        self._append(self._tell(self._watch.end()))
+        self._append(self._tell(self._watch.end(is_saved=model is not None)))
         summary = summarise(
             self.state,
             run_id=self.run_id,
