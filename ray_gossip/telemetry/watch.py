@@ -59,7 +59,7 @@ _FEW = 3  # rounds
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
-_LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
+_LATELY_S = 30.0  # so long a dead peer may count as a member: causes may be its death without naming it
 _EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
 
 
