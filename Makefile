@@ -3,6 +3,7 @@
 #
 #   make setup PYTHON=python3.12       another Python, 3.10 to 3.13 (make clean first)
 #   make unit ARGS="-k sketch -x"      words for pytest
+#   make test ARGS="-n 2 --dist loadfile"   two tests at a time: half the time, on a machine with nothing else to do
 #   make demo ARGS="swarm.num_peers=8" words for ray-gossip
 #   make job WORKERS=1                 tests one after the other; they are side by side because they mostly wait
 

@@ -4,6 +4,10 @@
 case: `peer-02 could not be reached`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 # There was nobody to meet.
 SCHEDULED_ALONE = "scheduled alone"  # an odd number in pairs, say
 NO_OTHERS = "no other member in the swarm"
@@ -32,3 +36,8 @@ TOOK_LONGER = "took longer than"
 # What would be averaged is no number, or none that could travel.
 NOT_FINITE = "not finite"
 OUT_OF_RANGE = "its parameters are beyond the range of gossip.compression,"
+
+
+def lacking(names: Sequence[str]) -> str:
+    """Of a final average, when peers have vanished without a goodbye: they may be dead, or about to be back."""
+    return f"the final average lacks {', '.join(names)}, lately there and gone without a goodbye"

@@ -20,17 +20,21 @@ from torch import Tensor, nn
 
 from ray_gossip import models
 from ray_gossip.addresses import check_multiaddr
+from ray_gossip.causes import NO_OTHERS, lacking
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
-from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.gossip.protocols import FinalResult, StateShape
 from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.records import Notice, Outcome, RoundReport
 from ray_gossip.resources import machine_id
 from ray_gossip.sidecar.network import Network
 from ray_gossip.telemetry import Observer
 from ray_gossip.training.averaged import ModelState
+
+_LONE_ROUNDS = 5
+_HOW_TO_MEET = "give all but the first one initial_peers, the address that it prints"
 
 
 def join(
@@ -67,12 +71,16 @@ def join(
     """
     settings = read(config)
     _check(model, settings)
+    if founders < 1:
+        raise UserError(f"founders={founders}: it counts this peer, so give 1 or more")
     averaged = ModelState(model)
     for option, addresses in (
         ("host_maddrs", host_maddrs),
         ("announce_maddrs", announce_maddrs),
         ("initial_peers", initial_peers),
     ):
+        if isinstance(addresses, str):
+            raise UserError(f"{option}={addresses}: give a list of addresses, {option}=[...]")
         for address in addresses:
             check_multiaddr(option, address, names_peer=option == "initial_peers")
     listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
@@ -112,6 +120,7 @@ class LoopPeer:
         self._has_left = False
         self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
+        self._has_met = self._is_told_alone = False  # another member; that there has been none
         self._state = _State(averaged)
         engine.attach(self._state)
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
@@ -156,9 +165,8 @@ class LoopPeer:
                 final = self._engine.finish(self.local_step)
                 self._told(final.reports)
                 outcome = final.outcome
-                if outcome == "averaged" and final.cause:
-                    self._engine.notices.append(f"the final average lacks some of the swarm: {final.cause}")
-                    self._tell_notices()
+                self._engine.notices += self._wrong_with(final)
+                self._tell_notices()
                 if outcome == "averaged":
                     self._engine.say_goodbye()
         finally:
@@ -173,11 +181,28 @@ class LoopPeer:
     ) -> None:
         self.leave(agree=error is None)
 
+    def _wrong_with(self, final: FinalResult) -> list[str]:
+        """What is to be said of the end; mostly nothing."""
+        silent = [lacking(final.silent)] if final.silent else []
+        if final.outcome == "averaged":
+            return [f"the final average lacks some of the swarm: {final.cause}"] if final.cause else silent
+        if not (self._has_met or final.silent or final.cause != NO_OTHERS):
+            return [f"no other peer was ever here, so that nothing was averaged; {_HOW_TO_MEET}"]
+        cause = f" ({final.cause})" if final.cause else ""
+        return [
+            f"no agreement in the end: the final round was {final.outcome}{cause}; the model is this peer's own",
+            *silent,
+        ]
+
     def _told(self, reports: Sequence[RoundReport]) -> list[RoundReport]:
         """Without the sketches, which are for a driver: a list of reports would keep 16 KB of each."""
         self.rounds.update(report.outcome for report in reports)
         for report in reports:
             self._engine.notices += [each.text for each in self._observer.see(report) if isinstance(each, Notice)]
+            self._has_met |= report.outcome != "alone" or report.cause != NO_OTHERS
+        if not self._has_met and not self._is_told_alone and self.rounds.total() >= _LONE_ROUNDS:
+            self._is_told_alone = True
+            self._engine.notices.append(f"{_LONE_ROUNDS} rounds, and no other peer is here; {_HOW_TO_MEET}")
         self._tell_notices()
         return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
 
@@ -207,8 +232,8 @@ class _State:
     def rest(self) -> dict[str, Tensor]:
         return self._state.rest()
 
-    def take_rest(self, rest: Mapping[str, Tensor]) -> None:
-        self._state.take_rest(rest)
+    def take_rest(self, rest: Mapping[str, Tensor]) -> list[str]:
+        return self._state.take_rest(rest)
 
     def drifting(self) -> list[str]:
         return self._state.drifting()
@@ -226,4 +251,6 @@ def _check(model: nn.Module, config: Config) -> None:
     if config.engine != "gossip" or config.gossip.average_momentum:
         key = "gossip.average_momentum" if config.engine == "gossip" else "engine=hivemind"
         raise UserError(f"{key} needs the optimizer, which a loop of your own keeps to itself: leave it out")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is {type(model).__name__}, not a torch.nn.Module: give the model itself")
     models.check(model, called="the model")

@@ -17,6 +17,7 @@ import torch._dynamo  # the first optimizer loads it: 1.5 s, to be spent before 
 from torch import Tensor
 
 from ray_gossip import data, models
+from ray_gossip.causes import lacking
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
@@ -196,8 +197,9 @@ class Peer:
             sketch=final.sketch,
         )
         merged = [self._evaluate("merged", batch_norm=batch_norm)] if final.agreed else []
+        notices = [self._notice(lacking(final.silent))] if final.silent and not self.charter.has_driver else []
         self._finished = True
-        yield [*final.reports, *merged, finished, *self.engine.guest_records()]
+        yield [*final.reports, *notices, *merged, finished, *self.engine.guest_records()]
 
     @property
     def is_finished(self) -> bool:

@@ -48,8 +48,9 @@ class VectorState:
     def rest(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
+    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> list[str]:
         assert not rest
+        return []
 
     def drifting(self) -> list[str]:
         return []

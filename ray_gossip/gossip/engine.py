@@ -87,14 +87,15 @@ class GossipEngine:
         """Take the state that is to be averaged, after the model is on its device."""
         self.snapshot.of(state)
 
-    def join(self, *, founders: int, local_step: int = 0) -> View:
+    def join(self, *, founders: int, local_step: int = 0, has_taken_over: bool = False) -> View:
         """Enter a swarm that begins: wait until all `founders` are there, at most `swarm.start_s`.
 
         Args:
             local_step: at which all founders begin; above 0, they go on from a snapshot of one and the same peer. On a
                 clock in steps, the rounds up to there count as done.
+            has_taken_over: this peer begins with the model of one that is there: it need not compare its own.
         """
-        view = self._entry.found(founders=founders, local_step=local_step)
+        view = self._entry.found(founders=founders, local_step=local_step, has_taken_over=has_taken_over)
         self._start(resumed(self.gossip, local_step), view)
         return view
 
@@ -125,7 +126,7 @@ class GossipEngine:
         local_step = self._entry.state_of_one_that_has_not_begun()
         if local_step is None:
             return self.join_running()
-        self.join(founders=founders, local_step=local_step)
+        self.join(founders=founders, local_step=local_step, has_taken_over=True)
         return local_step
 
     def after_step(self, local_step: int) -> list[RoundReport]:

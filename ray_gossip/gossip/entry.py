@@ -18,6 +18,7 @@ from ray_gossip.gossip.snapshot import Snapshot
 from ray_gossip.records import BEGAN_APART
 
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
+_NAMED = 5  # parameters in a notice
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 
 
@@ -54,8 +55,12 @@ class Entry:
         self._averager, self._snapshot, self._wait, self._swarm = averager, snapshot, wait, swarm
         self._peer_index, self._data, self._notices = peer_index, data, notices
 
-    def found(self, *, founders: int, local_step: int) -> View:
-        """Begin a swarm with all `founders`; wait for them, at most `swarm.start_s`."""
+    def found(self, *, founders: int, local_step: int, has_taken_over: bool = False) -> View:
+        """Begin a swarm with all `founders`; wait for them, at most `swarm.start_s`.
+
+        Args:
+            has_taken_over: this peer begins with the model of one that is there: it need not compare its own.
+        """
         deadline = self._deadline()
         self._snapshot.take(local_step)
         self._averager.share_state()
@@ -71,7 +76,7 @@ class Entry:
             )
         self._check_data(view)
         first = view.members[0]
-        if first.began_as != began_as and first.peer_index != self._peer_index:
+        if first.began_as != began_as and first.peer_index != self._peer_index and not has_taken_over:
             self._load_state(deadline, donor=first.peer_id)
             self._ask(self._averager.start_anew())
             self._notices.append(
@@ -122,7 +127,11 @@ class Entry:
         while True:
             handover: Handover | str = self._wait(self._averager.download(donor=donor))
             if isinstance(handover, Handover):
-                self._snapshot.take_over(handover)
+                if frozen := self._snapshot.take_over(handover):
+                    self._notices.append(
+                        f"frozen parameters were others here than in the swarm, and are the swarm's now: "
+                        f"{', '.join(frozen[:_NAMED])}{', ...' if len(frozen) > _NAMED else ''}"
+                    )
                 return handover.local_step
             if time.monotonic() > deadline:
                 raise SwarmError(

@@ -67,6 +67,7 @@ class Leaving:
             outcome=result.outcome,
             cause=result.cause,
             agreed=result.outcome == "averaged" or not had_others,
+            silent=result.silent,
             bytes_sent=bytes_sent,
             sketch=result.sketch_after,
         )

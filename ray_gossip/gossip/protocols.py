@@ -47,8 +47,8 @@ class TrainingState(Protocol):
     def rest(self) -> dict[str, torch.Tensor]:
         """Copies in host memory of what else belongs to the model. From any thread."""
 
-    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> None:
-        """Take over the rest of another peer's model."""
+    def take_rest(self, rest: Mapping[str, torch.Tensor]) -> list[str]:
+        """Take over the rest of another peer's model; returns the frozen parameters that were others here."""
 
     def drifting(self) -> list[str]:
         """Names of what training changes though it is not averaged, and is no constant therefore."""
@@ -65,6 +65,7 @@ class FinalResult:
     outcome: Outcome
     cause: str
     agreed: bool  # all that were there hold the same parameters now
+    silent: tuple[str, ...]  # names of peers that vanished lately without a goodbye: they are not in it
     bytes_sent: int
     sketch: tuple[float, ...]
 

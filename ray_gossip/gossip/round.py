@@ -36,6 +36,7 @@ class RoundResult:
     num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
     members: tuple[int, ...]  # peer indices of all that counted in this round and to which samples are dealt
+    silent: tuple[str, ...] = ()  # names of those whose declaration has expired lately, without a goodbye
     kept_in: int = 0  # which half of `Memory.kept` holds what counts in later rounds, if this one is applied
 
     @classmethod

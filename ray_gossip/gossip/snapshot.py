@@ -44,11 +44,12 @@ class Snapshot:
             self.state.read_state(self.values)
             self._local_step = local_step
 
-    def take_over(self, handover: Handover) -> None:
-        """Go on from another peer's model."""
-        self.state.take_rest(handover.rest)
+    def take_over(self, handover: Handover) -> list[str]:
+        """Go on from another peer's model; returns the frozen parameters that were others here."""
+        frozen = self.state.take_rest(handover.rest)
         self.state.write_state(handover.state)
         self.take(handover.local_step)
+        return frozen
 
     def share(self, local_step: int) -> None:
         """If a newcomer waits for this peer's model, give it. In the training thread, between two local steps."""

@@ -23,7 +23,7 @@ from ray_gossip.gossip.members import REFRESH_S, Member, View
 from ray_gossip.hive.charter import declare_charter
 from ray_gossip.hive.reunion import Reunion
 
-MEMBER_TTL_S = 15.0  # a dead peer counts as a member for at most this long
+MEMBER_TTL_S = 15.0  # a dead peer counts as a member for this long; for twice that where declaring took 5 s
 REDECLARE_S = 5.0
 _LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer is cut off
 _LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to be the newest
@@ -66,7 +66,7 @@ class Membership:
         self.view = View()
         self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: what the view is made of
         self._read_at = float("-inf")
-        self._vanished_at: dict[str, float] = {}  # peer id -> when its declaration expired
+        self._vanished: dict[str, tuple[Member, float]] = {}  # by peer id; when its declaration has expired
         self._reunion = Reunion(dht)
         self._took_s = 0.0  # to declare this peer
         self._expires_at = 0.0  # DHT time; of the last declaration
@@ -102,10 +102,14 @@ class Membership:
         self._declared = {peer_id: each for peer_id, each in known.items() if each[1] > now}
         expired = known.keys() - self._declared.keys() - {self.own.peer_id}
         vanished = [peer_id for peer_id in expired if not known[peer_id][0].left]
-        self._vanished_at |= dict.fromkeys(vanished, now)
+        self._vanished |= {peer_id: (known[peer_id][0], now) for peer_id in vanished}
         self._reunion.note(present=self._declared, vanished=vanished)
         self._reunion.call([*(self._declared.keys() - answered.keys() - {self.own.peer_id}), *vanished])
-        self._vanished_at = {peer_id: at for peer_id, at in self._vanished_at.items() if now - at < _LATELY_S}
+        self._vanished = {
+            peer_id: (member, at)
+            for peer_id, (member, at) in self._vanished.items()
+            if now - at < _LATELY_S and peer_id not in self._declared
+        }
         self.view, self._read_at = view_of(self._declared.values(), self.own), time.monotonic()
         return self.view
 
@@ -113,7 +117,12 @@ class Membership:
     def is_hermit(self) -> bool:
         """Whether this peer sees nobody, where several were lately that have not said goodbye: then this peer was cut
         off, not they."""
-        return len(self.view.present) <= 1 and len(self._vanished_at) >= _SEVERAL
+        return len(self.view.present) <= 1 and len(self._vanished) >= _SEVERAL
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Names of the members whose declaration has expired lately without a goodbye: dead, or about to be back."""
+        return tuple(sorted(member.name for member, _ in self._vanished.values()))
 
     @property
     def has_expired(self) -> bool:

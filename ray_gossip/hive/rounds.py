@@ -122,6 +122,7 @@ class Rounds:
             num_members=len(members),
             is_hermit=self._membership.is_hermit,
             members=takers(members),
+            silent=self._membership.silent,
         )
 
     async def _view(self, run: RoundSoFar, local_step: int, summary: bytes) -> View:
@@ -223,7 +224,8 @@ class Rounds:
         if excuse:
             raise NoRound("failed", f"nothing was sent: {excuse}")
         names = {member.peer_id: member.name for member in members}
-        smallest = 2 if run.is_final else self._gossip.min_group_size
+        # An incomplete stage would weigh its members more than those of other groups: the mean would move.
+        smallest = 2 if run.is_final else len(group) if self._is_exact(run.round) else self._gossip.min_group_size
         settle(gathering, stage, own=self._membership.own.peer_id, smallest=smallest, names=names)
         return gathering
 

@@ -45,9 +45,7 @@ _OTHERWISE = _Rule((), "peers are out of step, or the network is slow: {interval
 
 def advice_on(reports: Sequence[RoundReport], gossip: GossipConfig) -> str:
     """The commonest cause of these rounds, as the latest of them says it, and what to do about it."""
-    rules = [_rule(report.cause) for report in reports]
-    (rule, _), *_ = Counter(rules).most_common(1)
-    cause = next(report.cause for report, each in zip(reversed(reports), reversed(rules), strict=True) if each == rule)
+    rule, cause = _commonest([report.cause for report in reports])
     quoted = cause if len(cause) <= _LONGEST_CAUSE else f"{cause[:_LONGEST_CAUSE]}..."
     advice = rule.advice
     if cause.startswith("no group of") and gossip.min_group_size > 2 and not rule.is_lasting:
@@ -55,6 +53,18 @@ def advice_on(reports: Sequence[RoundReport], gossip: GossipConfig) -> str:
     wait_s = gossip.matchmaking_s
     late = f"unset gossip.matchmaking_s={wait_s:g}" if wait_s else "peers are overloaded: {interval}"
     return f"{quoted or 'no cause is known'}; " + advice.replace("{late}", late).replace("{interval}", longer(gossip))
+
+
+def advice_on_end(final_causes: Sequence[str]) -> str:
+    """What to do about final rounds that did not average: more time is of use only against what passes by itself."""
+    rule, _ = _commonest(final_causes)
+    return rule.advice if rule.is_lasting else "raise swarm.final_s"
+
+
+def is_same_cause(cause: str, reports: Sequence[RoundReport]) -> bool:
+    """Whether this cause is known, and the commonest of these rounds."""
+    rule, _ = _commonest([report.cause for report in reports])
+    return rule is not _OTHERWISE and rule == _rule(cause)
 
 
 def is_lasting(cause: str) -> bool:
@@ -65,6 +75,13 @@ def is_lasting(cause: str) -> bool:
 def longer(gossip: GossipConfig) -> str:
     """The key that makes rounds rarer."""
     return "raise gossip.steps" if gossip.seconds is None else "raise gossip.seconds"
+
+
+def _commonest(causes: Sequence[str]) -> tuple[_Rule, str]:
+    """The rule that fits most of these, and the latest cause that it fits."""
+    rules = [_rule(cause) for cause in causes]
+    (rule, _), *_ = Counter(rules).most_common(1)
+    return rule, next(cause for cause, each in zip(reversed(causes), reversed(rules), strict=True) if each == rule)
 
 
 def _rule(cause: str) -> _Rule:

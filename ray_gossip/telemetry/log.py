@@ -97,7 +97,7 @@ class RunLog:
         Raises:
             SwarmError: as `save`.
         """
-        self._append(self._observer.end())
+        self._append(self._observer.end(is_saved=model is not None))
         summary = summarise(
             self._state,
             run_id=self.run_id,

@@ -30,9 +30,13 @@ class Observer:
         records = [*rounds, record] if isinstance(record, PeerFinished) else [record, *rounds]
         return [*records, *self._folded(notice for each in records for notice in self._watch.see(each))]
 
-    def end(self) -> list[Record]:
-        """What is to be said of the end; the same however often it is asked."""
-        return self._folded(self._watch.end())
+    def end(self, *, is_saved: bool) -> list[Record]:
+        """What is to be said of the end; the same however often it is asked.
+
+        Args:
+            is_saved: a model is.
+        """
+        return self._folded(self._watch.end(is_saved=is_saved))
 
     def _folded(self, notices: Iterable[Notice]) -> list[Record]:
         found: list[Record] = list(notices)

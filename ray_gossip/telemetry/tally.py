@@ -9,7 +9,7 @@ A swarm is well again when the symptom is in at most 0.2 of the last 5, and no p
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ SOON, LATE = 5, 20  # rounds
 IN_A_ROW = 8  # rounds of one peer
 LEAST_S = 3.0  # of a window, however short the rounds: the driver knows within 2 s that a peer has died
 _SICK_SOON, _SICK_LATE, _WELL = 0.8, 0.5, 0.2  # shares
+_LATEST = 20  # rounds of which the commonest cause is told at the end
 
 
 class _Seen(NamedTuple):
@@ -93,6 +94,50 @@ class Tally:
         if 2 * len(windows) <= len(self._of_peer):
             return 0.0 if rounds > SOON else 0.5
         return _mean(each.is_bad for window in windows for each in window)
+
+
+class Total:
+    """All rounds of a run that should have averaged, counted for each peer."""
+
+    def __init__(self) -> None:
+        self._of_peer: Counter[int] = Counter()
+        self._bad_of_peer: Counter[int] = Counter()
+        self._ends_badly: dict[int, bool] = {}  # whether the last of each peer that is there did not average
+        self.first_bad = -1  # number of the first round that did not average
+        self.latest_bad = deque[RoundReport](maxlen=_LATEST)
+
+    def add(self, report: RoundReport, *, is_bad: bool) -> None:
+        self._of_peer[report.peer_index] += 1
+        self._ends_badly[report.peer_index] = is_bad
+        if is_bad:
+            self.first_bad = self.first_bad if self._bad_of_peer else report.round
+            self._bad_of_peer[report.peer_index] += 1
+            self.latest_bad.append(report)
+
+    def forget_last(self, peer_index: int) -> None:
+        """The peer is gone, or new. What it did still counts."""
+        self._ends_badly.pop(peer_index, None)
+
+    @property
+    def num_bad(self) -> int:
+        return self._bad_of_peer.total()
+
+    @property
+    def is_mostly_bad(self) -> bool:
+        return 2 * self.num_bad > self._of_peer.total()
+
+    @property
+    def ends_badly(self) -> bool:
+        """Most peers' last round did not average."""
+        return 2 * sum(self._ends_badly.values()) > len(self._ends_badly)
+
+    @property
+    def text(self) -> str:
+        """How many did not average, and whose these are where it is not everybody."""
+        sick = [peer for peer, num_bad in self._bad_of_peer.items() if 2 * num_bad > self._of_peer[peer]]
+        is_theirs = len(sick) < len(self._of_peer) and 2 * sum(self._bad_of_peer[peer] for peer in sick) > self.num_bad
+        whose = f", most of them of {peers_named(sick)}" if is_theirs else ""
+        return f"{self.num_bad} of the {self._of_peer.total()} rounds that should have averaged did not{whose}"
 
 
 def _window(seen: deque[_Seen], rounds: int) -> list[_Seen]:

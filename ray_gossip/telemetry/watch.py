@@ -10,6 +10,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
 | distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
 | apart | a peer began with another model | that peer says so itself |
+| diverged | the saved model's parameters or its loss are no numbers | at the end |
 | agreement | a final round that did not average, or in parts only | at the end |
 | merged | the merged model is worse than the peers' mean by 0.03 | at the end; short runs came to 0.021 (docs/log.md) |
 
@@ -21,8 +22,11 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | stall | the same; or local steps wait by config | the same, gossip.overlap |
 | distance | steps too large or rounds too rare for what averaging takes away | optimizer.lr, gossip.* |
 | apart | random numbers without a seed | model.factory |
-| agreement | a peer was late, or lost its group | swarm.final_s |
+| diverged | steps too large | optimizer.lr |
+| agreement | a peer was late, or lost its group; what lasts: `advice` | swarm.final_s; by the same |
 | merged | the peers are too far apart, or BatchNorm's statistics are off | gossip.steps, train.recalibrate_samples |
+
+The summary counts the rounds of the whole run; not over is what a final round ended for too, or most peers' last round.
 
 Not counted: rounds that were scheduled alone, or whose groupmates had done their local steps or left; of a peer whose
 groupmates are lost, which is told anyway; of `gossip.group_size=1`; of one peer alone.
@@ -33,7 +37,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
 from itertools import pairwise
 
 from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, SCHEDULED_ALONE
@@ -41,25 +44,22 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
     Notice,
-    PeerFinished,
     PeerLeft,
     PeerLost,
     PeerStarted,
     Record,
     RoundReport,
 )
-from ray_gossip.telemetry.advice import advice_on, is_lasting, longer
-from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble, distance_of_sketches
-from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, peers_named
+from ray_gossip.telemetry.advice import advice_on, is_lasting, is_same_cause, longer
+from ray_gossip.telemetry.ending import causes_of_the_end, verdicts
+from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble
+from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, Total
 
 _FEW = 3  # rounds
-_LATEST = 20  # rounds of which the commonest cause is told at the end
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
-_WORSE = 0.03  # of accuracy
-_ROUNDING = 1e-5  # of the norm: peers that end with the same mean differ by 2e-8 at most
-_LATELY_S = 15.0  # so long a dead peer may count as a member: causes may be its death without naming it
+_LATELY_S = 30.0  # so long a dead peer may count as a member: causes may be its death without naming it
 _EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
 
 
@@ -70,9 +70,7 @@ class Watch:
         self._state, self._gossip = state, gossip
         self._tallies = {kind: Tally() for kind in ("rounds", "hermit", "pace", "stall")}
         self._before: dict[int, RoundReport] = {}  # the last round of each peer
-        self._judged = self._num_spoilt = 0  # rounds that should have averaged; that did not
-        self._first_spoilt = -1  # number of the first of these
-        self._spoilt = deque[RoundReport](maxlen=_LATEST)  # the latest of these
+        self._total = Total()
         self._lost_at = -math.inf
         self._distances: deque[float] = deque()  # of the swarm's last rounds, before them
         self._num_earlier, self._highest = 0, 0.0  # of the rounds before those: their number, the highest distance
@@ -89,6 +87,7 @@ class Watch:
                 self._before.pop(record.peer_index, None)
                 for tally in self._tallies.values():
                     tally.forget(record.peer_index)
+                self._total.forget_last(record.peer_index)
                 if isinstance(record, PeerLost):
                     self._lost_at = record.wall_time
             case Notice() if record.text.startswith(BEGAN_APART):
@@ -97,12 +96,15 @@ class Watch:
                 self._begins("apart", text, is_over=True)
         return self._take()
 
-    def end(self) -> list[Notice]:
-        """What is to be said of the end; the same however often it is asked."""
-        finished = [peer for peer in self._state.peers.values() if peer.finished and not peer.lost]
+    def end(self, *, is_saved: bool = False) -> list[Notice]:
+        """What is to be said of the end; the same however often it is asked.
+
+        Args:
+            is_saved: a model is, which may be of no use.
+        """
         self._see_all_rounds()
-        self._see_agreement(finished)
-        self._see_merged(finished)
+        for verdict in verdicts(self._state, self._gossip, is_saved=is_saved):
+            self._begins(verdict.kind, verdict.text, count=verdict.num_peers)
         return self._take()
 
     # ---- rounds ---------------------------------------------------------------------------------------------------
@@ -112,11 +114,8 @@ class Watch:
         self._count("hermit", report, self._is_hermit(report), in_a_row=_FEW)
         is_spoilt = self._is_spoilt(report)
         self._count("rounds", report, is_spoilt, in_a_row=SOON if is_lasting(report.cause) else IN_A_ROW)
-        self._judged += is_spoilt is not None
-        if is_spoilt:
-            self._first_spoilt = report.round if self._num_spoilt == 0 else self._first_spoilt
-            self._num_spoilt += 1
-            self._spoilt.append(report)
+        if is_spoilt is not None:
+            self._total.add(report, is_bad=is_spoilt)
         if before is not None:
             self._count("pace", report, self._is_late(report, before))
             self._count("stall", report, _is_stalled(report, before))
@@ -223,48 +222,18 @@ class Watch:
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def _see_all_rounds(self) -> None:
-        """A run of few rounds may be over before any window is full."""
-        if "rounds" not in self._state.troubles and self._num_spoilt >= _FEW and 2 * self._num_spoilt > self._judged:
-            spoilt = f"{self._num_spoilt} of {self._judged} rounds did not average"
-            text = f"{spoilt}: {advice_on(list(self._spoilt), self._gossip)}"
-            self._begins("rounds", text, first_round=self._first_spoilt, count=self._num_spoilt, is_over=True)
-
-    def _see_agreement(self, finished: list[PeerState]) -> None:
-        """A peer that ends alone has agreed with nobody, unless it was the only one."""
-        is_lone = len([peer for peer in self._state.live_peers() if peer.peer_index in self._state.founders]) <= 1
-        agreed: list[PeerFinished] = []
-        without: list[PeerFinished] = []
-        for peer in finished:
-            if (end := peer.finished) is not None:
-                is_only_one = end.final_outcome == "alone" and is_lone and peer.merged is not None
-                (agreed if end.final_outcome == "averaged" or is_only_one else without).append(end)
-        sketches = [end.sketch for end in agreed if end.sketch]
-        if without:
-            first, peers = without[0], peers_named(end.peer_index for end in without)
-            cause = f" ({first.final_cause})" if first.final_cause else ""
-            text = f"the final round was {first.final_outcome} for {peers}{cause}"
-        elif len(sketches) > 1 and _are_apart(sketches):
-            text = "the peers averaged in parts that had lost sight of each other"
-        else:
+        """What is told when it begins counts the latest rounds only. A run of few may be over before any window is
+        full."""
+        total, known = self._total, self._state.troubles.get("rounds")
+        if known is None and not (total.num_bad >= _FEW and total.is_mostly_bad):
             return
-        text = f"no agreement in the end: {text}; what is saved may be one peer's own model: raise swarm.final_s"
-        self._begins("agreement", text, count=len(without) or 1)
-
-    def _see_merged(self, finished: list[PeerState]) -> None:
-        merged = [peer.merged for peer in finished if peer.merged]
-        own = [peer.evaluation for peer in finished if peer.evaluation]
-        if len(own) < 2 or not merged:
-            return
-        mean = math.fsum(each.accuracy for each in own) / len(own)
-        if merged[0].accuracy < mean - _WORSE:
-            samples = "train.recalibrate_samples"
-            also = f", or raise {samples}" if merged[0].batch_norm != "none" else ""
-            self._begins(
-                "merged",
-                f"the merged model is worse than the peers: accuracy {merged[0].accuracy:.3f}, their mean {mean:.3f}; "
-                f"they are too far apart: lower {'gossip.steps' if self._gossip.seconds is None else 'gossip.seconds'}"
-                f"{also}",
-            )
+        bad = list(total.latest_bad)
+        text = f"{total.text}: {advice_on(bad, self._gossip)}"
+        if known is None:
+            self._begins("rounds", text, first_round=total.first_bad, is_over=not total.ends_badly)
+            known = self._state.troubles["rounds"]
+        known.text, known.count = text, total.num_bad
+        known.is_over &= not any(is_same_cause(cause, bad) for cause in causes_of_the_end(self._state))
 
     # ---- what is told ---------------------------------------------------------------------------------------------
 
@@ -291,9 +260,3 @@ def _is_stalled(report: RoundReport, before: RoundReport) -> bool | None:
     if report.outcome != "averaged":
         return None
     return report.blocked_s > _STALLED * (report.wall_time - before.wall_time)
-
-
-def _are_apart(sketches: Sequence[Sequence[float]]) -> bool:
-    """After a final round that all have averaged in, peers differ by rounding alone."""
-    norm = math.sqrt(math.fsum(x * x for sketch in sketches for x in sketch) / len(sketches))
-    return distance_of_sketches(sketches) > _ROUNDING * norm

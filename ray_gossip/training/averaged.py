@@ -116,9 +116,12 @@ class ModelState:
         return {found.name: copy_of(found.tensor) for found in self._rest()}
 
     @torch.no_grad()
-    def take_rest(self, rest: Mapping[str, Tensor]) -> None:
+    def take_rest(self, rest: Mapping[str, Tensor]) -> list[str]:
         """Take over the `rest` of another peer, in place. What exists only there, or is not persistent and differs in
         shape or type, is passed over.
+
+        Returns:
+            Names of the frozen parameters that had other values here.
 
         Raises:
             UserError: a frozen parameter or a persistent buffer is missing there, or is another; nothing has changed.
@@ -127,15 +130,20 @@ class ModelState:
         for found in self._rest():
             given, own = rest.get(found.name), found.tensor
             if given is not None and (given.shape, given.dtype) == (own.shape, own.dtype):
-                pairs.append((own, given))
+                pairs.append((found, given))
             elif found.is_persistent:
                 there = "is missing" if given is None else f"is {list(given.shape)} {given.dtype}"
                 raise UserError(
                     f"{found.name} is {list(own.shape)} {own.dtype} here and {there} in the swarm: use the same model"
                 )
-        for own, given in pairs:
+        differing = []
+        for found, given in pairs:
+            own = found.tensor
+            if isinstance(own, nn.Parameter) and bytes_of(own) != bytes_of(given):
+                differing.append(found.name)
             without_repetition(own).copy_(without_repetition(given, like=own))
         self._marks = self._fingerprints()
+        return differing
 
     @torch.no_grad()
     def drifting(self) -> list[str]:
@@ -260,8 +268,8 @@ def _averaged(model: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
                 raise UserError(f"{name} is sparse, but dense parameters are what is averaged: make it dense")
             if tensor.requires_grad and tensor.dtype != torch.float32:
                 raise UserError(
-                    f"{name} is {tensor.dtype}, but float32 is what is averaged; for faster steps use autocast, as "
-                    "train.precision=bf16 does"
+                    f"{name} is {tensor.dtype}, but float32 is what is averaged; for faster steps use autocast "
+                    "(of a run by config: train.precision=bf16)"
                 )
             if tensor.requires_grad:
                 yield "parameter", name, tensor

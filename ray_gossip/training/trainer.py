@@ -187,9 +187,9 @@ class Trainer:
         """Copies on the CPU of what else belongs to the model. From any thread."""
         return self.averaged.rest()
 
-    def take_rest(self, rest: Mapping[str, Tensor]) -> None:
-        """Take over the rest of another peer's model."""
-        self.averaged.take_rest(rest)
+    def take_rest(self, rest: Mapping[str, Tensor]) -> list[str]:
+        """Take over the rest of another peer's model; returns the frozen parameters that were others here."""
+        return self.averaged.take_rest(rest)
 
     def drifting(self) -> list[str]:
         return self.averaged.drifting()

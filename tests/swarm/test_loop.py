@@ -15,6 +15,7 @@ import pytest
 from torch import nn
 
 import ray_gossip
+from ray_gossip.hive.membership import MEMBER_TTL_S, REDECLARE_S
 from ray_gossip.testing import RemotePeer
 from tests.swarm.swarms import descendants
 
@@ -34,16 +35,24 @@ class Loop:
         steps: int,
         identity_path: Path | None,
         final_s: float,
+        freezes: bool,
     ) -> None:
         config = {"gossip": {**GOSSIP, "steps": steps}, "swarm": {**SWARM, "final_s": final_s}}
         self.model = nn.Linear(size, 1, bias=False)
         nn.init.constant_(self.model.weight, value)
+        whole: nn.Module = self.model
+        if freezes:
+            body = nn.Linear(size, size, bias=False).requires_grad_(False)
+            nn.init.constant_(body.weight, value)
+            whole = nn.Sequential(body, self.model)
         # a shell that starts tests in the background has them ignore it
         self.handler = signal.default_int_handler
         signal.signal(signal.SIGINT, self.handler)
-        self.peer = ray_gossip.join(
-            self.model, initial_peers=initial_peers, founders=founders, config=config, identity_path=identity_path
-        )
+        with contextlib.redirect_stderr(io.StringIO()) as written:
+            self.peer = ray_gossip.join(
+                whole, initial_peers=initial_peers, founders=founders, config=config, identity_path=identity_path
+            )
+        _, *self.told = written.getvalue().splitlines()  # after its address
 
     def weights(self) -> list[float]:
         return self.model.weight.flatten().tolist()
@@ -72,6 +81,12 @@ class Loop:
         self._going = False
         self._thread.join()
 
+    def steps_and_tell(self, number: int) -> str:
+        """What a person reads meanwhile."""
+        with contextlib.redirect_stderr(io.StringIO()) as written:
+            self.steps(number)
+        return written.getvalue()
+
     def leave(self, agree: bool) -> str | None:
         return self.peer.leave(agree=agree)
 
@@ -97,8 +112,9 @@ def start() -> Iterator[Start]:
             steps: int = 1,
             identity_path: Path | None = None,
             final_s: float = 20.0,
+            freezes: bool = False,
         ) -> RemotePeer:
-            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps, identity_path, final_s)
+            peer = RemotePeer(Loop, value, initial_peers, founders, size, steps, identity_path, final_s, freezes)
             stack.callback(peer.close)
             return peer
 
@@ -230,19 +246,69 @@ def test_a_peer_that_was_killed_comes_back_with_its_identity_as_the_same_peer_an
     first.call(Loop.stop)
 
 
-def test_a_peer_that_is_alone_leaves_at_once_and_only_once(start: Start) -> None:
+def test_a_peer_that_is_alone_says_so_and_leaves_at_once_and_only_once(start: Start) -> None:
     loop = start(1.0)
     loop.receive()
-    assert loop.call(Loop.leave, True) == "alone"
+    assert loop.call(Loop.steps_and_tell, 20).count("5 rounds, and no other peer is here") == 1
+    outcome, told = loop.call(Loop.leave_and_tell)
+    assert outcome == "alone"
+    assert "no other peer was ever here, so that nothing was averaged; give all but the first one initial_peers" in told
     assert loop.call(Loop.leave, True) is None
     assert left(loop) == []
+
+
+def test_of_two_peers_that_lose_each_other_both_say_so_in_the_end(start: Start) -> None:
+    first = start(1.0, final_s=2)
+    first.receive()
+    second = start(1.0, first.call(multiaddrs), final_s=2)
+    second.receive()
+    for loop in (first, second):
+        loop.call(Loop.steps_in_background)
+    time.sleep(1.0)
+    second.process.kill()
+    time.sleep(MEMBER_TTL_S + REDECLARE_S)  # until its declaration has expired for certain
+    first.call(Loop.stop)
+    outcome, told = first.call(Loop.leave_and_tell)
+    assert outcome == "alone"
+    assert "no agreement in the end: the final round was alone (no other member in the swarm)" in told
+    assert "the final average lacks peer-01, lately there and gone without a goodbye" in told
+
+
+def test_a_newcomer_is_told_which_of_its_frozen_parameters_were_others(start: Start) -> None:
+    first = start(1.0, freezes=True)
+    first.receive()
+    first.call(Loop.steps, 1)
+    same, other = (start(value, first.call(multiaddrs), freezes=True) for value in (1.0, 5.0))
+    for newcomer in (same, other):
+        newcomer.receive()
+    assert same.call(told_at_start) == []
+    assert other.call(told_at_start) == [
+        "ray_gossip: frozen parameters were others here than in the swarm, and are the swarm's now: 0.weight"
+    ]
+
+
+def test_a_newcomer_to_a_swarm_that_has_trained_and_not_averaged_did_not_begin_with_another_model(start: Start) -> None:
+    first = start(1.0, steps=100_000)
+    first.receive()
+    first.call(Loop.set, 4.0)
+    first.call(Loop.steps_in_background)
+    newcomer = start(1.0, first.call(multiaddrs), steps=100_000)
+    newcomer.receive()
+    first.call(Loop.stop)
+    assert newcomer.call(Loop.weights) == [4.0] * 4
+    assert newcomer.call(told_at_start) == []
+
+
+def told_at_start(loop: Loop) -> list[str]:
+    return loop.told
 
 
 def test_another_model_is_refused(start: Start) -> None:
     first = start(1.0)
     first.receive()
-    with pytest.raises(AssertionError, match=r"SwarmError: the swarm averages 4 elements, this peer has 6"):
+    with pytest.raises(AssertionError, match=r"SwarmError: the swarm averages 4 elements, this peer has 6") as refused:
         start(1.0, first.call(multiaddrs), size=6).receive()
+    assert "RuntimeError" not in str(refused.value)
 
 
 def test_another_schedule_is_refused(start: Start) -> None:

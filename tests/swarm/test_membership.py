@@ -24,7 +24,7 @@ from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.records import PeerStarted, RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.changed import fork_sidecars
-from tests.swarm.swarms import network_processes
+from tests.swarm.swarms import gossip, network_processes
 
 SIZE = 2000
 DEADLINE_S = 60.0
@@ -229,6 +229,17 @@ def test_an_exact_round_reaches_the_mean_of_the_whole_swarm_at_once(num_peers: i
         peers.each(see_samples, list(range(1, num_peers + 1)))
         peers.all(GossipPeer.round)
         assert spread(peers) < 1e-6
+
+
+def test_an_exact_round_that_lacks_a_member_changes_nobody() -> None:
+    """The mean of two out of three is not the swarm's."""
+    options = ("swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=1", "gossip.exact_every=1")
+    with start_swarm(config.load(None, [*options, "gossip.overlap=false", "gossip.matchmaking_s=1"]), SIZE) as peers:
+        present = Peers(peers[:2])
+        for ended in present.all(gossip):
+            assert ended.report.outcome == "alone"
+            assert ended.report.cause.startswith("no group of 3: peer-02 ")
+            assert ended.unchanged
 
 
 def see_samples(peer: GossipPeer, number: int) -> None:

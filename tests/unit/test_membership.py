@@ -110,6 +110,30 @@ def test_a_peer_that_loses_sight_of_several_at_once_takes_itself_for_cut_off(
     asyncio.run(test())
 
 
+def test_members_that_vanished_and_are_back_are_missed_no_more() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        first, *others = [enter(dht, name, index) for index, name in enumerate("ABC")]
+        for peer in (first, *others):
+            await peer.join(0)
+        await first.read()
+        dht.records.clear()
+        first._declared = {name: (each, 0.0) for name, (each, _) in first._declared.items()}
+        await first.read()
+        assert first.silent == ("peer-01", "peer-02")
+        assert first.is_hermit
+        for peer in others:
+            await peer._declare()
+        await first.read()
+        assert not first.silent
+        for peer in others:
+            await peer.leave()
+        await first.read()
+        assert not first.is_hermit
+
+    asyncio.run(test())
+
+
 def test_a_peer_that_says_goodbye_makes_no_hermit() -> None:
     async def test() -> None:
         dht = DictionaryDHT()
