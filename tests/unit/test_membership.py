@@ -278,6 +278,9 @@ def test_members_that_vanished_and_are_back_are_missed_no_more() -> None:
         await first.read()
         assert first.silent == ("peer-01", "peer-02")
         assert first.is_hermit
+        await enter(dht, "D", 1).join(0)  # the index of one that vanished
+        await first.read()
+        assert first.silent == ("peer-02",)
         for peer in others:
             await peer._declare()
         await first.read()
