@@ -7,7 +7,7 @@ run. The distance is the true one, of all parameters, over their norm, as the pe
 
 Wanted: it stays below the target, and the peers send fewer bytes than without control.
 
-    python benchmarks/consensus.py             about 6 minutes on two cores
+    python benchmarks/consensus.py             about 8 minutes on two cores
     python benchmarks/consensus.py --schedules ring
 """
 
@@ -33,7 +33,7 @@ from ray_gossip.records import RoundReport
 from ray_gossip.testing import Peers, VectorState
 
 NUM_PEERS, NUM_NODES, SIZE = 8, 2, 1000
-SCHEDULES = ("grid", "random", "ring", "local")
+SCHEDULES = ("grid", "random", "ring", "local", "all")
 STEP_S, H = 0.04, 6
 EARLY, RATES = 0.2, (0.01, 0.0005)  # share of the time; what a local step adds, before and after
 TARGET = 2.0  # of the largest distance without control

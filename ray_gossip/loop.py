@@ -185,7 +185,7 @@ class LoopPeer:
         """What is to be said of the end; mostly nothing."""
         silent = [lacking(final.silent)] if final.silent else []
         if final.outcome == "averaged":
-            return [f"the final average lacks some of the swarm: {final.cause}"] if final.cause else silent
+            return [*([f"the final average lacks some of the swarm: {final.cause}"] if final.cause else []), *silent]
         if not (self._has_met or final.silent or final.cause != NO_OTHERS):
             return [f"no other peer was ever here, so that nothing was averaged; {_HOW_TO_MEET}"]
         cause = f" ({final.cause})" if final.cause else ""

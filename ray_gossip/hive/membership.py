@@ -121,8 +121,10 @@ class Membership:
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """Names of the members whose declaration has expired lately without a goodbye: dead, or about to be back."""
-        return tuple(sorted(member.name for member, _ in self._vanished.values()))
+        """Names of the members whose declaration has expired lately without a goodbye: dead, or about to be back. An
+        index may be another peer's by now."""
+        names = {member.name for member, _ in self._vanished.values()}
+        return tuple(sorted(names - {member.name for member in self.view.present}))
 
     @property
     def has_expired(self) -> bool:

@@ -15,12 +15,13 @@ import pytest
 from torch import nn
 
 import ray_gossip
-from ray_gossip.hive.membership import MEMBER_TTL_S, REDECLARE_S
+from ray_gossip.causes import NO_OTHERS
 from ray_gossip.testing import RemotePeer
 from tests.swarm.swarms import descendants
 
 GOSSIP = {"steps": 1, "overlap": False, "matchmaking_s": 2}
 SWARM = {"start_s": 30}
+EXPIRED_S = 60.0  # within which a dead peer counts no more, on busy cores too
 
 
 class Loop:
@@ -67,11 +68,11 @@ class Loop:
         return [(report.outcome, len(report.group)) for report in reports]
 
     def steps_in_background(self) -> None:
-        self._going = True
+        self._going, self.causes = True, ["no round yet"]
 
         def run() -> None:
             while self._going:
-                self.peer.step()
+                self.causes = [report.cause for report in self.peer.step()] or self.causes
                 time.sleep(0.02)
 
         self._thread = threading.Thread(target=run)
@@ -264,9 +265,9 @@ def test_of_two_peers_that_lose_each_other_both_say_so_in_the_end(start: Start) 
     second.receive()
     for loop in (first, second):
         loop.call(Loop.steps_in_background)
-    time.sleep(1.0)
+    wait_for_cause(first, "")  # of a round that has averaged
     second.process.kill()
-    time.sleep(MEMBER_TTL_S + REDECLARE_S)  # until its declaration has expired for certain
+    wait_for_cause(first, NO_OTHERS)  # its declaration has expired
     first.call(Loop.stop)
     outcome, told = first.call(Loop.leave_and_tell)
     assert outcome == "alone"
@@ -297,6 +298,18 @@ def test_a_newcomer_to_a_swarm_that_has_trained_and_not_averaged_did_not_begin_w
     first.call(Loop.stop)
     assert newcomer.call(Loop.weights) == [4.0] * 4
     assert newcomer.call(told_at_start) == []
+
+
+def wait_for_cause(loop: RemotePeer, cause: str) -> None:
+    """Of its last round."""
+    deadline = time.monotonic() + EXPIRED_S
+    while loop.call(last_causes)[-1] != cause:
+        assert time.monotonic() < deadline, loop.call(last_causes)
+        time.sleep(0.1)
+
+
+def last_causes(loop: Loop) -> list[str]:
+    return loop.causes
 
 
 def told_at_start(loop: Loop) -> list[str]:

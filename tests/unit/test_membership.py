@@ -120,8 +120,11 @@ def test_members_that_vanished_and_are_back_are_missed_no_more() -> None:
         dht.records.clear()
         first._declared = {name: (each, 0.0) for name, (each, _) in first._declared.items()}
         await first.read()
-        assert first.silent == ("peer-01", "peer-02")
+        assert list(first.silent) == ["peer-01", "peer-02"]
         assert first.is_hermit
+        await enter(dht, "D", 1).join(0)  # the index of one that vanished
+        await first.read()
+        assert list(first.silent) == ["peer-02"]
         for peer in others:
             await peer._declare()
         await first.read()
