@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch._dynamo  # the first optimizer loads it: 1.5 s, to be spent before others wait for this peer
 from torch import Tensor
 
 from ray_gossip import data, models

@@ -16,6 +16,7 @@ from ray_gossip.config import Config, OptimizerConfig
 from ray_gossip.config.mistakes import hint, shown
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import make
+from ray_gossip.training.eager import keep_compiler_out
 
 _UNSUITED = {
     "LBFGS": "it evaluates the loss several times in a step",
@@ -28,6 +29,7 @@ _OPTIONS = ("momentum", "weight_decay")  # keys of the config that only some opt
 def check_optimizer(config: OptimizerConfig) -> None:
     """Raise ConfigError if torch.optim has no class of this name, it cannot do local steps, or its arguments are wrong:
     it is made, for a tensor that nobody needs."""
+    keep_compiler_out()
     if config.factory is None:
         _named(config, [nn.Parameter(torch.zeros(2, 2))])
 
@@ -35,6 +37,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> tuple[Optimizer, list[str]]:
     """The optimizer of the parameters that train, and a notice for each value that the user chose and that it does not
     take. Raises ConfigError."""
+    keep_compiler_out()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.factory is None:
         return _named(config, trained)
