@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from typing import Any
@@ -202,8 +202,7 @@ class GossipEngine:
         pending.has_late_groupmates |= not self.averager.signals.is_reducing
         while not (pending.result.done() or pending.has_late_groupmates) and pending.blocked_s < self._patience.seconds:
             started = time.monotonic()
-            with contextlib.suppress(FutureTimeoutError, TimeoutError):
-                pending.result.result(timeout=self._patience.seconds - pending.blocked_s)
+            wait([pending.result], timeout=self._patience.seconds - pending.blocked_s)
             pending.blocked_s += time.monotonic() - started
         return bool(pending.result.done())
 

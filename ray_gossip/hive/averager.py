@@ -59,7 +59,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         shape: what is averaged.
         hand_over: asks the training process for this peer's model, for a newcomer.
         reply: takes the number of a call, its result or its error. In any thread; may block.
-        on_silent: takes the name of a process below that has not answered for long.
+        on_silent: takes a sentence: which process below has not answered for long.
         own: how this peer declares itself.
         final_s: how long the meeting of a final round waits.
     """
@@ -212,7 +212,8 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             await asyncio.sleep(_TICK_S)
 
     async def _hear(self) -> None:
-        self._on_silent(await first_silent(self.dht, self._p2p, silent_s=SILENT_S))
+        silent = await first_silent(self.dht, self._p2p, silent_s=SILENT_S)
+        self._on_silent(f"the {silent} of this peer has been hung for {SILENT_S:g} s")
 
     async def _read_members(self) -> View:
         return await self._membership.read()

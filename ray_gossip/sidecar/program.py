@@ -22,7 +22,7 @@ from ray_gossip.gossip.memory import Memory, num_kept
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
-from ray_gossip.hive.averager import SILENT_S, GossipAverager
+from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.mixer import check_codec
 from ray_gossip.hive.process import NetworkProcesses, make_identity, renew_locks
 from ray_gossip.sidecar.parcel import opened
@@ -132,7 +132,7 @@ class _Program:
             shape=shape,
             hand_over=self._ask_for_model,
             reply=self._reply,
-            on_silent=lambda name: self._give_up(f"the {name} of this peer has been hung for {SILENT_S:g} s"),
+            on_silent=self._give_up,
             charter=charter,
             own=own,
             gossip=config.gossip,

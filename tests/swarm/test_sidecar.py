@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+import ray_gossip.hive.averager
 import ray_gossip.sidecar.network
 from ray_gossip import config
 from ray_gossip.config import Config
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
+from tests.swarm.changed import fork_sidecars
 from tests.swarm.swarms import network_processes
 
 SIZE = 2000
@@ -26,12 +28,12 @@ def settings(*overrides: str) -> Config:
     return config.load(None, ["gossip.group_size=2", "gossip.steps=10", "swarm.num_peers=2", *overrides])
 
 
-def paced(peer: GossipPeer, seconds: float) -> tuple[list[RoundReport], float]:
-    """Local steps of a twentieth of a second; the rounds that ended, and the longest pause between two steps."""
+def paced(peer: GossipPeer, seconds: float, step_s: float) -> tuple[list[RoundReport], float]:
+    """Local steps, one after the other; the rounds that ended, and the longest pause between two steps."""
     reports: list[RoundReport] = []
     ends_at, longest = time.monotonic() + seconds, 0.0
     while (now := time.monotonic()) < ends_at:
-        time.sleep(0.05)
+        time.sleep(step_s)
         peer.step += 1
         reports += peer.engine.after_step(peer.step)
         longest = max(longest, time.monotonic() - now)
@@ -43,17 +45,24 @@ def notices(peer: GossipPeer) -> list[str]:
 
 
 class ImpatientPeer(GossipPeer):
-    """To this one a sidecar is hung after three seconds without a sign of life, not after fifteen."""
+    """To this one a process is hung after three seconds without a sign of life, not after fifteen."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
         ray_gossip.sidecar.network._HUNG_S = 3.0
+
+        def impatient() -> None:
+            ray_gossip.hive.averager.SILENT_S = 3.0
+
+        fork_sidecars(impatient)
         super().__init__(config, peer_index, size, initial_peers)
 
 
-def disturb(peers: Peers, victim: RemotePeer, kind: str, number: signal.Signals) -> list[list[RoundReport]]:
+def disturb(
+    peers: Peers, victim: RemotePeer, kind: str, number: signal.Signals, *, step_s: float = 0.05
+) -> list[list[RoundReport]]:
     """Signal one process of a peer in the middle of a training; what its rounds and those of the others became."""
     for peer in peers:
-        peer.send(paced, HEALED_S + 5.0)
+        peer.send(paced, HEALED_S + 5.0, step_s)
     time.sleep(2.0)
     os.kill(pids_of(victim)[KINDS[kind]], number)
     answers = [peer.receive() for peer in peers]
@@ -92,10 +101,21 @@ def test_one_that_is_killed_is_replaced_and_only_the_round_in_flight_is_lost(kin
             assert torch.equal(found, state)  # identical peers that average stay so, bit for bit
 
 
-def test_one_that_stands_still_is_replaced() -> None:
+def test_one_that_is_killed_while_local_steps_wait_for_its_round_costs_that_round_only() -> None:
+    with start_swarm(settings("gossip.steps=1"), SIZE) as peers:
+        remember(peers[1])
+        for reports in disturb(peers, peers[1], "sidecar", signal.SIGKILL, step_s=0.001):
+            assert reports[-1].outcome == "averaged", reports[-1]
+        (told,) = peers[1].call(notices)
+        assert "the network process of this peer died; another one takes its place after" in told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_stands_still_is_replaced(kind: str) -> None:
     with start_swarm(settings(), SIZE, build=ImpatientPeer) as peers:
         remember(peers[1])
-        of_each = disturb(peers, peers[1], "sidecar", signal.SIGSTOP)
+        of_each = disturb(peers, peers[1], kind, signal.SIGSTOP)
         assert all(reports[-1].outcome == "averaged" for reports in of_each), of_each
         (told,) = peers[1].call(notices)
-        assert "the network process of this peer has been hung for 3 s; another one takes its place" in told
+        name = "network process" if kind == "sidecar" else kind
+        assert f"the {name} of this peer has been hung for 3 s; another one takes its place" in told
