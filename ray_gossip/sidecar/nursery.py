@@ -33,6 +33,11 @@ def address() -> str:
     return f"\0ray_gossip.{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
 
 
+def title(parent: int) -> str:
+    """What `ps -o pid,comm` shows of the sidecar of a training process, and of what it has forked; 15 characters."""
+    return f"sidecar {parent}"
+
+
 @dataclass(frozen=True)
 class _Child:
     """A sidecar, and the training process that it belongs to; both as descriptors that can be waited for."""
@@ -106,6 +111,7 @@ def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Ca
                 os.close(child.ended)
                 os.close(child.parent_ended)
             os.close(parent_ended)
+            Path("/proc/self/comm").write_text(title(parent))
             serve(wire)
         except BaseException:
             traceback.print_exc()

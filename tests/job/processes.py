@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ray_gossip.sidecar.nursery import title
 from tests.job.waiting import wait_for
 
 
@@ -16,16 +17,21 @@ class Process:
     pid: int
     started: int  # clock ticks since boot
     parent: int = field(compare=False)
+    name: str = field(compare=False)
     command: str = field(compare=False)
 
 
 def family(pid: int) -> set[Process]:
-    """The living process `pid` and everything below it."""
+    """The living process `pid`, everything below it, and the sidecars of all these."""
     processes = list(_living())
     found = {process for process in processes if process.pid == pid}
-    while more := {p for p in processes if p.parent in {q.pid for q in found}} - found:
+    while more := {p for p in processes if p.parent in pids(found) or p.name in map(title, pids(found))} - found:
         found |= more
     return found
+
+
+def pids(processes: Iterable[Process]) -> set[int]:
+    return {process.pid for process in processes}
 
 
 def wait_until_gone(processes: Iterable[Process], *, within_s: float) -> None:
@@ -44,9 +50,10 @@ def _living() -> Iterator[Process]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+                fields = rest.split()
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if fields[0] not in "ZX":  # a zombie has ended
-                yield Process(int(folder.name), int(fields[19]), parent=int(fields[1]), command=command)
+                yield Process(int(folder.name), int(fields[19]), int(fields[1]), name, command)

@@ -7,15 +7,13 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.job.processes import family, wait_until_gone
 from tests.job.runs import Run
 
 
-def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(tmp_path: Path) -> None:
+def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray: str, tmp_path: Path) -> None:
     words = ("swarm.num_peers=3", "swarm.silent_s=5", "swarm.final_s=10", "train.local_steps=2000")
-    with Run(tmp_path / "run", *words) as run:
+    with Run(tmp_path / "run", *words, address=ray) as run:
         run.wait_until_training()
         victim = next(peer for peer in run.events("PeerStarted") if peer["peer_index"] == 1)
         stopped = family(victim["pid"])
@@ -29,28 +27,15 @@ def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(tmp
     assert run.summary["merged_accuracy"] > 0.9
 
 
-SLOW = """
-import time
-from torch import nn
-
-class Slow(nn.Sequential):
-    def forward(self, inputs):
-        if not self.training:
-            time.sleep(4)
-        return super().forward(inputs)
-
-def build(in_shape, num_classes):
-    return Slow(nn.Flatten(), nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], num_classes))
-"""
-
-
-def test_neither_a_long_evaluation_nor_a_driver_that_stood_still_makes_a_peer_hang(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "slow.py").write_text(SLOW)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    words = ("model.factory=slow:build", "swarm.num_peers=2", "swarm.silent_s=2", "train.local_steps=400")
-    with Run(tmp_path / "run", *words, "train.eval_every=200", "train.eval_samples=32") as run:
+def test_neither_a_long_evaluation_nor_a_driver_that_stood_still_makes_a_peer_hang(ray: str, tmp_path: Path) -> None:
+    words = (
+        "model.factory=tests.job.networks:Slow",
+        "model.args.batch_s=4",
+        "swarm.num_peers=2",
+        "swarm.silent_s=2",
+        "train.local_steps=400",
+    )
+    with Run(tmp_path / "run", *words, "train.eval_every=200", "train.eval_samples=32", address=ray) as run:
         run.wait_until_training()
         run.send(signal.SIGSTOP)
         run.look()  # its peers go on

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.job.processes import Process, family, wait_until_gone
+from tests.job.processes import family, wait_until_gone
 from tests.job.runs import Run
 from tests.job.waiting import wait_for
 
@@ -29,8 +29,8 @@ def test_ctrl_c_on_a_terminal_ends_the_run_and_leaves_no_process(tmp_path: Path)
     assert run.stdout.rfind("\x1b[?25h") > run.stdout.rfind("\x1b[?25l"), "the cursor is back"
 
 
-def test_what_was_written_before_ctrl_c_is_readable(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", *ENDLESS) as run:
+def test_what_was_written_before_ctrl_c_is_readable(ray: str, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", *ENDLESS, address=ray) as run:
         run.wait_until_training()
         run.press_ctrl_c()
         assert run.finish(within_s=STOP_S).code == 130, run
@@ -65,8 +65,8 @@ def test_ctrl_c_while_peers_start_leaves_no_process(tmp_path: Path) -> None:
     assert run.summary["rounds"]["averaged"] == 0
 
 
-def test_sigterm_stops_the_run_as_ctrl_c_does(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", *ENDLESS) as run:
+def test_sigterm_stops_the_run_as_ctrl_c_does(ray: str, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", *ENDLESS, address=ray) as run:
         run.wait_until_training()
         run.send(signal.SIGTERM)
         assert run.finish(within_s=STOP_S).code == 128 + signal.SIGTERM, run
@@ -86,32 +86,41 @@ def test_a_driver_that_is_killed_leaves_no_peer(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def casualties(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of four peers: 0, through which the others joined, is killed; 1 loses its averager, so that it raises."""
-    words = ("gossip.group_size=4", "train.local_steps=2500")
-    with Run(tmp_path_factory.mktemp("casualties") / "run", *words) as run:
+def casualties(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of four peers: 2 loses its sidecar, 0, through which the others joined, is killed, and 1 raises."""
+    folder = tmp_path_factory.mktemp("casualties")
+    order = folder / "order"
+    words = ("gossip.group_size=4", "train.local_steps=4000", "model.factory=tests.job.networks:Fragile")
+    with Run(folder / "run", *words, f"model.args={{order: {order}}}", address=ray) as run:
         run.wait_until_training()
         pids = {peer["peer_index"]: peer["pid"] for peer in run.events("PeerStarted")}
+
+        network = family(pids[2]) - {process for process in family(pids[2]) if process.pid == pids[2]}
+        (sidecar,) = (process for process in network if process.parent not in {each.pid for each in network})
+        told = len(run.events("Notice"))
+        os.kill(sidecar.pid, signal.SIGKILL)
+        wait_until_gone(network, within_s=2.0)
+        run.wait_for("Notice", count=told + 1, within_s=10.0)
 
         killed = family(pids[0])
         os.kill(pids[0], signal.SIGKILL)
         run.wait_for("PeerLost", count=1, within_s=2.0)
         wait_until_gone(killed, within_s=END_OF_PROCESSES_S)
 
-        bereft = family(pids[1])
-        os.kill(averager(bereft, pids[1]).pid, signal.SIGKILL)
+        raising = family(pids[1])
+        order.write_text(str(pids[1]))
         run.wait_for("PeerLost", count=2, within_s=10.0)
-        wait_until_gone(bereft, within_s=END_OF_PROCESSES_S)
+        wait_until_gone(raising, within_s=END_OF_PROCESSES_S)
 
         assert run.finish().code == 0, run
     return run
 
 
-def averager(peer: set[Process], pid: int) -> Process:
-    """The fork of the actor that is not its DHT, below which p2pd runs."""
-    parents = {process.parent for process in peer}
-    (found,) = (p for p in peer if p.parent == pid and p.pid not in parents)
-    return found
+def test_a_peer_that_loses_its_sidecar_says_so_gets_another_and_goes_on(casualties: Run) -> None:
+    (told,) = (each for each in casualties.events("Notice") if "the network process of this peer died" in each["text"])
+    assert told["peer_index"] == 2
+    later = [r for r in casualties.events("RoundReport") if r["wall_time"] > told["wall_time"] and r["peer_index"] == 2]
+    assert any(report["outcome"] == "averaged" for report in later)
 
 
 def test_a_killed_peer_is_reported_in_2_s_and_leaves_nothing(casualties: Run) -> None:
@@ -123,7 +132,7 @@ def test_a_killed_peer_is_reported_in_2_s_and_leaves_nothing(casualties: Run) ->
 def test_a_peer_that_raises_is_reported_with_its_cause(casualties: Run) -> None:
     _, raised = casualties.events("PeerLost")
     assert raised["peer_index"] == 1
-    assert raised["cause"].splitlines()[0] == "it raised SwarmError: the averager process of this peer died"
+    assert raised["cause"].splitlines()[0] == "it raised ArithmeticError: a layer of this model has failed"
 
 
 def test_the_others_go_on_averaging_and_finish(casualties: Run) -> None:
@@ -142,8 +151,8 @@ def test_the_summary_names_the_lost(casualties: Run) -> None:
     assert summary["merged_accuracy"] > 0.9
 
 
-def test_a_swarm_of_which_no_peer_comes_up_fails_with_the_cause(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", "swarm.num_peers=2", "swarm.start_s=0.5") as run:
+def test_a_swarm_of_which_no_peer_comes_up_fails_with_the_cause(ray: str, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", "swarm.num_peers=2", "swarm.start_s=0.5", address=ray) as run:
         assert run.finish(within_s=60.0).code == 1, run
     expected = "ray-gossip: no peer came up; peer 0: it did not come up within swarm.start_s=0.5"
     assert run.stderr.splitlines()[-1] == expected

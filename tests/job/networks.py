@@ -1,0 +1,41 @@
+"""Models that do what a test needs at the moment at which it needs it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from torch import Tensor, nn
+
+
+class Linear(nn.Sequential):
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], num_classes))
+
+
+class Slow(Linear):
+    """Takes its time, and no processor: in training, or in evaluation."""
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int, *, step_s: float = 0, batch_s: float = 0) -> None:
+        super().__init__(in_shape, num_classes)
+        self._step_s, self._batch_s = step_s, batch_s
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        time.sleep(self._step_s if self.training else self._batch_s)
+        outputs: Tensor = super().forward(inputs)
+        return outputs
+
+
+class Fragile(Linear):
+    """Fails in one process: in that whose id the file `order` holds."""
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int, *, order: str) -> None:
+        super().__init__(in_shape, num_classes)
+        self._order = Path(order)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self._order.exists() and self._order.read_text() == str(os.getpid()):
+            raise ArithmeticError("a layer of this model has failed")
+        outputs: Tensor = super().forward(inputs)
+        return outputs
