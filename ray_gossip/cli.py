@@ -32,6 +32,8 @@ _RAY_SETTINGS = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # else every process of a local Ray yields to what else the machine does, and a trial to another trial's peers
     "RAY_worker_niceness": "0",
+    # else a local Ray first starts a process for each processor, which no peer uses: peers start 3 s later
+    "RAY_prestart_worker_first_driver": "0",
 }
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of the three, two are named; the third would write HParams of its own
