@@ -3,13 +3,11 @@
 #
 #   make setup PYTHON=python3.12       another Python, 3.10 to 3.13 (make clean first)
 #   make unit ARGS="-k sketch -x"      words for pytest
-#   make test ARGS="-n 2 --dist loadfile"   two tests at a time: half the time, on a machine with nothing else to do
 #   make demo ARGS="swarm.num_peers=8" words for ray-gossip
-#   make job WORKERS=1                 tests one after the other; they are side by side because they mostly wait
+#   make job WORKERS=1                 tests one after the other, where the machine is busy with other things
 
 PYTHON ?= python3
 ARGS ?=
-WORKERS ?= 3
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
 BIN := .venv/bin
@@ -39,13 +37,13 @@ format: setup ## let ruff lay out the code, and mend what it can
 	$(BIN)/ruff check --fix
 
 unit: setup ## tests that start no process
-	$(BIN)/python -m pytest tests/unit -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest tests/unit -n $(or $(WORKERS),3) $(ARGS)
 
 swarm: setup ## tests on real hivemind peers
-	$(BIN)/python -m pytest tests/swarm -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests/swarm -n $(or $(WORKERS),3) --dist loadfile $(ARGS)
 
 job: setup ## tests on real Ray, through the command line
-	$(BIN)/python -m pytest tests/job -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests/job -n $(or $(WORKERS),2) --dist loadfile $(ARGS)
 
 constraints: | $(UV) ## pin what pyproject.toml newly needs; what is pinned stays so
 	$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev \

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from ray_gossip.resources import this_machine
+from tests.job.clusters import start_cluster
+from tests.nursery import kept_nursery
+
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_environment() -> Iterator[None]:
@@ -22,5 +26,14 @@ def ray_environment() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the runs would inherit it
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_TMPDIR", folder)
+        environment.setenv("RAY_prestart_worker_first_driver", "0")  # for nodes that are not started by ray-gossip
         environment.delenv("RAY_ADDRESS", raising=False)
-        yield
+        with kept_nursery():
+            yield
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[str]:
+    """The address of a cluster for runs that need not start one of their own, which takes longer than to find it."""
+    with start_cluster({"num_cpus": this_machine()["CPU"]}) as cluster:
+        yield cluster.address

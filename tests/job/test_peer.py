@@ -116,9 +116,9 @@ def wait_until_mixed(guest: Run, swarm: Run) -> int:
     return peer_index
 
 
-def test_guests_join_a_swarm_that_runs_under_ray_leave_it_and_die(tmp_path: Path) -> None:
+def test_guests_join_a_swarm_that_runs_under_ray_leave_it_and_die(ray: str, tmp_path: Path) -> None:
     words = ("swarm.num_peers=2", "gossip.group_size=4", "train.eval_every=50", ENDLESS)
-    with Run(tmp_path / "ray", *words) as swarm:
+    with Run(tmp_path / "ray", *words, address=ray) as swarm:
         swarm.wait_until_training()
         (told,) = (n["text"] for n in swarm.events("Notice") if "--initial_peer" in n["text"])
         joining = told.partition("ray-gossip peer ")[2].split()
@@ -151,7 +151,7 @@ def test_guests_join_a_swarm_that_runs_under_ray_leave_it_and_die(tmp_path: Path
     assert (swarm.run_dir / f"peer-{leaver:02d}").is_dir()  # it has curves too
 
 
-def test_a_guest_meets_the_peers_under_ray_on_its_machine_where_groups_are_local(tmp_path: Path) -> None:
+def test_a_guest_meets_the_peers_under_ray_on_its_machine_where_groups_are_local(ray: str, tmp_path: Path) -> None:
     words = (
         "swarm.num_peers=2",
         "gossip.schedule=local",
@@ -159,7 +159,7 @@ def test_a_guest_meets_the_peers_under_ray_on_its_machine_where_groups_are_local
         "train.eval_every=1000",
         ENDLESS,
     )
-    with Run(tmp_path / "ray", *words) as swarm:
+    with Run(tmp_path / "ray", *words, address=ray) as swarm:
         swarm.wait_until_training()
         (told,) = (n["text"] for n in swarm.events("Notice") if "--initial_peer" in n["text"])
         with Run(tmp_path / "guest", *told.partition("ray-gossip peer ")[2].split(), command="peer") as guest:

@@ -73,8 +73,8 @@ def full_disk(pid: int, *, num_bytes: int) -> Iterator[None]:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_run_outlives_a_full_disk_and_writes_again_when_there_is_room(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", "swarm.num_peers=2", "train.local_steps=1000") as run:
+def test_a_run_outlives_a_full_disk_and_writes_again_when_there_is_room(ray: str, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", "swarm.num_peers=2", "train.local_steps=1000", address=ray) as run:
         run.wait_until_training()
         log = run.run_dir / "events.jsonl"
         limit = log.stat().st_size + 4000

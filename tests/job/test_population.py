@@ -28,6 +28,8 @@ def words(num_peers: int, *, local_steps: int) -> tuple[str, ...]:
         f"swarm.cpus_per_peer={this_machine()['CPU'] / num_peers}",
         "gossip.group_size=2",
         "gossip.steps=10",
+        "model.factory=tests.job.networks:Slow",
+        "model.args.step_s=0.04",  # so that a turn outlasts what Tune needs to end it, on a machine that is busy
         "data.batch_size=64",
         f"train.local_steps={local_steps}",
         "train.eval_every=50",
@@ -41,8 +43,9 @@ def words(num_peers: int, *, local_steps: int) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def population(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with Run(tmp_path_factory.mktemp("population") / "sweep", *words(2, local_steps=300), command="tune") as run:
+def population(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run_dir = tmp_path_factory.mktemp("population") / "sweep"
+    with Run(run_dir, *words(2, local_steps=300), command="tune", address=ray) as run:
         for num_turns in (1, 2, 3):
             run.wait_for("PeerStarted", count=2 * num_turns, trial=HOPELESS)
             run.look()
@@ -117,14 +120,14 @@ def test_few_checkpoints_are_left(population: Run) -> None:
 
 
 @pytest.mark.timeout(SWEEP_S)
-def test_an_interrupted_population_goes_on_where_its_trials_were_saved(tmp_path: Path) -> None:
-    with Run(tmp_path / "sweep", *words(1, local_steps=200), command="tune") as first:
+def test_an_interrupted_population_goes_on_where_its_trials_were_saved(ray: str, tmp_path: Path) -> None:
+    with Run(tmp_path / "sweep", *words(1, local_steps=200), command="tune", address=ray) as first:
         first.wait_for("PeerStarted", count=2, trial=GOOD)  # each has had one turn
         first.look()
         first.press_ctrl_c()
         assert first.finish(within_s=60.0).code == 130, first
         wait_until_gone(first.processes, within_s=END_OF_PROCESSES_S)
-    with Run(tmp_path / "sweep", "--resume", command="tune") as again:
+    with Run(tmp_path / "sweep", "--resume", command="tune", address=ray) as again:
         assert again.finish().code == 0, again
     for trial in (GOOD, HOPELESS):
         assert ranking(again)[trial]["end"] == "finished"

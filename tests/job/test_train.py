@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ray_gossip import config, data, models
-from ray_gossip.resources import this_machine
-from tests.job.clusters import start_cluster
 from tests.job.processes import wait_until_gone
 from tests.job.runs import ROOT, Run, train
 
@@ -107,13 +104,6 @@ def test_the_summary_lists_what_was_averaged(quickstart: Run) -> None:
 
 def test_its_resolved_config_is_the_config_again(quickstart: Run) -> None:
     assert config.load(quickstart.run_dir / "config.yaml") == config.load(ROOT / "configs" / "quickstart.yaml")
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[str]:
-    """The address of a cluster for the runs below: to start Ray takes each of them longer than to find it."""
-    with start_cluster({"num_cpus": this_machine()["CPU"]}) as cluster:
-        yield cluster.address
 
 
 def test_one_peer_trains_alone(ray: str, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_there_are_pictures(sweep: Run) -> None:
 
 
 @pytest.mark.timeout(SWEEP_S)
-def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(ray: str, tmp_path: Path) -> None:
     words = (
         "swarm.num_peers=1",
         "train.local_steps=400",
@@ -132,7 +132,7 @@ def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(tmp_path: Path)
         "tune.scheduler=none",
         "tune.max_concurrent=1",
     )
-    with Run(tmp_path / "sweep", *words, command="tune") as run:
+    with Run(tmp_path / "sweep", *words, command="tune", address=ray) as run:
         run.wait_for("Progress", trial="trial-002")
         run.look()
         run.press_ctrl_c()
@@ -141,7 +141,7 @@ def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(tmp_path: Path)
     assert json.loads((run.run_dir / "report.json").read_text())["trials"]["unfinished"] == 1
     first = (run.run_dir / "trial-001" / "events.jsonl").read_bytes()
 
-    with Run(tmp_path / "sweep", "--resume", command="tune") as again:
+    with Run(tmp_path / "sweep", "--resume", command="tune", address=ray) as again:
         assert again.finish().code == 0, again
     assert report(again)["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0, "unfinished": 0}
     assert (run.run_dir / "trial-001" / "events.jsonl").read_bytes() == first

@@ -22,8 +22,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(folder: Path) -> None:
-    done = finish_in(folder, [SCRIPT, "train", "charlm/config.yaml", "--run-dir", "run", "--json"])
+def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(ray: str, folder: Path) -> None:
+    cluster = {"RAY_ADDRESS": ray}
+    done = finish_in(folder, [SCRIPT, "train", "charlm/config.yaml", "--run-dir", "run", "--json"], environment=cluster)
     assert done.returncode == 0, done
     summary = json.loads(done.stdout)
     assert summary["merged_accuracy"] > BY_BIGRAMS + 0.05
@@ -31,7 +32,7 @@ def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(folder: 
     assert summary["consensus_distance"] < 1e-3
 
 
-def test_a_mistake_that_only_peers_can_find_is_one_line_too(folder: Path) -> None:
+def test_a_mistake_that_only_peers_can_find_is_one_line_too(ray: str, folder: Path) -> None:
     words = [
         str(folder / "charlm" / "config.yaml"),
         "swarm.num_peers=1",
@@ -39,7 +40,7 @@ def test_a_mistake_that_only_peers_can_find_is_one_line_too(folder: Path) -> Non
         "--run-dir",
         str(folder / "run"),
     ]
-    done = finish_in(ROOT, [SCRIPT, "train", *words], environment={"PYTHONPATH": str(folder)})
+    done = finish_in(ROOT, [SCRIPT, "train", *words], environment={"PYTHONPATH": str(folder), "RAY_ADDRESS": ray})
     assert done.returncode == 2, done
     assert done.stderr.splitlines()[-1] == (
         "ray-gossip: data.factory=charlm.text:next_characters: train_inputs holds no samples: its shape is [0, 32]"

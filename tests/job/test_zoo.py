@@ -20,9 +20,9 @@ WORDS = (
     [("Frozen", 0.85, 4 * 650), ("TiedByData", 0.9, 4 * 4746), ("Masked", 0.9, 4 * 4746), ("Growing", 0.9, 4 * 4746)],
 )
 def test_a_merged_model_is_as_good_as_its_peers(
-    kind: str, at_least: float, averaged_bytes: int, tmp_path: Path
+    kind: str, at_least: float, averaged_bytes: int, ray: str, tmp_path: Path
 ) -> None:
-    run: Run = train(tmp_path / "run", *WORDS, f"model.factory=tests.zoo:{kind}")
+    run: Run = train(tmp_path / "run", *WORDS, f"model.factory=tests.zoo:{kind}", address=ray)
     summary = run.summary
     assert summary["merged_accuracy"] >= at_least, summary
     assert summary["merged_accuracy"] >= max(summary["peer_accuracy"]) - 0.03

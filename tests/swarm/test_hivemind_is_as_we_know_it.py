@@ -31,6 +31,7 @@ from hivemind.utils import MPFuture
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.process import AlwaysForked
+from ray_gossip.hive.shipped import _ObservedAverager
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -192,7 +193,7 @@ def test_the_averager_has_the_members_that_we_use() -> None:
 
 def test_averagers_are_processes_whose_start_we_may_choose() -> None:
     assert issubclass(DecentralizedAverager, BaseProcess)
-    assert GossipAverager._Popen is AlwaysForked._Popen
+    assert _ObservedAverager._Popen is AlwaysForked._Popen
     assert issubclass(hivemind.DHT, BaseProcess)
 
 
