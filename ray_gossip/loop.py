@@ -138,7 +138,7 @@ class LoopPeer:
             The rounds that have ended. Parameters have changed where `outcome` is "averaged".
 
         Raises:
-            SwarmError: this peer's own averaging process died.
+            SwarmError: the network side of this peer died again and again.
         """
         self.local_step += 1
         self._state.samples += samples
