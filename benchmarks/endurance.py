@@ -85,7 +85,8 @@ class VectorPeer(BenchmarkPeer):
         return {name: (_megabytes(pid), len(list(Path(f"/proc/{pid}/fd").iterdir()))) for name, pid in pids.items()}
 
     def network_pids(self) -> dict[str, int]:
-        """Of the present sidecar and what it has forked."""
+        """Of the present sidecar, or of the next one where it was just killed, and what it has forked."""
+        self.network.wait_until_back(HEALED_S)
         return dict(zip(KINDS, _family(self.network.pid), strict=True))
 
     def turn(self, seconds: float) -> Turn:
