@@ -20,7 +20,7 @@ from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's s
 import msgpack
 import torch
 from hivemind import DHT, DecentralizedAverager
-from hivemind.p2p import P2PContext, PeerID
+from hivemind.p2p import P2PContext, P2PDaemonError, PeerID
 from hivemind.proto import averaging_pb2
 
 from ray_gossip.causes import BUSY
@@ -233,9 +233,13 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         return await fetch(asked, stub=self._stub, size=self._shape.size, layout=self._shape.layout)
 
     async def _addresses(self) -> tuple[str, ...]:
-        """Multiaddrs of the other members, as far as the daemon is connected to them."""
+        """Multiaddrs of the other members, as far as the daemon is connected to them; none where it has just died:
+        then this sidecar is about to be replaced, and the trainer keeps those that it knows."""
         members = {member.peer_id for member in self._membership.view.present} - {self._own.peer_id}
-        known = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
+        try:
+            known = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
+        except (P2PDaemonError, OSError, EOFError):
+            return ()
         return tuple(f"{address}/p2p/{peer_id}" for peer_id, all_ in known if peer_id in members for address in all_)
 
     async def _leave(self) -> None:

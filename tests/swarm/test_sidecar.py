@@ -110,6 +110,24 @@ def test_one_that_is_killed_while_local_steps_wait_for_its_round_costs_that_roun
         assert "the network process of this peer died; another one takes its place after" in told
 
 
+class CuriousPeer(GossipPeer):
+    """Asks without a pause where the others can be dialled, as any does every few seconds."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        ray_gossip.sidecar.network._ADDRESSES_S = 0.0
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_is_killed_while_it_is_asked_for_addresses_is_replaced_too(kind: str) -> None:
+    with start_swarm(settings(), SIZE, build=CuriousPeer) as peers:
+        remember(peers[1])
+        for reports in disturb(peers, peers[1], kind, signal.SIGKILL, step_s=0.01):
+            assert reports[-1].outcome == "averaged", reports[-1]
+        (told,) = peers[1].call(notices)
+        assert "of this peer died; another one takes its place after" in told
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_that_stands_still_is_replaced(kind: str) -> None:
     with start_swarm(settings(), SIZE, build=ImpatientPeer) as peers:
