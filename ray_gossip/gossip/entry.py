@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import ConfigError, SwarmError
-from ray_gossip.gossip.commands import Commands
+from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import REFRESH_S, View
 from ray_gossip.gossip.snapshot import Snapshot
@@ -63,12 +63,12 @@ class Entry:
         """
         deadline = self._deadline()
         self._snapshot.take(local_step)
-        self._averager.share_state()
+        self._ask(self._averager.share_state)
         began_as = self._snapshot.state.digest()
-        view: View = self._ask(self._averager.declare(from_round=0, is_founder=True, began_as=began_as))
+        view: View = self._ask(lambda: self._averager.declare(from_round=0, is_founder=True, began_as=began_as))
         while len(view.members) < founders and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-            view = self._ask(self._averager.read_members())
+            view = self._ask(self._averager.read_members)
         if len(view.members) < founders:
             self._notices.append(
                 f"{len(view.members)} of {founders} founders came within swarm.start_s={self._swarm.start_s:g} s: "
@@ -78,7 +78,7 @@ class Entry:
         first = view.members[0]
         if first.began_as != began_as and first.peer_index != self._peer_index and not has_taken_over:
             self._load_state(deadline, donor=first.peer_id)
-            self._ask(self._averager.start_anew())
+            self._ask(self._averager.start_anew)
             self._notices.append(
                 f"{BEGAN_APART} {first.name}, and has taken over that one's: let the random "
                 "numbers of your model come from torch, which is seeded"
@@ -92,26 +92,26 @@ class Entry:
             SwarmError: nobody answers, or nobody shares its model, within `swarm.start_s`.
         """
         deadline = self._deadline()
-        view: View = self._ask(self._averager.read_members())
+        view: View = self._ask(self._averager.read_members)
         while view.latest_round < 0:
             if time.monotonic() > deadline:
                 raise SwarmError("no running swarm was found: is the run id the same, and has it begun?")
             time.sleep(_POLL_S)
-            view = self._ask(self._averager.read_members())
+            view = self._ask(self._averager.read_members)
         self._check_data(view)
         started, first = time.monotonic(), view.latest_round
         local_step = self._load_state(deadline)
-        self._averager.share_state()
+        self._ask(self._averager.share_state)
         time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
-        view = self._ask(self._averager.read_members())
+        view = self._ask(self._averager.read_members)
         rounds_per_s = (view.latest_round - first) / (time.monotonic() - started)
         from_round = view.latest_round + 2 + math.ceil(2 * REFRESH_S * rounds_per_s)
-        declared: View = self._ask(self._averager.declare(from_round, is_founder=False))
+        declared: View = self._ask(lambda: self._averager.declare(from_round, is_founder=False))
         return Entered(view=declared, local_step=local_step, from_round=from_round)
 
     def state_of_one_that_has_not_begun(self) -> int | None:
         """Take over the model of a swarm that is about to begin; returns its local step. None: it runs already."""
-        view: View = self._ask(self._averager.read_members())
+        view: View = self._ask(self._averager.read_members)
         return self._load_state(self._deadline()) if view.latest_round < 0 else None
 
     def _check_data(self, view: View) -> None:
@@ -125,7 +125,7 @@ class Entry:
     def _load_state(self, deadline: float, *, donor: str = "") -> int:
         """Download the model of a peer and take it over; returns the local step at which that peer is."""
         while True:
-            handover: Handover | str = self._wait(self._averager.download(donor=donor))
+            handover: Handover | str = self._ask(lambda: self._averager.download(donor=donor))
             if isinstance(handover, Handover):
                 if frozen := self._snapshot.take_over(handover):
                     self._notices.append(
@@ -142,5 +142,13 @@ class Entry:
     def _deadline(self) -> float:
         return time.monotonic() + self._swarm.start_s
 
-    def _ask(self, future: Future[Any]) -> Any:
-        return future.result(timeout=self._swarm.start_s)
+    def _ask(self, command: Callable[[], Future[Any]]) -> Any:
+        """What the network side answers. One that dies over it is asked again when it is back."""
+        deadline = self._deadline()
+        while True:
+            try:
+                return self._wait(command())
+            except Interrupted:
+                if time.monotonic() > deadline:
+                    raise
+                self._averager.wait_until_back(deadline - time.monotonic())

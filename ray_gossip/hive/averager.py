@@ -20,11 +20,12 @@ from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's s
 import msgpack
 import torch
 from hivemind import DHT, DecentralizedAverager
-from hivemind.p2p import P2PContext, P2PDaemonError, PeerID
+from hivemind.p2p import P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 
 from ray_gossip.causes import BUSY
 from ray_gossip.config import GossipConfig
+from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
 from ray_gossip.gossip.guests import GuestBook, unpack
@@ -59,7 +60,8 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         shape: what is averaged.
         hand_over: asks the training process for this peer's model, for a newcomer.
         reply: takes the number of a call, its result or its error. In any thread; may block.
-        on_silent: takes a sentence: which process below has not answered for long.
+        give_up: ends this process, for a new one to begin; takes the sentence that says why, and a trace
+            for whoever mends it, or nothing.
         own: how this peer declares itself.
         final_s: how long the meeting of a final round waits.
     """
@@ -75,7 +77,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         shape: StateShape,
         hand_over: Callable[[], Future[Handover]],
         reply: Callable[[int, Any, Exception | None], None],
-        on_silent: Callable[[str], None],
+        give_up: Callable[[str, str], None],
         charter: Charter,
         own: Member,
         gossip: GossipConfig,
@@ -83,7 +85,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         seed: int,
     ) -> None:
         self.gossip, self.final_s = gossip, final_s
-        self.signals, self._reply, self._on_silent = Signals(memory.signals), reply, on_silent
+        self.signals, self._reply, self._give_up = Signals(memory.signals), reply, give_up
         control = ConsensusControl(gossip.consensus_target) if gossip.consensus_target is not None else None
         self._membership = Membership(dht, charter=charter, own=own, control=control)
         self._guests = GuestBook(charter.num_peers)
@@ -169,9 +171,11 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         value, error = None, None
         try:
             value = await getattr(self, method)(**arguments)
-        except Exception as bug:  # it surfaces where the future is read
-            bug.add_note(traceback.format_exc()) if hasattr(bug, "add_note") else None
-            error = bug
+        except SwarmError as answer:
+            error = answer
+        except Exception as unforeseen:  # a daemon that has just died, or a bug: a new process knows nothing of it
+            why = f"{type(unforeseen).__name__}: {unforeseen}".rstrip(": ")
+            self._give_up(f"the network process of this peer failed: {one_line(why)}", traceback.format_exc())
         async with self._answering:  # in a thread: the other side may be slow to read
             await asyncio.get_running_loop().run_in_executor(None, self._reply, number, value, error)
 
@@ -213,7 +217,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     async def _hear(self) -> None:
         silent = await first_silent(self.dht, self._p2p, silent_s=SILENT_S)
-        self._on_silent(f"the {silent} of this peer has been hung for {SILENT_S:g} s")
+        self._give_up(f"the {silent} of this peer has been hung for {SILENT_S:g} s", "")
 
     async def _read_members(self) -> View:
         return await self._membership.read()
@@ -229,17 +233,13 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     async def _download(self, donor: str) -> Handover | str:
         """The model of a donor, or of any; else why there is none."""
-        asked = [donor] if donor else donors(self._membership.view, self._own.peer_id)
+        asked = [donor] if donor else donors(await self._membership.read(), self._own.peer_id)
         return await fetch(asked, stub=self._stub, size=self._shape.size, layout=self._shape.layout)
 
     async def _addresses(self) -> tuple[str, ...]:
-        """Multiaddrs of the other members, as far as the daemon is connected to them; none where it has just died:
-        then this sidecar is about to be replaced, and the trainer keeps those that it knows."""
+        """Multiaddrs of the other members, as far as the daemon is connected to them."""
         members = {member.peer_id for member in self._membership.view.present} - {self._own.peer_id}
-        try:
-            known = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
-        except (P2PDaemonError, OSError, EOFError):
-            return ()
+        known = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
         return tuple(f"{address}/p2p/{peer_id}" for peer_id, all_ in known if peer_id in members for address in all_)
 
     async def _leave(self) -> None:

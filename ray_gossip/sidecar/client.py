@@ -124,6 +124,10 @@ def _connect() -> tuple[Wire, int]:
         try:
             wire.send("hello", file=2)
             (_, pid, _), _ = wire.receive()
+        except TimeoutError:  # it hangs; sidecars that it has forked live on
+            os.kill(wire.other[0], signal.SIGKILL)
+            wire.close()
+            continue
         except (EOFError, OSError):  # it ended just now, because nobody had needed it
             wire.close()
             continue

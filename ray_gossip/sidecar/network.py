@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from typing import Any
 
@@ -68,12 +69,7 @@ class Network(Commands):
         self._addresses_at = time.monotonic()
         self.first_round = -1
         self.notices: list[str] = []
-        self._sidecar = Sidecar()
-        try:
-            self.seat = self._take_seat(self._sidecar, initial_peers=self._others, place=place, shared=shared)
-        except BaseException:
-            self._sidecar.end()
-            raise
+        self._sidecar, self.seat = self._first(place=place, shared=shared)
 
     @property
     def pid(self) -> int:
@@ -97,8 +93,12 @@ class Network(Commands):
         self._own = Member(
             peer_id=seat.peer_id, peer_index=seat.peer_index, node=node, has_own_data=not data, data=data
         )
-        self._open(self._sidecar)
         self._pulse = Pulse()
+        try:
+            self._open(self._sidecar)
+        except Interrupted as died:
+            self._start_another(str(died))
+            self.check()
 
     def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:
         self._hand_over = self._sidecar.hand_over = hand_over
@@ -153,9 +153,24 @@ class Network(Commands):
             return future
         return self._sidecar.call(method, **arguments)
 
+    def _first(self, *, place: tuple[Charter, int] | None, shared: tuple[str, ...]) -> tuple[Sidecar, Seat]:
+        """A sidecar that has a seat. One that dies over it is replaced; other errors are the swarm's answer."""
+        for pause_s in _PAUSES_S:
+            time.sleep(pause_s)
+            sidecar = Sidecar()
+            try:
+                return sidecar, self._take_seat(sidecar, initial_peers=self._others, place=place, shared=shared)
+            except Interrupted as error:
+                died = str(error)
+                sidecar.kill()
+            except BaseException:
+                sidecar.end()
+                raise
+        raise SwarmError(f"{died}, {len(_PAUSES_S)} times in a row, as it was about to come into the swarm")
+
     def _take_seat(self, sidecar: Sidecar, **arguments: Any) -> Seat:
         answer = sidecar.call("take_seat", file=self._identity, config=self._config, listen=self._listen, **arguments)
-        seat: Seat = answer.result(timeout=4 * self._config.swarm.start_s)
+        seat: Seat = _answered(answer, within_s=4 * self._config.swarm.start_s)
         return seat
 
     def _open(self, sidecar: Sidecar) -> None:
@@ -167,7 +182,7 @@ class Network(Commands):
             charter=self.seat.charter,
             own=self._own,
         )
-        answer.result(timeout=2 * self._config.swarm.start_s)
+        _answered(answer, within_s=2 * self._config.swarm.start_s)
 
     def _look_for_addresses(self) -> None:
         """Where others can be dialled, for the next sidecar: those that this peer came by may be gone by then."""
@@ -225,13 +240,25 @@ class Network(Commands):
 
     def _declare_again(self, sidecar: Sidecar) -> None:
         within_s = self._config.swarm.start_s
+        if self._shares:
+            _answered(sidecar.call("_share_state"), within_s=within_s)
         if self._began_as is None:
             return
-        view: View = sidecar.call("_read_members").result(timeout=within_s)
+        view: View = _answered(sidecar.call("_read_members"), within_s=within_s)
         self.first_round = max(view.latest_round, self.signals.called) + _AHEAD
         joined = sidecar.call(
             "_join_again", from_round=self.first_round, began_as=self._began_as, kept_in=self._kept_in
         )
-        joined.result(timeout=within_s)
-        if self._shares:
-            sidecar.call("_share_state").result(timeout=within_s)
+        _answered(joined, within_s=within_s)
+
+
+def _answered(future: Future[Any], *, within_s: float) -> Any:
+    """What a sidecar that is about to begin answers.
+
+    Raises:
+        SwarmError: nothing in time, or that it cannot.
+    """
+    try:
+        return future.result(timeout=within_s)
+    except (FutureTimeoutError, TimeoutError):
+        raise SwarmError(f"the network process of this peer has not answered for {within_s:g} s") from None

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -29,6 +31,7 @@ from ray_gossip.sidecar.parcel import opened
 from ray_gossip.sidecar.wire import Wire
 
 _LOOK_S = 0.5
+_DYING_S = 0.2
 
 
 def serve(wire: Wire) -> None:
@@ -53,6 +56,7 @@ class _Program:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._dht: Any = None
+        self._network: NetworkProcesses | None = None
         self._averager: GossipAverager | None = None
         self._asked: dict[int, Future[Handover]] = {}
         self._numbers = itertools.count()
@@ -102,7 +106,8 @@ class _Program:
                 make_identity(path)
             listen = replace(listen, identity_path=path)
         self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
-        threading.Thread(target=self._watch, args=[NetworkProcesses(self._dht)], daemon=True).start()
+        self._network = NetworkProcesses(self._dht)
+        threading.Thread(target=self._watch, args=[self._network], daemon=True).start()
         if place is None:
             charter = read_charter(self._dht, within_s=start_s)
             charter.check(config, only=shared)
@@ -132,7 +137,7 @@ class _Program:
             shape=shape,
             hand_over=self._ask_for_model,
             reply=self._reply,
-            on_silent=self._give_up,
+            give_up=self._give_up,
             charter=charter,
             own=own,
             gossip=config.gossip,
@@ -161,11 +166,21 @@ class _Program:
     def _watch(self, network: NetworkProcesses) -> None:
         """Without DHT or daemon this process is of no use."""
         never = threading.Event()
-        while not never.wait(_LOOK_S):
-            if dead := network.dead:
-                self._give_up(f"the {dead} of this peer died")
+        while not (dead := network.dead) and not never.wait(_LOOK_S):
+            pass
+        self._leave(f"the {dead} of this peer died")
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, trace: str) -> None:
+        """For this reason, or the one behind it. A process that dies loses its sockets a moment before it is seen
+        dead, and who just talked to it knows first."""
+        deadline, dead = time.monotonic() + _DYING_S, ""
+        while self._network is not None and time.monotonic() < deadline and not (dead := self._network.dead):
+            time.sleep(0.01)
+        if trace and not dead:
+            print(trace, file=sys.stderr, flush=True)
+        self._leave(f"the {dead} of this peer died" if dead else why)
+
+    def _leave(self, why: str) -> None:
         self._reply(-1, None, SwarmError(why))
         os._exit(1)
 

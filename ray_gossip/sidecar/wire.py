@@ -53,6 +53,7 @@ class Wire:
 
         Raises:
             EOFError: the other side is gone.
+            TimeoutError: the socket has a time-out.
         """
         try:
             head, files, _, _ = socket.recv_fds(self._socket, _HEAD.size, 1)
@@ -61,6 +62,8 @@ class Wire:
                 raise EOFError
             size, has_file = _HEAD.unpack(head)
             message = pickle.loads(self._read(size))
+        except TimeoutError:
+            raise
         except OSError:
             raise EOFError from None
         return message, files[0] if has_file else None

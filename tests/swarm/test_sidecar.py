@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 
+import psutil
 import pytest
 import torch
 
@@ -15,8 +16,9 @@ import ray_gossip.sidecar.network
 from ray_gossip import config
 from ray_gossip.config import Config
 from ray_gossip.records import RoundReport
-from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
-from tests.swarm.changed import fork_sidecars
+from ray_gossip.sidecar import client
+from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
+from tests.swarm.changed import die, fail_in, fork_sidecars
 from tests.swarm.swarms import network_processes
 
 SIZE = 2000
@@ -128,6 +130,66 @@ def test_one_that_is_killed_while_it_is_asked_for_addresses_is_replaced_too(kind
         assert "of this peer died; another one takes its place after" in told
 
 
+class MistakenPeer(GossipPeer):
+    """Its first three sidecars fail in a round, in a way that nobody has foreseen."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        if peer_index == 1:
+            fail_in(*["_gossip_round"] * 3, by=mistaken)
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def mistaken() -> None:
+    raise ZeroDivisionError("of a test")
+
+
+def test_one_that_fails_for_an_unforeseen_reason_is_replaced_and_says_so() -> None:
+    with start_swarm(settings(), SIZE, build=MistakenPeer) as peers:
+        for peer in peers:
+            peer.send(paced, HEALED_S + 5.0, 0.05)
+        for reports, longest in [peer.receive() for peer in peers]:
+            assert reports[-1].outcome == "averaged", reports[-1]
+            assert longest < 1.0
+        told = peers[1].call(notices)
+        assert len(told) == 3
+        assert all(
+            "network process of this peer failed: ZeroDivisionError: of a test; another" in each for each in told
+        )
+
+
+class FrailPeer(GossipPeer):
+    """Its sidecars die as it comes in: each at another command."""
+
+    def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
+        if peer_index == 1:
+            fail_in("take_seat", "open", "_share_state", "_join", "_read_members", by=die)
+        elif peer_index == 2:
+            fail_in("take_seat", "open", "_read_members", "_download", "_share_state", "_join", by=die)
+        super().__init__(config, peer_index, size, initial_peers)
+
+
+def enter(peer: GossipPeer) -> torch.Tensor:
+    peer.engine.join_running()
+    return peer.get()
+
+
+def test_one_that_dies_while_its_peer_comes_in_is_replaced_at_any_moment() -> None:
+    options, state = settings(), torch.linspace(-1, 1, SIZE)
+    with start_swarm(options, SIZE, build=FrailPeer) as founders:
+        assert len(founders[1].call(notices)) == 3  # another one died as it took the place of one that had died
+        founders.each(GossipPeer.set, [state, state])
+        newcomer = RemotePeer(FrailPeer, options, 2, SIZE, founders[0].call(GossipPeer.multiaddrs))
+        with Peers([newcomer]):
+            newcomer.receive(START_S)
+            for founder in founders:
+                founder.send(paced, 40.0, 0.05)
+            torch.testing.assert_close(newcomer.call(enter), state)
+            of_newcomer, _ = newcomer.call(paced, 10.0, 0.05)
+            of_founders = [founder.receive() for founder in founders]
+            assert of_newcomer[-1].outcome == "averaged", of_newcomer[-1]
+            assert any(2 in each.group for reports, _ in of_founders for each in reports)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_that_stands_still_is_replaced(kind: str) -> None:
     with start_swarm(settings(), SIZE, build=ImpatientPeer) as peers:
@@ -137,3 +199,16 @@ def test_one_that_stands_still_is_replaced(kind: str) -> None:
         (told,) = peers[1].call(notices)
         name = "network process" if kind == "sidecar" else kind
         assert f"the {name} of this peer has been hung for 3 s; another one takes its place" in told
+
+
+def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "address", lambda: f"\0ray_gossip.{os.getpid()}")
+    first = client.Sidecar()
+    nursery = psutil.Process(first.pid).ppid()
+    os.kill(nursery, signal.SIGSTOP)
+    monkeypatch.setattr(client, "_START_S", 25.0)  # also for what the next one imports
+    second = client.Sidecar()
+    assert psutil.Process(second.pid).ppid() != nursery
+    for sidecar in (first, second):
+        assert psutil.pid_exists(sidecar.pid)
+        sidecar.end()
