@@ -1,4 +1,5 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own; GPUs are whatever one says.
+"""A Ray cluster of several nodes on this machine, in a process of its own; GPUs are whatever one says. Its workers are
+forked: see `forked.py`.
 
 `python -m tests.job.clusters '[{"num_cpus": 2}, …]'` prints its address and lives until its standard input ends. For
 each line that it reads, a JSON list of bundles, it reserves them, as another job would, and prints "reserved".
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tests.job import forked
 from tests.job.processes import family, wait_until_gone
 
 
@@ -56,14 +58,15 @@ def _main() -> None:
     from ray.cluster_utils import Cluster as RayCluster
     from ray.util.placement_group import placement_group
 
-    options = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+    memory = {"object_store_memory": 80 * 2**20}
+    workers = {"setup_worker_path": forked.__file__}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no answer
     head, *others = json.loads(sys.argv[1])
-    cluster = RayCluster(initialize_head=True, head_node_args={**options, **head})
+    cluster = RayCluster(initialize_head=True, head_node_args={"include_dashboard": False, **memory, **workers, **head})
     try:
         for node in others:
-            cluster.add_node(object_store_memory=options["object_store_memory"], **node)
+            cluster.add_node(**memory, **workers, **node)
         cluster.wait_for_nodes()
         print(cluster.address, file=answers, flush=True)
         for line in sys.stdin:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ray_gossip.resources import this_machine
 from tests.job.clusters import start_cluster
+from tests.job.preloaded import preloaded
 from tests.nursery import kept_nursery
 
 
@@ -28,7 +30,7 @@ def ray_environment() -> Iterator[None]:
         environment.setenv("RAY_TMPDIR", folder)
         environment.setenv("RAY_prestart_worker_first_driver", "0")  # for nodes that are not started by ray-gossip
         environment.delenv("RAY_ADDRESS", raising=False)
-        with kept_nursery():
+        with kept_nursery(), preloaded(Path(folder)):
             yield
 
 

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.job.forked import Forked
 from tests.job.processes import Process, family, left
 from tests.job.waiting import wait_for
 
@@ -61,7 +63,7 @@ class Run:
         command: another that writes a run.
         program: what stands before the command.
         terminal: give it a terminal with a keyboard; without --json then.
-        address: of the Ray cluster to use; None: it starts a local one.
+        address: of the Ray cluster to use, and it is forked then; None: it starts a local one, as a user does.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class Run:
         self.stdout = self.stderr = ""  # what it wrote; on a terminal, all is in stdout
         self.processes: set[Process] = set()  # of the run, as far as seen; grows by `look`
         self._keyboard: int | None = None
-        self._process: subprocess.Popen[Any]
+        self._process: subprocess.Popen[Any] | Forked
         whole = [*program, command, *words, "--run-dir", str(run_dir)]
         environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
-        if terminal:
+        if address and program is COMMAND and not terminal:
+            self._fork(["ray-gossip", command, *words, "--run-dir", str(run_dir), "--json"], environment)
+        elif terminal:
             self._start_on_terminal(whole, environment | {"TERM": "xterm-256color"})
         else:
             self._start([*whole, "--json"], environment)
@@ -167,7 +171,7 @@ class Run:
         return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
 
     def _start(self, command: list[str], environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
@@ -179,7 +183,24 @@ class Run:
         )
 
         def read() -> None:
-            self.stdout, self.stderr = self._process.communicate()
+            self.stdout, self.stderr = process.communicate()
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+
+    def _fork(self, command: list[str], environment: Mapping[str, str]) -> None:
+        with contextlib.ExitStack() as files:
+            written = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
+            output = (written[0].fileno(), written[1].fileno())
+            self._process = process = Forked(command, cwd=ROOT, env=environment, output=output)
+            kept = files.pop_all()
+
+        def read() -> None:
+            with kept:
+                process.wait()
+                for each in written:
+                    each.seek(0)
+                self.stdout, self.stderr = (each.read() for each in written)
 
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
