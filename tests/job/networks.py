@@ -27,6 +27,10 @@ class Slow(Linear):
         return outputs
 
 
+# For runs that go on until a test ends them: at full speed they would take the processors from other tests.
+PACED = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.01")
+
+
 class Fragile(Linear):
     """Fails in one process: in that whose id the file `order` holds."""
 

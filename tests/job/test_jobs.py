@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.job.networks import PACED
 from tests.job.processes import Process, family, wait_until_gone
 from tests.job.runs import COMMAND, ROOT
 from tests.job.waiting import wait_for
@@ -32,6 +33,7 @@ class Head:
         self.environment = {
             **os.environ,
             "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),  # tests are not uploaded with a job
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
@@ -106,7 +108,7 @@ def test_a_sweep_and_a_training_run_side_by_side_and_ray_job_stop_ends_the_sweep
     head: Head, tmp_path: Path
 ) -> None:
     sweep, run = tmp_path / "sweep", tmp_path / "run"
-    endless = ("swarm.num_peers=2", "train.local_steps=1000000", "train.eval_every=20", "space.seed.grid=[0]")
+    endless = (*PACED, "swarm.num_peers=2", "train.local_steps=1000000", "train.eval_every=20", "space.seed.grid=[0]")
     words = ("--submission-id=sweep", "--no-wait", "--", "python", "jobs/tune.py", *endless, f"--run-dir={sweep}")
     submitted = head.submit(*words)
     assert submitted.returncode == 0, submitted

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.job.networks import PACED
 from tests.job.processes import family, wait_until_gone
 from tests.job.runs import COMMAND, Run, finish
 from tests.job.waiting import wait_for
@@ -35,7 +36,7 @@ def averaged(run: Run, *, peer_index: int) -> list[dict[str, Any]]:
 
 
 def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(tmp_path: Path) -> None:
-    words = ("configs/quickstart.yaml", "data.batch_size=128", "train.local_steps=1500")
+    words = ("configs/quickstart.yaml", *PACED, "train.local_steps=800")
     options = ("--gossip_group_size", "8", "--gossip_min_group_size", "2", "--gossip_alpha", "1.0")
     identity = tmp_path / "identity"
     with Run(
@@ -51,7 +52,7 @@ def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(tmp_path: Path)
     assert command.endswith(f"gossip.group_size=8 gossip.min_group_size=2 gossip.alpha=1.0 --initial_peer {address}")
     for run in (first, second):
         assert run.summary["final_outcome"] == ["averaged"]
-        assert run.summary["merged_accuracy"] > 0.95
+        assert run.summary["merged_accuracy"] > 0.9
         assert run.summary["rounds"]["failed"] == 0
         assert json.loads(run.stdout.splitlines()[-1]) == run.summary
     assert first.summary["run_id"] == second.summary["run_id"]
@@ -117,7 +118,7 @@ def wait_until_mixed(guest: Run, swarm: Run) -> int:
 
 
 def test_guests_join_a_swarm_that_runs_under_ray_leave_it_and_die(ray: str, tmp_path: Path) -> None:
-    words = ("swarm.num_peers=2", "gossip.group_size=4", "train.eval_every=50", ENDLESS)
+    words = (*PACED, "swarm.num_peers=2", "gossip.group_size=4", "train.eval_every=50", ENDLESS)
     with Run(tmp_path / "ray", *words, address=ray) as swarm:
         swarm.wait_until_training()
         (told,) = (n["text"] for n in swarm.events("Notice") if "--initial_peer" in n["text"])
@@ -153,6 +154,7 @@ def test_guests_join_a_swarm_that_runs_under_ray_leave_it_and_die(ray: str, tmp_
 
 def test_a_guest_meets_the_peers_under_ray_on_its_machine_where_groups_are_local(ray: str, tmp_path: Path) -> None:
     words = (
+        *PACED,
         "swarm.num_peers=2",
         "gossip.schedule=local",
         "gossip.cross_every=100000",

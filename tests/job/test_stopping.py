@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.job.networks import PACED
 from tests.job.processes import family, wait_until_gone
 from tests.job.runs import Run
 from tests.job.waiting import wait_for
 
-ENDLESS = ("swarm.num_peers=2", "train.local_steps=1000000", "train.eval_every=20")
+ENDLESS = (*PACED, "swarm.num_peers=2", "train.local_steps=1000000", "train.eval_every=20")
 STOP_S = 15.0  # promised
 END_OF_PROCESSES_S = 5.0
 
