@@ -1,5 +1,5 @@
 """A Ray cluster of several nodes on this machine, in a process of its own; GPUs are whatever one says. Its workers are
-forked: see `forked.py`.
+forked (`forked.py`), but for those of a test that has nobody to fork them.
 
 `python -m tests.job.clusters '[{"num_cpus": 2}, …]'` prints its address and lives until its standard input ends. For
 each line that it reads, a JSON list of bundles, it reserves them, as another job would, and prints "reserved".
@@ -59,7 +59,7 @@ def _main() -> None:
     from ray.util.placement_group import placement_group
 
     memory = {"object_store_memory": 80 * 2**20}
-    workers = {"setup_worker_path": forked.__file__}
+    workers = {"setup_worker_path": forked.__file__} if forked.WORKERS in os.environ else {}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no answer
     head, *others = json.loads(sys.argv[1])

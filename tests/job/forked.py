@@ -81,9 +81,10 @@ def receive(connection: socket.socket) -> tuple[Any, list[int]]:
 def _worker(words: Sequence[str]) -> int:
     """Be the parent of a worker, with these words of Ray's, until it ends."""
     context, its_own = "--serialized-runtime-env-context=", "--language="
-    (asked,) = (json.loads(word.removeprefix(context)) for word in words if word.startswith(context))
+    given = next((word.removeprefix(context) for word in words if word.startswith(context)), "{}")
+    asked = json.loads(given)
     environment = {**os.environ, **asked.pop("env_vars", {})}
-    assert asked.pop("py_executable") == sys.executable
+    assert asked.pop("py_executable", sys.executable) == sys.executable
     assert not any(asked.values()), f"this cluster knows no such environment of a worker: {asked}"
     plain = [word for word in words if not word.startswith((context, its_own))]
     return Forked(plain, cwd=Path.cwd(), env=environment, output=(1, 2)).wait()

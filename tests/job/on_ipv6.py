@@ -20,7 +20,7 @@ def _main() -> None:
     node = {"num_cpus": len(os.sched_getaffinity(0)), "node_ip_address": ADDRESS}
     words = ("swarm.num_peers=2", "train.local_steps=60", "swarm.placement=STRICT_SPREAD")
     with start_cluster(node, node) as cluster:
-        train(Path(sys.argv[1]), *words, address=cluster.address)
+        train(Path(sys.argv[1]), *words, address=cluster.address, forked=False)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray_gossip.sidecar.nursery import title
+from tests.job.forked import WORKERS
 from tests.job.waiting import wait_for
 
 
@@ -28,6 +30,12 @@ def family(pid: int) -> set[Process]:
     while more := {p for p in processes if p.parent in pids(found) or p.name in map(title, pids(found))} - found:
         found |= more
     return found
+
+
+def forked() -> set[Process]:
+    """All command lines and workers of Ray that have been forked for this worker of pytest, and what is below them."""
+    parents = [process.pid for process in _living() if os.environ[WORKERS] in process.command]
+    return {process for pid in parents for process in family(pid)}
 
 
 def pids(processes: Iterable[Process]) -> set[int]:

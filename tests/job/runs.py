@@ -63,7 +63,8 @@ class Run:
         command: another that writes a run.
         program: what stands before the command.
         terminal: give it a terminal with a keyboard; without --json then.
-        address: of the Ray cluster to use, and it is forked then; None: it starts a local one, as a user does.
+        address: of the Ray cluster to use; None: it starts a local one, or needs none.
+        forked: have it forked (`forked.py`), and not started as a user does; None: if it starts no Ray.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Run:
         program: Sequence[str] = COMMAND,
         terminal: bool = False,
         address: str | None = None,
+        forked: bool | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.code: int | None = None  # exit code, once it has ended
@@ -83,7 +85,9 @@ class Run:
         self._process: subprocess.Popen[Any] | Forked
         whole = [*program, command, *words, "--run-dir", str(run_dir)]
         environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
-        if address and program is COMMAND and not terminal:
+        if forked is None:
+            forked = program is COMMAND and not terminal and (address is not None or command == "peer")
+        if forked:
             self._fork(["ray-gossip", command, *words, "--run-dir", str(run_dir), "--json"], environment)
         elif terminal:
             self._start_on_terminal(whole, environment | {"TERM": "xterm-256color"})
@@ -231,8 +235,8 @@ class Run:
         self._reader.start()
 
 
-def train(run_dir: Path, *words: str, address: str | None = None) -> Run:
-    """A run that must succeed."""
-    with Run(run_dir, *words, address=address) as run:
+def train(run_dir: Path, *words: str, address: str, forked: bool | None = None) -> Run:
+    """A run on a cluster, which must succeed."""
+    with Run(run_dir, *words, address=address, forked=forked) as run:
         assert run.finish().code == 0, run
     return run

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,11 +26,14 @@ _EMPTY = (
 )
 HEAD_ID = "f" * 51 + "00000"  # as Ray's provider of processes names it
 
-_STATUS = (
-    "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False); "
-    "from ray.experimental.internal_kv import _internal_kv_get as get; "
-    "print('autoscaler_report' in (get('__autoscaling_status') or b'').decode())"
-)
+START_S = 60.0
+_WATCHED = """
+import ray, sys, time
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+from ray.experimental.internal_kv import _internal_kv_get as get
+while "autoscaler_report" not in (get("__autoscaling_status") or b"").decode():
+    time.sleep(0.1)
+"""
 
 
 def autoscaling(gcs_address: str) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def autoscaling(gcs_address: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of its head."""
     gcs, client, agent = free_ports(3)
     address = f"127.0.0.1:{gcs}"
@@ -97,7 +101,8 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ) as head,
     ):
         try:
-            wait_for(lambda: is_watched(address), within_s=60.0, what="the autoscaler")
+            wait_for(lambda: is_there(gcs), within_s=START_S, what="a head")
+            subprocess.run([sys.executable, "-c", _WATCHED, address], cwd=ROOT, timeout=START_S, check=True)
             yield address
         finally:
             processes = family(head.pid)
@@ -109,26 +114,24 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             wait_until_gone(processes, within_s=30.0)
 
 
-def is_watched(address: str) -> bool:
-    command = [sys.executable, "-c", _STATUS, address]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
-        return done.stdout.strip() == "True"
+def is_there(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
     return False
 
 
-def test_a_swarm_waits_for_nodes_that_an_autoscaler_brings(growing: str, tmp_path: Path) -> None:
+def test_a_swarm_waits_for_nodes_that_an_autoscaler_brings(autoscaled: str, tmp_path: Path) -> None:
     words = ("swarm.num_peers=2", "swarm.cpus_per_peer=2", "train.local_steps=60")
-    with Run(tmp_path / "run", *words, address=growing) as run:
+    with Run(tmp_path / "run", *words, address=autoscaled) as run:
         assert run.finish().code == 0, run
     assert run.summary["final_outcome"] == ["averaged", "averaged"]
     (notice,) = (n["text"] for n in run.events("Notice") if "waiting" in n["text"])
     assert notice.endswith("nodes are missing, which its autoscaler is to bring")
 
 
-def test_a_swarm_that_no_node_of_an_autoscaler_could_hold_ends_with_the_fix(growing: str, tmp_path: Path) -> None:
+def test_a_swarm_that_no_node_of_an_autoscaler_could_hold_ends_with_the_fix(autoscaled: str, tmp_path: Path) -> None:
     words = ("swarm.num_peers=1", "swarm.cpus_per_peer=64", "swarm.start_s=6")
-    with Run(tmp_path / "run", *words, address=growing) as run:
+    with Run(tmp_path / "run", *words, address=autoscaled) as run:
         assert run.finish(within_s=60.0).code == 1, run
     assert run.stderr.splitlines()[-1].endswith(
         "within swarm.start_s=6: nodes are missing, which its autoscaler is to bring; "

@@ -40,10 +40,11 @@ def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(tmp_path: Path)
     options = ("--gossip_group_size", "8", "--gossip_min_group_size", "2", "--gossip_alpha", "1.0")
     identity = tmp_path / "identity"
     with Run(
-        tmp_path / "first", *words, *options, "--identity_path", str(identity), command="peer", program=COMMAND
+        tmp_path / "first", *words, *options, "--identity_path", str(identity), command="peer", forked=False
     ) as first:
         address = address_of(first)
-        with Run(tmp_path / "second", *words, *options, "--initial_peer", address, command="peer") as second:
+        joining = (*options, "--initial_peer", address)
+        with Run(tmp_path / "second", *words, *joining, command="peer", forked=False) as second:
             assert second.finish().code == 0, second
         assert first.finish().code == 0, first
     assert identity.exists()

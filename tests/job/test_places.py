@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.job.forked import COMMANDS, WORKERS
 from tests.job.runs import COMMAND, ROOT, RUN_S, Run, finish_in
 from tests.job.waiting import wait_for
 from tests.published import write_tiny_imagenet
@@ -118,7 +119,9 @@ NAMESPACE = ["unshare", "--map-root-user", "--net"]
 )
 def test_a_swarm_trains_on_a_cluster_on_ipv6(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = finish_in(ROOT, [*NAMESPACE, sys.executable, "-m", "tests.job.on_ipv6", str(run_dir)])
+    # whoever forks for other tests is not in that namespace
+    alone = ["env", f"--unset={WORKERS}", f"--unset={COMMANDS}"]
+    done = finish_in(ROOT, [*alone, *NAMESPACE, sys.executable, "-m", "tests.job.on_ipv6", str(run_dir)])
     assert done.returncode == 0, done
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["final_outcome"] == ["averaged", "averaged"]

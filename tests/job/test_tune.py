@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.plugins.hparams import metadata
 
 from ray_gossip import config
-from tests.job.processes import family, wait_until_gone
+from tests.job.networks import PACED
+from tests.job.processes import family, forked, wait_until_gone
 from tests.job.runs import Run, finish
 
 SWEEP_S = 230.0
@@ -27,12 +28,13 @@ def report(run: Run) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def sweep(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trials one by one: a baseline that loses a peer, a good one whose driver is killed once, and a hopeless one."""
     words = (
+        *PACED,
         "swarm.num_peers=2",
         "gossip.group_size=2",
-        "train.local_steps=1500",
+        "train.local_steps=600",
         "train.eval_every=50",
         "space.optimizer.lr.grid=[0.05, 0.0000001]",
         "space.gossip.alpha.grid=[0.9]",
@@ -40,7 +42,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "tune.grace_steps=50",
         "tune.max_concurrent=1",
     )
-    with Run(tmp_path_factory.mktemp("sweep") / "sweep", *words, command="tune") as run:
+    with Run(tmp_path_factory.mktemp("sweep") / "sweep", *words, command="tune", address=ray) as run:
         first, *_ = run.wait_for("PeerStarted", count=2, trial="trial-001")
         run.wait_for("SwarmRound", trial="trial-001")
         of_first = {process for peer in run.events("PeerStarted", trial="trial-001") for process in family(peer["pid"])}
@@ -49,7 +51,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Run:
         run.wait_for("SwarmRound", trial="trial-002")
         wait_until_gone(of_first, within_s=END_OF_PROCESSES_S)
         run.look()
-        (driver,) = (process for process in family(run.pid) if process.command.startswith("ray::ResourceTrainable"))
+        (driver,) = (process for process in forked() if process.command.startswith("ray::ResourceTrainable"))
         os.kill(driver.pid, signal.SIGKILL)
 
         run.wait_for("PeerStarted", count=2, trial="trial-003")
@@ -70,7 +72,7 @@ def test_the_last_line_of_output_names_the_best_trial_and_counts_the_ends(sweep:
 
 def test_a_trial_whose_peer_dies_finishes(sweep: Run) -> None:
     (baseline,) = (each for each in report(sweep)["ranking"] if each["baseline"] == "all")
-    assert (baseline["trial"], baseline["end"], baseline["metrics"]["local_step"]) == ("trial-001", "finished", 1500)
+    assert (baseline["trial"], baseline["end"], baseline["metrics"]["local_step"]) == ("trial-001", "finished", 600)
     assert [lost["peer_index"] for lost in sweep.events("PeerLost", trial="trial-001")] == [0]
 
 
@@ -84,7 +86,7 @@ def test_a_trial_whose_driver_is_killed_is_started_again(sweep: Run) -> None:
 def test_a_hopeless_trial_is_stopped_early_and_stays_readable(sweep: Run) -> None:
     (hopeless,) = (each for each in report(sweep)["ranking"] if each["end"] == "stopped_early")
     assert hopeless["values"]["optimizer.lr"] == 1e-7
-    assert 50 <= hopeless["metrics"]["local_step"] < 1500
+    assert 50 <= hopeless["metrics"]["local_step"] < 600
     summary = json.loads((sweep.run_dir / hopeless["trial"] / "summary.json").read_text())
     assert summary["merged_accuracy"] is None
 
@@ -92,7 +94,7 @@ def test_a_hopeless_trial_is_stopped_early_and_stays_readable(sweep: Run) -> Non
 def test_the_best_config_is_one_that_train_accepts(sweep: Run) -> None:
     best = config.load(sweep.run_dir / "best.yaml")
     assert best.optimizer.lr == 0.05
-    assert best.train.local_steps == 1500
+    assert best.train.local_steps == 600
 
 
 def test_the_layout_is_that_of_tune(sweep: Run) -> None:
@@ -127,12 +129,13 @@ def test_there_are_pictures(sweep: Run) -> None:
 def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(ray: str, tmp_path: Path) -> None:
     words = (
         "swarm.num_peers=1",
-        "train.local_steps=400",
+        *PACED,
+        "train.local_steps=300",
         "space.gossip.steps.grid=[10, 20]",
         "tune.scheduler=none",
         "tune.max_concurrent=1",
     )
-    with Run(tmp_path / "sweep", *words, command="tune", address=ray) as run:
+    with Run(tmp_path / "sweep", *words, command="tune") as run:  # on a Ray of its own
         run.wait_for("Progress", trial="trial-002")
         run.look()
         run.press_ctrl_c()

@@ -29,7 +29,7 @@ def enter(value: float, initial_peers: Sequence[str] = ()) -> tuple[LoopPeer, nn
 
 
 def train(peer: LoopPeer, ended: list[str | None]) -> None:
-    for _ in range(30):
+    for _ in range(100):
         time.sleep(0.02)
         peer.step()
     ended.append(peer.leave())
