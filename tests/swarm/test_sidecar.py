@@ -19,7 +19,7 @@ from ray_gossip.records import RoundReport
 from ray_gossip.sidecar import client
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.changed import die, fail_in, fork_sidecars
-from tests.swarm.swarms import network_processes
+from tests.swarm.swarms import blocking, fill, network_processes, sidecar
 
 SIZE = 2000
 HEALED_S = 10.0
@@ -130,6 +130,32 @@ def test_one_that_is_killed_while_it_is_asked_for_addresses_is_replaced_too(kind
         assert "of this peer died; another one takes its place after" in told
 
 
+def until_averaged(peer: GossipPeer, count: int) -> None:
+    """Blocking rounds until so many have averaged."""
+    deadline = time.monotonic() + 60.0
+    while count:
+        assert time.monotonic() < deadline
+        count -= peer.round().outcome == "averaged"
+
+
+@pytest.mark.parametrize(("words", "atol"), [("gossip.outer=nesterov", 0.0), ("gossip.compression=int8", 0.03)])
+def test_one_that_takes_the_place_of_a_dead_one_knows_its_anchor_and_momentum(words: str, atol: float) -> None:
+    """Both swarms begin alike and average four times. Nothing else changes their parameters: they end alike, but for
+    int8, which rounds at random, and which does not average with a peer that has another anchor."""
+    ends = []
+    for is_disturbed in (False, True):
+        with start_swarm(blocking(2, "gossip.group_size=2", words), SIZE) as peers:
+            peers.each(fill, [1, 2])
+            peers.all(until_averaged, 2)
+            if is_disturbed:
+                os.kill(peers[1].call(sidecar), signal.SIGKILL)
+            peers.all(until_averaged, 2)
+            assert len(peers[1].call(notices)) == is_disturbed
+            ends.append(peers.all(GossipPeer.get))
+    for undisturbed, disturbed in zip(*ends, strict=True):
+        torch.testing.assert_close(undisturbed, disturbed, atol=atol, rtol=0.0)
+
+
 class MistakenPeer(GossipPeer):
     """Its first three sidecars fail in a round, in a way that nobody has foreseen."""
 
@@ -209,6 +235,6 @@ def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: 
     monkeypatch.setattr(client, "_START_S", 25.0)  # also for what the next one imports
     second = client.Sidecar()
     assert psutil.Process(second.pid).ppid() != nursery
-    for sidecar in (first, second):
-        assert psutil.pid_exists(sidecar.pid)
-        sidecar.end()
+    for each in (first, second):
+        assert psutil.pid_exists(each.pid)
+        each.end()
