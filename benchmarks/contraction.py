@@ -35,8 +35,8 @@ from vector_peer import SIZE, VectorPeer
 
 from ray_gossip.config import Config, parse
 from ray_gossip.mixing import average_round, contraction, squared_spread
+from ray_gossip.mixing.schedule import groups
 from ray_gossip.records import RoundReport
-from ray_gossip.schedule import groups
 from ray_gossip.testing import Peers
 
 NUM_PEERS = 8

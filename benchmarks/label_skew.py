@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ray_gossip import data, models
 from ray_gossip.config import Config, parse
 from ray_gossip.mixing import average_round, consensus_distance
-from ray_gossip.schedule import groups
+from ray_gossip.mixing.schedule import groups
 from ray_gossip.training.trainer import Trainer
 
 NUM_PEERS = 16

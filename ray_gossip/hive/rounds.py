@@ -23,8 +23,8 @@ from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, causes_of, settle
 from ray_gossip.mixing import Sketch
+from ray_gossip.mixing.schedule import group_of, radices
 from ray_gossip.records import Outcome
-from ray_gossip.schedule import group_of, radices
 
 _MOVES = 3  # a peer that finds its round over moves on to a later one at most so often
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ray_gossip.mixing.closed_form import FailureMode
 from ray_gossip.mixing.outer import OuterMomentum
+from ray_gossip.mixing.schedule import Groups, groups
 from ray_gossip.mixing.spread import squared_spread
-from ray_gossip.schedule import Groups, groups
 
 Codec = Callable[[NDArray[Any]], NDArray[Any]]
 """What is left of an array [num_peers, size] after being compressed and decompressed, row by row."""

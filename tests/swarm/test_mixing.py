@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from ray_gossip.mixing import average_round, squared_spread
+from ray_gossip.mixing.schedule import groups
 from ray_gossip.records import RoundReport
-from ray_gossip.schedule import groups
 from ray_gossip.testing import GossipPeer, Peers, start_swarm
 from tests.swarm.swarms import blocking
 

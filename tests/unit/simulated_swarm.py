@@ -17,7 +17,7 @@ from ray_gossip.gossip.meeting import Arrival
 from ray_gossip.gossip.pace import Pace
 from ray_gossip.gossip.round import Behind, NoRound, RoundSoFar, Stage
 from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, settle
-from ray_gossip.schedule import group_of
+from ray_gossip.mixing.schedule import group_of
 
 LATENCY_S = 0.01
 ALLREDUCE_S = 0.05

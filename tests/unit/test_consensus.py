@@ -15,7 +15,7 @@ from ray_gossip.gossip.consensus import ConsensusControl, Distance, relative_dis
 from ray_gossip.gossip.members import Member, View
 from ray_gossip.gossip.pace import MAX_STRETCH
 from ray_gossip.mixing import Sketch, average_round, consensus_distance, folded
-from ray_gossip.schedule import groups
+from ray_gossip.mixing.schedule import groups
 
 NUM_PEERS, GROUP_SIZE, SIZE = 16, 4, 200
 NUM_INTERVALS = 300

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ray_gossip.gossip.consensus import SUMMARY_BYTES
 from ray_gossip.gossip.members import Member, View, donors, takers
 from ray_gossip.hive.membership import declarations, view_of
-from ray_gossip.schedule import groups
+from ray_gossip.mixing.schedule import groups
 from tests.unit.dictionary_dht import (
     member,
     peer_id,

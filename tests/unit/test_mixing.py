@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ray_gossip import mixing
 from ray_gossip.mixing import FailureMode, Failures, OuterMomentum, Sketch
-from ray_gossip.schedule import groups
+from ray_gossip.mixing.schedule import groups
 
 Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gossip.mixing import average_round, squared_spread
-from ray_gossip.schedule import SCHEDULES, group_of, groups, radices
+from ray_gossip.mixing.schedule import SCHEDULES, group_of, groups, radices
 
 SWARMS = {"num_members": st.integers(1, 60), "group_size": st.integers(1, 12)}
 MOMENTS = {"round": st.integers(0, 500), "seed": st.integers(0, 2**40)}
