@@ -1,4 +1,5 @@
-"""Where results lie: in a folder, or behind a URI such as s3://bucket/sweeps/a (whatever pyarrow knows).
+"""Where results lie: files that are whole or not there, files that grow by whole records, and places that are a folder
+or a URI such as s3://bucket/sweeps/a (whatever pyarrow knows).
 
 pyarrow is loaded for URIs only.
 """
@@ -6,6 +7,7 @@ pyarrow is loaded for URIs only.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,40 @@ from typing import Any
 from ray_gossip.errors import ConfigError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path makes one slash of two
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, a crash or a full disk never meets half of it. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Journal:
+    """A file to which one process adds records. Each is in the file when `write` returns, and stays if that process is
+    killed then."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)  # unbuffered: a record is one system call
+
+    def write(self, record: bytes) -> None:
+        """Add a record. Raises OSError, such as for a full disk; nothing was added then."""
+        before, left = os.fstat(self._file.fileno()).st_size, memoryview(record)
+        try:
+            while left:
+                left = left[self._file.write(left) :]  # a disk that is nearly full takes a part of it first
+        except OSError:
+            self._file.truncate(before)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def is_uri(place: str | Path) -> bool:

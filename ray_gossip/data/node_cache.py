@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ray_gossip.checkpoint import write_atomically
 from ray_gossip.config import DataConfig
 from ray_gossip.errors import DataError
+from ray_gossip.storage import write_atomically
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 _CHUNK_BYTES = 2**26  # of a checksum

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray_gossip.checkpoint import Journal
+from ray_gossip.storage import Journal
 
 _NUMBERS = itertools.count()  # of the files that this process has begun
 

@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_gossip.checkpoint import Journal, write_atomically
 from ray_gossip.config import dump
 from ray_gossip.errors import SwarmError
 from ray_gossip.records import Notice, PeerLost, PeerStarted, Record, to_json
+from ray_gossip.storage import Journal, write_atomically
 from ray_gossip.telemetry.curves import Curves, Point
 from ray_gossip.telemetry.event_file import EventFile
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ray_gossip import config as configs
 from ray_gossip import storage
-from ray_gossip.checkpoint import write_atomically
+from ray_gossip.storage import write_atomically
 from ray_gossip.telemetry import dump_json
 from ray_gossip.tuning import plots
 from ray_gossip.tuning.importance import importance

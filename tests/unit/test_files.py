@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from ray_gossip import storage
-from ray_gossip.checkpoint import Journal, write_atomically
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.gossip_trainer import GossipTrainer
 from ray_gossip.records import Notice
 from ray_gossip.screen import flush_or_drop, screen
+from ray_gossip.storage import Journal, write_atomically
 from ray_gossip.telemetry import Observer, RunLog
 from tests.unit.telemetry_records import progress, started
 

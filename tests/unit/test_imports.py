@@ -18,7 +18,7 @@ errors
 causes records storage folders screen tensor_memory
 addresses
 config
-resources checkpoint factory
+resources factory
 mixing data
 training
 rehearsal models
