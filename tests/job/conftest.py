@@ -14,16 +14,6 @@ from tests.job.clusters import start_cluster
 from tests.job.preloaded import preloaded
 from tests.nursery import kept_nursery
 
-_RUNS = {"autoscaled", "casualties", "cluster", "head", "population", "quickstart", "shipped", "sweep"}
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that look at one run are for one worker of pytest."""
-    for item in items:
-        for name in _RUNS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
-
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_environment() -> Iterator[None]:

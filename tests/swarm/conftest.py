@@ -12,14 +12,6 @@ import pytest
 from tests.nursery import kept_nursery
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that look at one swarm are for one worker of pytest."""
-    for item in items:
-        if "swarm" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def nursery() -> Iterator[None]:
     with kept_nursery():
