@@ -43,6 +43,7 @@ from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
 from ray_gossip.hive.rendezvous import ANSWER_S, GONE, Rendezvous
 from ray_gossip.hive.repairs import EndsItsRounds
+from ray_gossip.hive.reunion import dial
 from ray_gossip.hive.rounds import Rounds
 from ray_gossip.records import Record
 
@@ -236,11 +237,14 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         asked = [donor] if donor else donors(await self._membership.read(), self._own.peer_id)
         return await fetch(asked, stub=self._stub, size=self._shape.size, layout=self._shape.layout)
 
-    async def _addresses(self) -> tuple[str, ...]:
-        """Multiaddrs of the other members, as far as the daemon is connected to them."""
+    async def _addresses(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        """Multiaddrs of the other members, as far as the daemon is connected to them; if to none, dial those known."""
         members = {member.peer_id for member in self._membership.view.present} - {self._own.peer_id}
-        known = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
-        return tuple(f"{address}/p2p/{peer_id}" for peer_id, all_ in known if peer_id in members for address in all_)
+        connected = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
+        found = [f"{address}/p2p/{peer_id}" for peer_id, all_ in connected if peer_id in members for address in all_]
+        if not found and (there := await dial(self._p2p, known)):
+            await self._membership.reunite(there)
+        return tuple(found)
 
     async def _leave(self) -> None:
         await self._membership.leave()

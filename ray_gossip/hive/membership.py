@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +91,12 @@ class Membership:
         if self._renewing is not None:
             self._renewing.cancel()
         await self._declare()
+
+    async def reunite(self, peer_ids: Sequence[str]) -> None:
+        """Let these nodes of the DHT know this one, and what it declares."""
+        await self._reunion.meet(peer_ids)
+        if self._renewing is not None:
+            await self._declare()
 
     async def read(self) -> View:
         """Ask the DHT for the members. Its answer lacks one when a node of it has not answered in time; so a member

@@ -20,6 +20,7 @@ import socket
 import stat
 import struct
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -200,12 +201,25 @@ def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -
     try:
         with in_background():
             dht.run_in_background(await_ready=False)
-        dht.wait_until_ready(start_s)
+        _wait_until_ready(dht, start_s)
     except (P2PDaemonError, OSError, FutureTimeoutError, ValidationError) as error:
         stop_dht(dht)
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
         raise SwarmError(f"the DHT did not start {where}: {_reason(error)}") from error
     return dht
+
+
+def _wait_until_ready(dht: hivemind.DHT, within_s: float) -> None:
+    """As hivemind's, which would wait for a process that has died."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return dht.wait_until_ready(min(1.0, within_s))
+        except FutureTimeoutError:
+            if not dht.is_alive():
+                raise OSError("its process died") from None
+            if time.monotonic() > deadline:
+                raise
 
 
 def make_identity(path: Path) -> None:

@@ -15,11 +15,29 @@ from functools import partial
 
 import hivemind
 from hivemind.dht import DHTNode
-from hivemind.p2p import PeerID
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
+from hivemind.utils.multiaddr import Multiaddr
 
 _KEPT = 64  # of those that vanished, the latest
 _CALL_S = 15.0  # a node gives up on each of them after 3 s
+_DIAL_S = 3.0
 _AT_ONCE = 4  # of them that are called every few seconds, for as long as they are missed
+
+
+async def dial(daemon: P2P, addresses: Sequence[str]) -> list[str]:
+    """Connect to those of these multiaddrs that can be reached; returns their peer ids."""
+    by_peer: dict[str, list[Multiaddr]] = {}
+    for address in addresses:
+        where, _, peer_id = address.rpartition("/p2p/")
+        by_peer.setdefault(peer_id, []).append(Multiaddr(where))
+
+    async def connect(peer_id: str) -> bool:
+        with contextlib.suppress(P2PDaemonError, OSError, asyncio.TimeoutError):  # nobody is there, or not yet
+            await asyncio.wait_for(daemon._client.connect(PeerID.from_base58(peer_id), by_peer[peer_id]), _DIAL_S)
+            return True
+        return False
+
+    return [peer_id for peer_id in by_peer if await connect(peer_id)]
 
 
 class Reunion:
@@ -45,9 +63,10 @@ class Reunion:
     def call(self, peer_ids: Sequence[str]) -> None:
         """In the background, unless it is calling already."""
         if peer_ids and (self._calling is None or self._calling.done()):
-            self._calling = asyncio.create_task(self._call(peer_ids))
+            self._calling = asyncio.create_task(self.meet(peer_ids))
 
-    async def _call(self, peer_ids: Sequence[str]) -> None:
+    async def meet(self, peer_ids: Sequence[str]) -> None:
+        """Call these by name."""
         # the DHT process is gone, which its peer hears elsewhere, or stands still: then the next call counts
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             called = self._dht.run_coroutine(partial(_call_by_name, peer_ids=peer_ids), return_future=True)

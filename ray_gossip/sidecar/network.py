@@ -28,8 +28,11 @@ from ray_gossip.sidecar.client import Sidecar
 
 _HUNG_S = 15.0  # a sidecar that has given no sign of life for so long is hung
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # before each try to start another
+_FIRST_TRIES = 3  # to come in
+_RESTART_S = 30.0  # for another one to take its seat; the first one has swarm.start_s
 _BUDGET, _BUDGET_S = 10, 300.0  # restarts in so many seconds; more, and something is wrong that no restart mends
 _ADDRESSES_S = 5.0  # how often to ask where the others can be dialled
+_DIAL_S = 2.0  # how often to dial them, where nobody is connected
 _AHEAD = 2  # rounds; by then all others have seen the new declaration
 
 
@@ -67,6 +70,7 @@ class Network(Commands):
         self._kept_in = 0  # after the last round whose end this process has heard of
         self._addresses: Future[tuple[str, ...]] | None = None
         self._addresses_at = time.monotonic()
+        self._is_connected = True
         self.first_round = -1
         self.notices: list[str] = []
         self._sidecar, self.seat = self._first(place=place, shared=shared)
@@ -154,23 +158,37 @@ class Network(Commands):
         return self._sidecar.call(method, **arguments)
 
     def _first(self, *, place: tuple[Charter, int] | None, shared: tuple[str, ...]) -> tuple[Sidecar, Seat]:
-        """A sidecar that has a seat. One that dies over it is replaced; other errors are the swarm's answer."""
-        for pause_s in _PAUSES_S:
+        """A sidecar that has a seat. Where one dies over it, or does not get one, others try, for `swarm.start_s`."""
+        start_s = self._config.swarm.start_s
+        deadline = time.monotonic() + start_s
+        for pause_s in _PAUSES_S[:_FIRST_TRIES]:
             time.sleep(pause_s)
             sidecar = Sidecar()
             try:
-                return sidecar, self._take_seat(sidecar, initial_peers=self._others, place=place, shared=shared)
-            except Interrupted as error:
-                died = str(error)
+                seat = self._take_seat(sidecar, self._others, place=place, shared=shared, start_s=start_s)
+            except SwarmError as error:  # also when DHT or daemon die over it
                 sidecar.kill()
+                latest = error
+                if time.monotonic() > deadline:
+                    break
             except BaseException:
                 sidecar.end()
                 raise
-        raise SwarmError(f"{died}, {len(_PAUSES_S)} times in a row, as it was about to come into the swarm")
+            else:
+                return sidecar, seat
+        raise latest
 
-    def _take_seat(self, sidecar: Sidecar, **arguments: Any) -> Seat:
-        answer = sidecar.call("take_seat", file=self._identity, config=self._config, listen=self._listen, **arguments)
-        seat: Seat = _answered(answer, within_s=4 * self._config.swarm.start_s)
+    def _take_seat(self, sidecar: Sidecar, initial_peers: Sequence[str], *, start_s: float, **arguments: Any) -> Seat:
+        answer = sidecar.call(
+            "take_seat",
+            file=self._identity,
+            config=self._config,
+            listen=self._listen,
+            initial_peers=initial_peers,
+            start_s=start_s,
+            **arguments,
+        )
+        seat: Seat = _answered(answer, within_s=4 * start_s)
         return seat
 
     def _open(self, sidecar: Sidecar) -> None:
@@ -185,14 +203,17 @@ class Network(Commands):
         _answered(answer, within_s=2 * self._config.swarm.start_s)
 
     def _look_for_addresses(self) -> None:
-        """Where others can be dialled, for the next sidecar: those that this peer came by may be gone by then."""
+        """Where others can be dialled, for the next sidecar: those that this peer came by may be gone by then. One that
+        is connected to nobody dials those that it knows."""
         if self._addresses is not None and self._addresses.done():
             with contextlib.suppress(SwarmError):
-                self._others = self._addresses.result() or self._others
+                found = self._addresses.result()
+                self._is_connected, self._others = bool(found), found or self._others
             self._addresses = None
-        if self._addresses is None and time.monotonic() - self._addresses_at > (_ADDRESSES_S if self._others else 0.5):
+        every_s = 0.5 if not self._others else _ADDRESSES_S if self._is_connected else _DIAL_S
+        if self._addresses is None and time.monotonic() - self._addresses_at > every_s:
             self._addresses_at = time.monotonic()
-            self._addresses = self._call("_addresses")
+            self._addresses = self._call("_addresses", known=self._others)
 
     def _replace(self, why: str) -> None:
         now = time.monotonic()
@@ -206,7 +227,9 @@ class Network(Commands):
     def _start_another(self, why: str) -> None:
         started, latest = time.monotonic(), why
         self._sidecar.kill()
-        for pause_s in _PAUSES_S:
+        # The first dials the others. Where they are gone, or are being started again as well, the next stands alone and
+        # goes on dialling them (`_look_for_addresses`).
+        for pause_s, initial_peers in zip(_PAUSES_S, (self._others, *[()] * len(_PAUSES_S)), strict=False):
             time.sleep(pause_s)
             if self._is_ending:
                 return
@@ -216,7 +239,7 @@ class Network(Commands):
                 sidecar.hand_over = self._hand_over
                 place = (self.seat.charter, self.seat.peer_index)
                 self._listen = self._listen.at_port_of(self.seat.multiaddrs)
-                seat = self._take_seat(sidecar, initial_peers=self._others, place=place, shared=())
+                seat = self._take_seat(sidecar, initial_peers, place=place, shared=(), start_s=_RESTART_S)
                 self._own = replace(self._own, peer_id=seat.peer_id)
                 self._open(sidecar)
                 self._declare_again(sidecar)
@@ -231,7 +254,7 @@ class Network(Commands):
                     return
                 self._sidecar = sidecar
             self.seat = replace(self.seat, peer_id=seat.peer_id, multiaddrs=seat.multiaddrs)
-            self._pulse = Pulse()
+            self._pulse, self._is_connected = Pulse(), False
             self.notices.append(f"{why}; another one takes its place after {time.monotonic() - started:.1f} s")
             self._is_restarting.clear()
             return

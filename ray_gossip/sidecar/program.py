@@ -97,9 +97,9 @@ class _Program:
         initial_peers: Sequence[str],
         place: tuple[Charter, int] | None,
         shared: tuple[str, ...],
+        start_s: float,
     ) -> Seat:
         """Join the DHT; a charter and an index of its own if none are given."""
-        start_s = config.swarm.start_s
         if listen.identity_path is None:  # of this peer only, and of all its sidecars
             path = Path(f"/proc/{os.getpid()}/fd/{identity}")
             if os.fstat(identity).st_size == 0:

@@ -156,6 +156,37 @@ def test_one_that_takes_the_place_of_a_dead_one_knows_its_anchor_and_momentum(wo
         torch.testing.assert_close(undisturbed, disturbed, atol=atol, rtol=0.0)
 
 
+@pytest.mark.parametrize("kind", ["sidecar", "libp2p daemon"])
+def test_those_of_all_peers_that_die_at_once_are_replaced_and_find_each_other(kind: str) -> None:
+    with start_swarm(settings("swarm.num_peers=3", "gossip.group_size=4"), SIZE) as peers:
+        for peer in peers:
+            remember(peer)
+        for peer in peers:
+            peer.send(paced, 30.0, 0.05)
+        time.sleep(2.0)
+        for peer in peers:
+            os.kill(pids_of(peer)[KINDS[kind]], signal.SIGKILL)
+        for reports, longest in [peer.receive() for peer in peers]:
+            assert longest < 1.0
+            assert (reports[-1].outcome, reports[-1].group) == ("averaged", (0, 1, 2)), reports[-1]
+        for peer in peers:
+            (told,) = peer.call(notices)
+            assert f"{'network process' if kind == 'sidecar' else kind} of this peer died; another one takes" in told
+
+
+def test_that_of_the_last_peer_of_a_swarm_is_replaced_too() -> None:
+    with start_swarm(settings(), SIZE) as peers:
+        peers.all(paced, 2.0, 0.05)
+        peers[0].call(GossipPeer.shutdown)
+        remember(peers[1])
+        os.kill(pids_of(peers[1])[0], signal.SIGKILL)
+        reports, longest = peers[1].call(paced, HEALED_S + 5.0, 0.05)
+        assert longest < 1.0
+        assert reports[-1].outcome == "alone", reports[-1]
+        (told,) = peers[1].call(notices)
+        assert "the network process of this peer died; another one takes its place after" in told
+
+
 class MistakenPeer(GossipPeer):
     """Its first three sidecars fail in a round, in a way that nobody has foreseen."""
 
