@@ -15,6 +15,9 @@ CUT_OFF = "sees no other member, where several were lately that have not left"
 EXPIRED = "could not renew its declaration in the DHT, so that the others do not see it"
 NOBODY_FOUND = "hivemind's matchmaking found nobody"
 
+# This peer could not try.
+RESTARTS = "its network side is started again"
+
 # A groupmate did not come to the meeting.
 HAS_LEFT = "has left"
 OTHER_VIEW = "sees other members this round"

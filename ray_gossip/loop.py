@@ -7,6 +7,7 @@ rounds run in another process while local steps go on, and each changes the mode
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 import sys
 from collections import Counter
@@ -117,7 +118,8 @@ class LoopPeer:
         self._engine, self.multiaddrs = engine, seat.multiaddrs  # where others can dial this peer
         self._observer = Observer(config, peers=[engine.peer_index])
         self.peer_index = engine.peer_index
-        self._has_left = False
+        self._process = os.getpid()  # a child that is forked from it inherits this object, and is no peer
+        self._has_left = self._is_told_left = False
         self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
         self._has_met = self._is_told_alone = False  # another member; that there has been none
@@ -139,7 +141,16 @@ class LoopPeer:
 
         Raises:
             SwarmError: the network side of this peer died again and again.
+            UserError: another process has joined, from which this one was forked.
         """
+        if os.getpid() != self._process:
+            raise UserError(f"process {self._process} has joined, not this one, which was forked from it: join here")
+        if self._has_left:
+            if not self._is_told_left:
+                self._is_told_left = True
+                self._engine.notices.append("it trains on after leave(): nobody averages with it any more")
+                self._tell_notices()
+            return []
         self.local_step += 1
         self._state.samples += samples
         return self._told(self._engine.after_step(self.local_step))
@@ -155,7 +166,7 @@ class LoopPeer:
             "averaged": all that came within `swarm.final_s` of the first of them agree; those that did not come are
             named on standard error. "alone" when nobody else came; None where that was not asked.
         """
-        if self._has_left:
+        if self._has_left or os.getpid() != self._process:
             return None
         self._has_left = True
         atexit.unregister(self.leave)
@@ -202,7 +213,7 @@ class LoopPeer:
             self._has_met |= report.outcome != "alone" or report.cause != NO_OTHERS
         if not self._has_met and not self._is_told_alone and self.rounds.total() >= _LONE_ROUNDS:
             self._is_told_alone = True
-            self._engine.notices.append(f"{_LONE_ROUNDS} rounds, and no other peer is here; {_HOW_TO_MEET}")
+            self._engine.notices.append(f"{_LONE_ROUNDS} rounds, and no other peer is here yet; {_HOW_TO_MEET}")
         self._tell_notices()
         return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ray_gossip.causes import RESTARTS
 from ray_gossip.records import Outcome, RoundReport
 
 
@@ -41,11 +42,11 @@ class RoundResult:
 
     @classmethod
     def interrupted(cls, round: int, cause: str, *, members: tuple[int, ...]) -> RoundResult:
-        """Of a round whose end nobody can tell: as if it had failed."""
+        """Of a round whose end nobody can tell, because the network side has died: as if it had failed."""
         return cls(
             round=round,
             outcome="failed",
-            cause=cause,
+            cause=f"{RESTARTS}: {cause}",
             group=(),
             matchmaking_s=0.0,
             allreduce_s=0.0,

@@ -222,6 +222,12 @@ def _wait_until_ready(dht: hivemind.DHT, within_s: float) -> None:
                 raise
 
 
+def keep_files_in(folder: str) -> None:
+    """Sockets and temporary files of this process and of what it forks; it removes none when it is killed."""
+    tempfile.tempdir = folder
+    P2P._UNIX_SOCKET_PREFIX = f"/unix{folder}/hivemind-"
+
+
 def make_identity(path: Path) -> None:
     """Write the key of a new peer id into a file."""
     P2P.generate_identity(str(path))
@@ -248,6 +254,8 @@ class NetworkProcesses:
 def _reason(error: Exception) -> str:
     """What others have against this peer, or the operating system."""
     text = str(error).strip() or type(error).__name__
+    if "failed to connect to bootstrap peers" in text:
+        return "nobody answers there: does that peer still run, and is its port open?"
     clocks = _CLOCKS.search(text)
     if clocks is None:
         return text

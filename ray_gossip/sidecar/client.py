@@ -122,7 +122,7 @@ def _connect() -> tuple[Wire, int]:
             raise SwarmError("another user of this machine listens where the network processes of this one should")
         connection.settimeout(_START_S)
         try:
-            wire.send("hello", file=2)
+            wire.send("hello", file=2 if connection.fileno() > 2 else None)  # standard error, unless that is closed
             (_, pid, _), _ = wire.receive()
         except TimeoutError:  # it hangs; sidecars that it has forked live on
             os.kill(wire.other[0], signal.SIGKILL)
@@ -140,7 +140,10 @@ def _start_nursery(name: str) -> str:
     """Returns why it did not start, if it did not."""
     reader, writer = os.pipe()
     package = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *sys.path]), "CUDA_VISIBLE_DEVICES": ""}
+    # Not the folder of the user's script: a module of his may have the name of one that is imported there.
+    own = {"", str(Path.cwd()), str(Path(sys.argv[0]).absolute().parent)}
+    path = [package, *(entry for entry in map(str, sys.path) if entry not in own)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
     try:
         subprocess.run(
             [sys.executable, "-m", "ray_gossip.sidecar.nursery", name.replace("\0", "@"), str(writer)],

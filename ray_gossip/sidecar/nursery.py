@@ -10,9 +10,11 @@ import gc
 import hashlib
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ class _Child:
     pid: int
     ended: int
     parent_ended: int
+    folder: str  # its temporary files
 
 
 def main(name: str, report: int) -> None:
@@ -81,6 +84,7 @@ def main(name: str, report: int) -> None:
             if child.ended not in events:
                 os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
+            shutil.rmtree(child.folder, ignore_errors=True)
             for descriptor in (child.ended, child.parent_ended):
                 poll.unregister(descriptor)
                 os.close(descriptor)
@@ -95,7 +99,7 @@ def main(name: str, report: int) -> None:
                 poll.register(born.parent_ended, select.POLLIN)
 
 
-def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Callable[[Wire], None]) -> _Child | None:
+def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Callable[..., None]) -> _Child | None:
     parent, user = wire.other
     if user != own_user():
         return None
@@ -103,6 +107,7 @@ def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Ca
         parent_ended = os.pidfd_open(parent)
     except ProcessLookupError:  # it has died meanwhile
         return None
+    folder = tempfile.mkdtemp(prefix=f"ray_gossip-{parent}-", dir="/tmp")  # short: a socket's path holds 107 characters
     pid = os.fork()
     if pid == 0:
         try:
@@ -112,12 +117,12 @@ def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Ca
                 os.close(child.parent_ended)
             os.close(parent_ended)
             Path("/proc/self/comm").write_text(title(parent))
-            serve(wire)
+            serve(wire, folder=folder)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
-    return _Child(pid, os.pidfd_open(pid), parent_ended)
+    return _Child(pid, os.pidfd_open(pid), parent_ended, folder)
 
 
 if __name__ == "__main__":

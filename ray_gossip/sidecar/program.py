@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.process import NetworkProcesses, make_identity, renew_locks
+from ray_gossip.hive.process import NetworkProcesses, keep_files_in, make_identity, renew_locks
 from ray_gossip.sidecar.parcel import opened
 from ray_gossip.sidecar.wire import Wire
 
@@ -34,9 +35,15 @@ _LOOK_S = 0.5
 _DYING_S = 0.2
 
 
-def serve(wire: Wire) -> None:
+def serve(wire: Wire, *, folder: str | None = None) -> None:
     """Be the sidecar of the training process at the other end, until one of the two ends. In a process of its own, on
-    its main thread: hivemind forks, and the kernel ties the death of those to the thread."""
+    its main thread: hivemind forks, and the kernel ties the death of those to the thread.
+
+    Args:
+        folder: for sockets and temporary files, which whoever has forked this process removes.
+    """
+    if folder is not None:
+        keep_files_in(folder)
     (ppid_file, stderr) = wire.receive()
     del ppid_file
     if stderr is not None:
@@ -164,10 +171,13 @@ class _Program:
             future.set_result(opened(file))
 
     def _watch(self, network: NetworkProcesses) -> None:
-        """Without DHT or daemon this process is of no use."""
-        never = threading.Event()
-        while not (dead := network.dead) and not never.wait(_LOOK_S):
-            pass
+        """Without DHT, daemon or training process this process is of no use."""
+        # the other end of the wire may live on in what the training process has forked
+        trainer = select.poll()
+        trainer.register(os.pidfd_open(self._wire.other[0]), select.POLLIN)
+        while not (dead := network.dead):
+            if trainer.poll(1000 * _LOOK_S):
+                os._exit(0)
         self._leave(f"the {dead} of this peer died")
 
     def _give_up(self, why: str, trace: str) -> None:

@@ -26,7 +26,8 @@ _RULES = (
     _Rule((causes.OTHER_MODEL,), "give all peers the same model.name or model.factory", True),
     _Rule(
         (causes.UNREACHABLE,),
-        "open all ports between the machines; a peer behind a router needs --announce_maddr",
+        "if that lasts, open all ports between the machines; a peer behind a router needs --announce_maddr "
+        "(announce_maddrs in join)",
         True,
     ),
     _Rule(

@@ -29,7 +29,8 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 The summary counts the rounds of the whole run; not over is what a final round ended for too, or most peers' last round.
 
 Not counted: rounds that were scheduled alone, or whose groupmates had done their local steps or left; of a peer whose
-groupmates are lost, which is told anyway; of `gossip.group_size=1`; of one peer alone.
+groupmates are lost, or whose network side is started again, which is told anyway; of `gossip.group_size=1`; of one peer
+alone.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ import time
 from collections import deque
 from itertools import pairwise
 
-from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, SCHEDULED_ALONE
+from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, RESTARTS, SCHEDULED_ALONE
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
@@ -60,7 +61,7 @@ _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
 _LATELY_S = 30.0  # so long a dead peer may count as a member: causes may be its death without naming it
-_EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT)
+_EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT, RESTARTS)
 
 
 class Watch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,7 +58,7 @@ class Program:
 
     def wait_until_gone(self) -> None:
         deadline = time.monotonic() + GONE_S
-        while left := self.pids():
+        while left := [*map(str, self.pids()), *map(str, Path("/tmp").glob(f"ray_gossip-{self.process.pid}-*"))]:
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
 
@@ -127,3 +129,28 @@ def test_a_training_process_that_is_killed_at_any_moment_leaves_nothing(
     program.process.wait()
     program.wait_until_gone()
     assert not re.search("Traceback", program.errors), program.errors
+
+
+def test_a_program_that_forks_shadows_modules_and_dies_after_its_nursery_leaves_nothing_but_its_own_child(
+    tmp_path: Path, programs: list[Program]
+) -> None:
+    """The child has all sockets of its parent open, so that only the parent's end tells the sidecar of it."""
+    (tmp_path / "hivemind.py").write_text("raise ImportError('this is a module of the user')\n")
+    shutil.copy(FOLDER / "odd.py", tmp_path)
+    program = Program(tmp_path, ["odd.py"])
+    programs.append(program)
+    assert program.process.stdout is not None
+    told = program.process.stdout.readline().split()
+    assert told, program.errors
+    nursery, child = map(int, told)
+    try:
+        assert "has joined, not this one, which was forked from it" in (tmp_path / "told").read_text()
+        os.kill(nursery, signal.SIGKILL)
+        program.process.kill()
+        program.process.wait()
+        deadline = time.monotonic() + GONE_S
+        while set(program.pids()) - {child}:
+            assert time.monotonic() < deadline, program.pids()
+            time.sleep(0.02)
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -255,6 +255,7 @@ def test_a_peer_that_is_alone_says_so_and_leaves_at_once_and_only_once(start: St
     assert outcome == "alone"
     assert "no other peer was ever here, so that nothing was averaged; give all but the first one initial_peers" in told
     assert loop.call(Loop.leave, True) is None
+    assert loop.call(Loop.steps_and_tell, 3).count("it trains on after leave(): nobody averages with it any more") == 1
     assert left(loop) == []
 
 
