@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS
 from ray_gossip.config import GossipConfig
+from ray_gossip.gossip.round import RoundResult
 from ray_gossip.records import Outcome, Record, RoundReport
 from ray_gossip.telemetry import SwarmRound, SwarmState
 from ray_gossip.telemetry.watch import Watch
@@ -95,6 +96,13 @@ class TestRoundsThatDoNotAverage:
             swarm.round(number, outcome=outcome, cause="50% of the mean arrived: peer-03 was lost")
         assert len(swarm.told) == 1
         assert "gossip.compression" in swarm.told[0]
+
+    def test_are_no_trouble_while_a_network_side_is_started_again_which_a_notice_tells(self) -> None:
+        swarm = Watched()
+        cause = RoundResult.interrupted(0, "the libp2p daemon of this peer died", members=()).cause
+        for number in range(20):
+            swarm.round(number, outcome="failed", cause=cause)
+        assert swarm.told == []
 
     def test_name_the_smallest_group_where_that_is_the_cause(self) -> None:
         swarm = Watched(3, group_size=4, min_group_size=4)

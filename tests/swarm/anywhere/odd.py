@@ -18,7 +18,7 @@ import ray_gossip
 from ray_gossip.sidecar import client
 
 if __name__ == "__main__":
-    own = mock.patch.object(client, "address", lambda: f"\0ray_gossip.{os.getpid()}")
+    own = mock.patch.object(client, "address", return_value=f"\0ray_gossip.{os.getpid()}")
     own.start()  # a nursery of its own
     sys.path.append(Path("/nowhere"))  # type: ignore[arg-type]
     peer = ray_gossip.join(nn.Linear(4, 1), config={"gossip": {"steps": 1}})
