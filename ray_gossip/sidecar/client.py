@@ -139,11 +139,7 @@ def _connect() -> tuple[Wire, int]:
 def _start_nursery(name: str) -> str:
     """Returns why it did not start, if it did not."""
     reader, writer = os.pipe()
-    package = str(Path(__file__).parents[2])
-    # Not the folder of the user's script: a module of his may have the name of one that is imported there.
-    own = {"", str(Path.cwd()), str(Path(sys.argv[0]).absolute().parent)}
-    path = [package, *(entry for entry in map(str, sys.path) if entry not in own)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_path()), "CUDA_VISIBLE_DEVICES": ""}
     try:
         subprocess.run(
             [sys.executable, "-m", "ray_gossip.sidecar.nursery", name.replace("\0", "@"), str(writer)],
@@ -162,3 +158,13 @@ def _start_nursery(name: str) -> str:
     except OSError as error:
         return str(error)
     return "" if told in (READY, TAKEN) else told.decode(errors="replace").strip() or "it ended at once"
+
+
+def _path() -> list[str]:
+    """Where the nursery finds its modules: not in the folder of the user's script, where one may have the name of one
+    of these, unless hivemind is there, too."""
+    users = {"", str(Path.cwd()), str(Path(sys.argv[0]).absolute().parent)}
+    found = [
+        entry for entry in map(str, sys.path) if entry not in users or (Path(entry) / "hivemind/__init__.py").is_file()
+    ]
+    return [str(Path(__file__).parents[2]), *found]
