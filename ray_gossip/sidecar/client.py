@@ -39,7 +39,7 @@ class Sidecar:
         self.why_dead = ""
         self.hand_over: Callable[[], Handover] | None = None  # gives this peer's model to a newcomer; in any thread
         self._wire, self.pid = _connect()
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd: int | None = os.pidfd_open(self.pid)
         threading.Thread(target=self._receive, name="sidecar", daemon=True).start()
 
     def call(self, method: str, *, file: int | None = None, **arguments: Any) -> Future[Any]:
@@ -64,8 +64,12 @@ class Sidecar:
     def kill(self) -> None:
         """At once, with all that it has forked."""
         self._wire.close()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        with self._lock:
+            pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
 
     def _receive(self) -> None:
         why = _DIED

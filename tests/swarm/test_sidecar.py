@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import pytest
@@ -260,6 +261,7 @@ def test_one_that_stands_still_is_replaced(kind: str) -> None:
 
 def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "address", lambda: f"\0ray_gossip.{os.getpid()}")
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
     first = client.Sidecar()
     nursery = psutil.Process(first.pid).ppid()
     os.kill(nursery, signal.SIGSTOP)
@@ -269,3 +271,5 @@ def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: 
     for each in (first, second):
         assert psutil.pid_exists(each.pid)
         each.end()
+        each.kill()  # once more changes nothing
+    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
