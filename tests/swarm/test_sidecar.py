@@ -244,8 +244,8 @@ def test_one_that_dies_while_its_peer_comes_in_is_replaced_at_any_moment() -> No
             torch.testing.assert_close(newcomer.call(enter), state)
             of_newcomer, _ = newcomer.call(paced, 10.0, 0.05)
             of_founders = [founder.receive() for founder in founders]
-            assert of_newcomer[-1].outcome == "averaged", of_newcomer[-1]
-            assert any(2 in each.group for reports, _ in of_founders for each in reports)
+            assert {each.outcome for each in of_newcomer[-5:]} <= {"averaged", "alone"}, of_newcomer  # pairs of three
+            assert any(2 in each.group and len(each.group) == 2 for reports, _ in of_founders for each in reports)
 
 
 @pytest.mark.parametrize("kind", KINDS)
