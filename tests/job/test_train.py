@@ -165,8 +165,10 @@ def test_a_run_that_goes_wrong_says_so_on_the_screen_in_its_files_and_in_tensorb
 
 @pytest.fixture(scope="module")
 def shipped(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Three peers with hivemind's own optimizer: ten rounds would be right."""
-    words = ("engine=hivemind", "swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=20")
+    """Three peers with hivemind's own optimizer: ten rounds would be right. Its progress tracker needs time: of steps
+    of a few milliseconds, on a busy machine, a peer did 120 before its first round."""
+    slow = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.04")
+    words = (*slow, "engine=hivemind", "swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=20")
     more = ("gossip.matchmaking_s=1.5", "gossip.exact_every=5", "train.local_steps=200", "train.eval_every=1000")
     return train(tmp_path_factory.mktemp("shipped") / "run", *words, *more, address=ray)
 
