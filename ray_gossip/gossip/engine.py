@@ -7,6 +7,7 @@ snapshot out and the delta in; everything between happens in the sidecar.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
@@ -260,14 +261,17 @@ class GossipEngine:
             self.members = result.members
         self._latest_members = result.members
 
-    def _wait(self, future: Future[Any]) -> Any:
-        """What the network side answers, however long that takes: it bounds what it does itself.
+    def _wait(self, future: Future[Any], *, within_s: float = math.inf) -> Any:
+        """What the network side answers. Rounds and downloads may take long: it bounds these itself.
 
         Raises:
-            SwarmError: it cannot go on.
+            SwarmError: it cannot go on, or has not answered in time.
         """
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 return future.result(timeout=1.0)
             except (FutureTimeoutError, TimeoutError):
                 self.averager.check()
+                if time.monotonic() > deadline:
+                    raise SwarmError(f"the network side of this peer has not answered for {within_s:g} s") from None

@@ -36,7 +36,7 @@ class Entry:
 
     Args:
         averager: the network side.
-        wait: for what the averager answers, however long that takes.
+        wait: for what the averager answers, at most so long.
         data: a digest of the swarm's samples, as this peer has them; empty: it has its own.
         notices: sentences for a person are added to these.
     """
@@ -46,7 +46,7 @@ class Entry:
         averager: Commands,
         snapshot: Snapshot,
         *,
-        wait: Callable[[Future[Any]], Any],
+        wait: Callable[..., Any],
         swarm: SwarmConfig,
         peer_index: int,
         data: str,
@@ -125,7 +125,7 @@ class Entry:
     def _load_state(self, deadline: float, *, donor: str = "") -> int:
         """Download the model of a peer and take it over; returns the local step at which that peer is."""
         while True:
-            handover: Handover | str = self._ask(lambda: self._averager.download(donor=donor))
+            handover: Handover | str = self._ask(lambda: self._averager.download(donor=donor), within_s=math.inf)
             if isinstance(handover, Handover):
                 if frozen := self._snapshot.take_over(handover):
                     self._notices.append(
@@ -142,12 +142,13 @@ class Entry:
     def _deadline(self) -> float:
         return time.monotonic() + self._swarm.start_s
 
-    def _ask(self, command: Callable[[], Future[Any]]) -> Any:
-        """What the network side answers. One that dies over it is asked again when it is back."""
-        deadline = self._deadline()
+    def _ask(self, command: Callable[[], Future[Any]], *, within_s: float | None = None) -> Any:
+        """What the network side answers, within `swarm.start_s` or so long. One that dies over it is asked again
+        when it is back."""
+        deadline, within_s = self._deadline(), self._swarm.start_s if within_s is None else within_s
         while True:
             try:
-                return self._wait(command())
+                return self._wait(command(), within_s=within_s)
             except Interrupted:
                 if time.monotonic() > deadline:
                     raise

@@ -47,7 +47,7 @@ class _Child:
     pid: int
     ended: int
     parent_ended: int
-    folder: str  # its temporary files
+    folder: str | None  # its temporary files
 
 
 def main(name: str, report: int) -> None:
@@ -84,7 +84,8 @@ def main(name: str, report: int) -> None:
             if child.ended not in events:
                 os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
-            shutil.rmtree(child.folder, ignore_errors=True)
+            if child.folder is not None:
+                shutil.rmtree(child.folder, ignore_errors=True)
             for descriptor in (child.ended, child.parent_ended):
                 poll.unregister(descriptor)
                 os.close(descriptor)
@@ -107,7 +108,12 @@ def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Ca
         parent_ended = os.pidfd_open(parent)
     except ProcessLookupError:  # it has died meanwhile
         return None
-    folder = tempfile.mkdtemp(prefix=f"ray_gossip-{parent}-", dir="/tmp")  # short: a socket's path holds 107 characters
+    try:
+        folder = tempfile.mkdtemp(
+            prefix=f"ray_gossip-{parent}-", dir="/tmp"
+        )  # short: a socket's path has 107 characters
+    except OSError:  # a full disk ends no nursery; the sidecar says what it cannot do without
+        folder = None
     pid = os.fork()
     if pid == 0:
         try:

@@ -174,7 +174,10 @@ class _Program:
         """Without DHT, daemon or training process this process is of no use."""
         # the other end of the wire may live on in what the training process has forked
         trainer = select.poll()
-        trainer.register(os.pidfd_open(self._wire.other[0]), select.POLLIN)
+        try:
+            trainer.register(os.pidfd_open(self._wire.other[0]), select.POLLIN)
+        except ProcessLookupError:  # it has died before
+            os._exit(0)
         while not (dead := network.dead):
             if trainer.poll(1000 * _LOOK_S):
                 os._exit(0)
