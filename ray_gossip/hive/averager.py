@@ -198,11 +198,11 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._start(is_founder=is_founder)
         return await self._membership.join(from_round, began_as=began_as)
 
-    async def _join_again(self, from_round: int, began_as: str, kept_in: int) -> View:
+    async def _join_again(self, called: int, began_as: str, kept_in: int) -> int:
         self._mixer.start(self._averaged_tensors[0], is_founder=False)
         self._kept_in = kept_in
         self._mixer.restore(self._kept[kept_in])
-        return await self._membership.join(from_round, began_as=began_as)
+        return await self._membership.join_again(called=called, began_as=began_as)
 
     async def _start_anew(self) -> None:
         self._start(is_founder=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import hivemind
 from hivemind.p2p import PeerID
-from hivemind.utils import ValueWithExpiration, get_dht_time
+from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, ValueWithExpiration, get_dht_time
 
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
@@ -28,6 +28,7 @@ REDECLARE_S = 5.0
 _LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer is cut off
 _LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to be the newest
 _CHANCES = 3  # to renew a declaration before it expires
+_AHEAD = 2  # rounds; by then all others have seen a new declaration
 _READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
 
 
@@ -84,6 +85,23 @@ class Membership:
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew())
         return await self.read()
+
+    async def join_again(self, *, called: int, began_as: str) -> int:
+        """Declare a peer that was declared by another process, which has died.
+
+        Args:
+            called: the latest round to which this peer was called.
+
+        Returns:
+            The first round in which it counts. While what was declared for it holds, the others have never left it out.
+        """
+        view = await self.read()
+        from_round = max(view.latest_round, called) + _AHEAD
+        before, self._expires_at = self._declared.get(self.own.peer_id, (self.own, 0.0))
+        if self._expires_at - get_dht_time() > MAX_DHT_TIME_DISCREPANCY_SECONDS:
+            from_round = max(before.from_round, from_round - _AHEAD + 1)
+        await self.join(from_round, began_as=began_as)
+        return from_round
 
     async def leave(self) -> None:
         """Announce the departure."""

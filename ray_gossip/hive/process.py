@@ -180,10 +180,15 @@ def quiet_hivemind() -> None:
     warnings.filterwarnings("ignore", module="hivemind")  # deprecations that only its authors can mend
 
 
-def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -> hivemind.DHT:
+def start_dht(
+    *, initial_peers: Sequence[str], listen: Listen, start_s: float, may_be_taken: bool = True
+) -> hivemind.DHT:
     """Start this process's DHT node and libp2p daemon.
 
     Without initial peers it founds a new swarm. Waits at most `start_s` seconds.
+
+    Args:
+        may_be_taken: another peer may have the same identity. hivemind looks with another daemon first: half a second.
 
     Raises:
         SwarmError: it cannot listen there, or nobody answers at the initial peers.
@@ -197,6 +202,7 @@ def start_dht(*, initial_peers: Sequence[str], listen: Listen, start_s: float) -
         startup_timeout=start_s,
         use_auto_relay=False,
         use_relay=False,
+        check_if_identity_free=may_be_taken,
     )
     try:
         with in_background():

@@ -33,7 +33,6 @@ _RESTART_S = 30.0  # for another one to take its seat; the first one has swarm.s
 _BUDGET, _BUDGET_S = 10, 300.0  # restarts in so many seconds; more, and something is wrong that no restart mends
 _ADDRESSES_S = 5.0  # how often to ask where the others can be dialled
 _DIAL_S = 2.0  # how often to dial them, where nobody is connected
-_AHEAD = 2  # rounds; by then all others have seen the new declaration
 
 
 class Network(Commands):
@@ -267,12 +266,10 @@ class Network(Commands):
             _answered(sidecar.call("_share_state"), within_s=within_s)
         if self._began_as is None:
             return
-        view: View = _answered(sidecar.call("_read_members"), within_s=within_s)
-        self.first_round = max(view.latest_round, self.signals.called) + _AHEAD
-        joined = sidecar.call(
-            "_join_again", from_round=self.first_round, began_as=self._began_as, kept_in=self._kept_in
+        first_round = sidecar.call(
+            "_join_again", called=self.signals.called, began_as=self._began_as, kept_in=self._kept_in
         )
-        _answered(joined, within_s=within_s)
+        self.first_round = _answered(first_round, within_s=within_s)
 
 
 def _answered(future: Future[Any], *, within_s: float) -> Any:

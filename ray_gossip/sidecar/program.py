@@ -107,12 +107,15 @@ class _Program:
         start_s: float,
     ) -> Seat:
         """Join the DHT; a charter and an index of its own if none are given."""
-        if listen.identity_path is None:  # of this peer only, and of all its sidecars
+        is_users = listen.identity_path is not None
+        if not is_users:  # of this peer only, and of all its sidecars
             path = Path(f"/proc/{os.getpid()}/fd/{identity}")
             if os.fstat(identity).st_size == 0:
                 make_identity(path)
             listen = replace(listen, identity_path=path)
-        self._dht = start_dht(initial_peers=initial_peers, listen=listen, start_s=start_s)
+        self._dht = start_dht(
+            initial_peers=initial_peers, listen=listen, start_s=start_s, may_be_taken=is_users and place is None
+        )
         self._network = NetworkProcesses(self._dht)
         threading.Thread(target=self._watch, args=[self._network], daemon=True).start()
         if place is None:

@@ -42,9 +42,10 @@ class DictionaryDHT:
                 return True
             self.num_stores += 1
             entries = self.records.setdefault(key, {})
-            if subkey not in entries or entries[subkey].expiration_time < expiration_time:
+            is_newer = subkey not in entries or entries[subkey].expiration_time < expiration_time
+            if is_newer:
                 entries[subkey] = ValueWithExpiration(value, expiration_time)
-            return True
+            return is_newer
 
         return stored()
 

@@ -1,0 +1,63 @@
+"""A peer whose sidecar has died is declared again by the next one. A dictionary stands for the DHT."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hivemind.utils import ValueWithExpiration
+
+from ray_gossip.gossip.members import View
+from ray_gossip.hive import membership
+from ray_gossip.hive.membership import members_key
+from tests.unit.dictionary_dht import DictionaryDHT, enter, stop_renewing
+
+
+def from_round_of_first(view: View) -> int:
+    return next(member.from_round for member in view.present if member.peer_index == 0)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "declared_from", "called", "from_round"),
+    [
+        (0.0, 0, -1, 8),  # the others have never left it out: from the next round on
+        (0.0, 0, 8, 9),  # which has begun, as this peer was told
+        (0.0, 20, -1, 20),  # it had not counted yet
+        (membership.MEMBER_TTL_S - 2.0, 0, -1, 9),  # some may have left it out already
+        (membership.MEMBER_TTL_S, 0, -1, 9),
+    ],
+)
+def test_a_peer_that_is_declared_by_another_process_counts_again_as_soon_as_all_others_know_it(
+    age_s: float, declared_from: int, called: int, from_round: int
+) -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        dead, other = enter(dht, "A", 0), enter(dht, "B", 1)
+        await dead.join(declared_from)
+        stop_renewing(dead)
+        value, expires_at = dht.records[members_key("test")][b"A"]
+        dht.records[members_key("test")][b"A"] = ValueWithExpiration(value, expires_at - age_s)
+        await other.join(0)
+        await other.at_round(7, local_step=0)
+        await other._declare()
+        next_one = enter(dht, "A", 0)
+        assert await next_one.join_again(called=called, began_as="") == from_round
+        assert from_round_of_first(await other.read()) == from_round
+
+    asyncio.run(test())
+
+
+def test_a_peer_that_is_declared_again_counts_though_its_last_declaration_holds_for_long() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        slow = enter(dht, "A", 0)
+        await slow.join(0)
+        slow._took_s = 30.0
+        await slow._declare()
+        stop_renewing(slow)
+        next_one = enter(dht, "A", 0)
+        await next_one.join_again(called=4, began_as="")
+        assert not next_one.has_expired
+        assert from_round_of_first(await enter(dht, "B", 1).read()) == 5
+
+    asyncio.run(test())
