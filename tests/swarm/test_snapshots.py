@@ -95,8 +95,9 @@ def test_a_snapshot_is_the_state_between_two_local_steps_at_whatever_moment_it_i
 
 
 def test_peers_that_start_from_a_snapshot_have_exactly_its_parameters_and_go_on_at_its_local_step() -> None:
-    options = settings(2, "train.local_steps=100", "gossip.steps=7")
-    with start_peers(settings(1, "train.local_steps=60")) as (source,):
+    slow = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.03")  # a round ends within an interval
+    options = settings(2, *slow, "train.local_steps=100", "gossip.steps=7")
+    with start_peers(settings(1, *slow, "train.local_steps=60")) as (source,):
         source.call(run)
         snapshot = source.call(Peer.snapshot)
     with start_peers(options, start=snapshot) as peers:
