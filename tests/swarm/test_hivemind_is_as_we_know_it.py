@@ -6,6 +6,7 @@ Where a test of real rounds would only hang or fail strangely, these say which n
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import inspect
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.averaging.partition import AllreduceException, TensorPartContainer, TensorPartReducer
 from hivemind.compression import NoCompression
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID, ServicerBase
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture
 
@@ -32,6 +34,8 @@ from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.process import AlwaysForked
 from ray_gossip.hive.shipped import _ObservedAverager
+
+RELAY = "/libp2p/circuit/relay/0.2.0/hop"
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -217,3 +221,30 @@ def test_a_dht_takes_the_arguments_of_start_dht_and_shuts_down_when_asked() -> N
     assert {"host_maddrs", "startup_timeout", "use_auto_relay", "use_relay"} <= set(parameters(P2P.create))
     assert callable(hivemind.DHT.shutdown)
     assert callable(hivemind.DHT.get_visible_maddrs)
+
+
+# what only hivemind's authors can mend
+@pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")
+@pytest.mark.parametrize("is_relay", [True, False])
+def test_a_daemon_relays_for_strangers_only_where_it_is_told_to(is_relay: bool) -> None:
+    async def test() -> None:
+        daemons = [await P2P.create(use_relay=each) for each in (is_relay, False)]
+        try:
+            peer, stranger = daemons
+            addresses = [address.decapsulate(f"/p2p/{peer.peer_id}") for address in await peer.get_visible_maddrs()]
+            await stranger._client.connect(peer.peer_id, addresses)
+            opening = stranger._client.stream_open(peer.peer_id, [RELAY])
+            if is_relay:
+                stream, _, writer = await opening
+                assert stream.proto == RELAY
+                writer.close()
+            else:
+                with pytest.raises(ControlFailure, match="protocols not supported"):
+                    await opening
+        finally:
+            for daemon in daemons:
+                await daemon.shutdown()
+
+    asyncio.run(test())
+    gc.collect()  # while what hivemind has left open is ignored
