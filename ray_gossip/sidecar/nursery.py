@@ -108,10 +108,8 @@ def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Ca
         parent_ended = os.pidfd_open(parent)
     except ProcessLookupError:  # it has died meanwhile
         return None
-    try:
-        folder = tempfile.mkdtemp(
-            prefix=f"ray_gossip-{parent}-", dir="/tmp"
-        )  # short: a socket's path has 107 characters
+    try:  # in /tmp: a socket's path has 107 characters at most
+        folder = tempfile.mkdtemp(prefix=f"ray_gossip-{parent}-", dir="/tmp")
     except OSError:  # a full disk ends no nursery; the sidecar says what it cannot do without
         folder = None
     pid = os.fork()
