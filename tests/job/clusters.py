@@ -58,15 +58,15 @@ def _main() -> None:
     from ray.cluster_utils import Cluster as RayCluster
     from ray.util.placement_group import placement_group
 
-    memory = {"object_store_memory": 80 * 2**20}
+    frugal = {"object_store_memory": 80 * 2**20, "include_log_monitor": False}
     workers = {"setup_worker_path": forked.__file__} if forked.WORKERS in os.environ else {}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no answer
     head, *others = json.loads(sys.argv[1])
-    cluster = RayCluster(initialize_head=True, head_node_args={"include_dashboard": False, **memory, **workers, **head})
+    cluster = RayCluster(initialize_head=True, head_node_args={"include_dashboard": False, **frugal, **workers, **head})
     try:
         for node in others:
-            cluster.add_node(**memory, **workers, **node)
+            cluster.add_node(**frugal, **workers, **node)
         cluster.wait_for_nodes()
         print(cluster.address, file=answers, flush=True)
         for line in sys.stdin:

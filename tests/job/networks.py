@@ -31,15 +31,14 @@ class Slow(Linear):
 PACED = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.01")
 
 
-class Fragile(Linear):
+class Fragile(Slow):
     """Fails in one process: in that whose id the file `order` holds."""
 
-    def __init__(self, in_shape: tuple[int, ...], num_classes: int, *, order: str) -> None:
-        super().__init__(in_shape, num_classes)
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int, *, order: str, step_s: float) -> None:
+        super().__init__(in_shape, num_classes, step_s=step_s)
         self._order = Path(order)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self._order.exists() and self._order.read_text() == str(os.getpid()):
             raise ArithmeticError("a layer of this model has failed")
-        outputs: Tensor = super().forward(inputs)
-        return outputs
+        return super().forward(inputs)

@@ -53,6 +53,28 @@ def finish_in(
     )
 
 
+class _Log:
+    """A file of JSON lines that grows, and may make room for a new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, (0, 0)
+        self._offset, self._records = 0, list[dict[str, Any]]()
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records; what was there the last time is not read again."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if (status.st_dev, status.st_ino) != self._file:
+                self._file, self._offset, self._records = (status.st_dev, status.st_ino), 0, []
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole + newline)
+        self._records += [json.loads(line) for line in whole.splitlines()]
+        return self._records
+
+
 class Run:
     """`ray-gossip train … --json`, or another command, in the foreground of a session of its own, as in a shell.
 
@@ -81,6 +103,7 @@ class Run:
         self.code: int | None = None  # exit code, once it has ended
         self.stdout = self.stderr = ""  # what it wrote; on a terminal, all is in stdout
         self.processes: set[Process] = set()  # of the run, as far as seen; grows by `look`
+        self._logs: dict[str, _Log] = {}  # of each trial
         self._keyboard: int | None = None
         self._process: subprocess.Popen[Any] | Forked
         whole = [*program, command, *words, "--run-dir", str(run_dir)]
@@ -109,10 +132,8 @@ class Run:
 
     def events(self, kind: str, *, trial: str = "") -> list[dict[str, Any]]:
         """The records of one kind that are in events.jsonl now, of a trial if this is a sweep."""
-        path = self.run_dir / trial / "events.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [record for record in records if record["event"] == kind]
+        log = self._logs.setdefault(trial, _Log(self.run_dir / trial / "events.jsonl"))
+        return [record for record in log.read() if record["event"] == kind]
 
     def wait_for(self, kind: str, *, count: int = 1, within_s: float = RUN_S, trial: str = "") -> list[dict[str, Any]]:
         """Wait until there are so many records of one kind; returns them."""

@@ -13,7 +13,7 @@ from tests.job.runs import Run
 
 
 def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray: str, tmp_path: Path) -> None:
-    words = (*PACED, "swarm.num_peers=3", "swarm.silent_s=5", "swarm.final_s=10", "train.local_steps=2000")
+    words = (*PACED, "swarm.num_peers=3", "swarm.silent_s=5", "swarm.final_s=10", "train.local_steps=1200")
     with Run(tmp_path / "run", *words, address=ray) as run:
         run.wait_until_training()
         victim = next(peer for peer in run.events("PeerStarted") if peer["peer_index"] == 1)

@@ -19,8 +19,8 @@ STOP_S = 15.0  # promised
 END_OF_PROCESSES_S = 5.0
 
 
-def test_ctrl_c_on_a_terminal_ends_the_run_and_leaves_no_process(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", *ENDLESS, terminal=True) as run:
+def test_ctrl_c_on_a_terminal_ends_the_run_and_leaves_no_process(ray: str, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", *ENDLESS, terminal=True, address=ray) as run:
         run.wait_until_training()
         assert sum("p2pd" in process.command for process in run.processes) == 2
         run.press_ctrl_c()
@@ -91,8 +91,8 @@ def casualties(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of four peers: 2 loses its sidecar, 0, through which the others joined, is killed, and 1 raises."""
     folder = tmp_path_factory.mktemp("casualties")
     order = folder / "order"
-    words = ("gossip.group_size=4", "train.local_steps=4000", "model.factory=tests.job.networks:Fragile")
-    with Run(folder / "run", *words, f"model.args={{order: {order}}}", address=ray) as run:
+    words = ("gossip.group_size=4", "train.local_steps=3000", "model.factory=tests.job.networks:Fragile")
+    with Run(folder / "run", *words, f"model.args={{order: {order}, step_s: 0.005}}", address=ray) as run:
         run.wait_until_training()
         pids = {peer["peer_index"]: peer["pid"] for peer in run.events("PeerStarted")}
 

@@ -114,7 +114,8 @@ def test_one_peer_trains_alone(ray: str, tmp_path: Path) -> None:
 
 
 def test_six_peers_train_in_groups_of_up_to_four(ray: str, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "swarm.num_peers=6", "gossip.group_size=4", "train.local_steps=100", address=ray)
+    words = ("swarm.num_peers=6", "gossip.group_size=4", "model.name=mlp", "train.local_steps=100")
+    run = train(tmp_path / "run", *words, address=ray)
     assert run.summary["merged_accuracy"] > 0.9
     assert run.summary["rounds"]["failed"] == run.summary["rounds"]["partial"] == 0
     assert run.summary["final_outcome"] == ["averaged"] * 6
@@ -137,7 +138,13 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
 ) -> None:
     """Peers that have not met for 90 steps know little but their own classes; the mean of them knows all. One round for
     each, whatever their speeds: a later one that a slower peer holds shortly before its end would make them alike."""
-    words = ("gossip.group_size=4", "gossip.steps=300", "train.local_steps=390", "train.eval_every=1000")
+    words = (
+        "gossip.group_size=4",
+        "gossip.steps=300",
+        "train.local_steps=390",
+        "train.eval_every=1000",
+        "model.name=mlp",
+    )
     run = train(tmp_path / "run", *words, *shards, address=ray)
     assert run.summary["merged_accuracy"] > statistics.mean(run.summary["peer_accuracy"])
     curves = EventAccumulator(str(run.run_dir / "swarm"))

@@ -14,5 +14,5 @@ def wait_for(condition: Callable[[], Value], *, within_s: float, what: str | Cal
     deadline = time.monotonic() + within_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what if isinstance(what, str) else what()}"
-        time.sleep(0.05)
+        time.sleep(0.1)
     return value
