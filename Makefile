@@ -40,10 +40,10 @@ unit: setup ## tests that start no process
 	$(BIN)/python -m pytest tests/unit -n $(or $(WORKERS),3) $(ARGS)
 
 swarm: setup ## tests on real hivemind peers
-	$(BIN)/python -m pytest tests/swarm -n $(or $(WORKERS),3) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest tests/swarm -n $(or $(WORKERS),3) --dist loadscope $(ARGS)
 
 job: setup ## tests on real Ray, through the command line
-	$(BIN)/python -m pytest tests/job -n $(or $(WORKERS),2) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest tests/job -n $(or $(WORKERS),2) --dist loadscope $(ARGS)
 
 constraints: | $(UV) ## pin what pyproject.toml newly needs; what is pinned stays so
 	$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev \

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("ray_gossip", deadline=None)  # a machine under load is normal
 settings.load_profile("ray_gossip")
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Tests that use the same fixture of their file run in one process, so that it is made once, with `--dist
-    loadgroup`: pytest-xdist has a marker for it, which pytest 9.2 does not see."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            of_file = [
-                name for name in getattr(item, "fixturenames", ()) if hasattr(getattr(item, "module", None), name)
-            ]
-            item._nodeid += "".join(f"@{item.path.stem}.{name}" for name in of_file[:1])  # type: ignore[attr-defined]
+class FilesThatShare(LoadScopeScheduling):
+    """Which tests one process runs, one after the other: those of a file that makes something once for several of its
+    tests; every other test is for any process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if _makes_something_once(self.config.rootpath / file) else nodeid
+
+
+@lru_cache
+def _makes_something_once(file: Path) -> bool:
+    return "@pytest.fixture(scope=" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    return FilesThatShare(config, log) if config.getoption("dist") == "loadscope" else None
