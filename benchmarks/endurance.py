@@ -87,7 +87,9 @@ class VectorPeer(BenchmarkPeer):
     def network_pids(self) -> dict[str, int]:
         """Of the present sidecar, or of the next one where it was just killed, and what it has forked."""
         self.network.wait_until_back(HEALED_S)
-        return dict(zip(KINDS, _family(self.network.pid), strict=True))
+        sidecar = psutil.Process(self.network.pid)
+        below = sorted(sidecar.children(recursive=True), key=lambda process: process.name() == "p2pd")
+        return dict(zip(KINDS, [process.pid for process in (sidecar, *below)], strict=True))
 
     def turn(self, seconds: float) -> Turn:
         """Local steps of a fixed time."""
@@ -103,14 +105,6 @@ class VectorPeer(BenchmarkPeer):
 
 
 _NAMES = ("training", *KINDS)
-
-
-def _family(pid: int) -> Iterator[int]:
-    """This process, then all below it, the oldest first."""
-    yield pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for child in sorted(map(int, children)):
-        yield from _family(child)
 
 
 def _megabytes(pid: int) -> float:

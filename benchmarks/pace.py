@@ -39,7 +39,7 @@ from harness import Pace, SteppingPeer, conclude, print_table, start_peers
 
 from ray_gossip.config import Config, parse
 from ray_gossip.records import RoundReport
-from ray_gossip.testing import Peers, RemotePeer
+from ray_gossip.testing import Peers, RemotePeer, processes_of
 
 SIZE = {0.3: 250_000, 3.0: 1_000_000, 10.0: 1_000_000}  # 13 rounds a second of a million parameters fill two cores
 STEPS = {0.3: (0.05, 6), 3.0: (0.1, 30), 10.0: (0.1, 100)}  # interval -> seconds of a local step, H
@@ -135,7 +135,7 @@ def run(case: Case, peers: Peers, alone_s: dict[float, float]) -> Result:
         away = (time.time(), time.time() + EXPIRY_S)
         taking_part = [(index, peer) for index, peer in taking_part if index != VICTIM]
     elif case.scenario == "stopped":
-        pids = processes_of(peers[VICTIM])
+        pids = [process.pid for process in processes_of(peers[VICTIM].process.pid)]
         signal_all(pids, signal.SIGSTOP)
         away = (time.time(), time.time() + STOPPED_S + 2.0)
         time.sleep(STOPPED_S)
@@ -189,15 +189,6 @@ def in_a_row(reports: Sequence[RoundReport]) -> int:
         current = 0 if report.outcome == "averaged" else current + 1
         longest = max(longest, current)
     return longest
-
-
-def processes_of(peer: RemotePeer) -> list[int]:
-    """A peer's process and all below it."""
-    import psutil
-
-    assert peer.process.pid is not None
-    own = psutil.Process(peer.process.pid)
-    return [own.pid, *(child.pid for child in own.children(recursive=True))]
 
 
 def signal_all(pids: Sequence[int], number: signal.Signals) -> None:

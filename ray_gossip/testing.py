@@ -7,6 +7,7 @@ instead of 7 s on two cores.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from ray_gossip.config import Config
@@ -23,9 +25,21 @@ from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.records import RoundReport
 from ray_gossip.sidecar.network import Network
+from ray_gossip.sidecar.nursery import title
 
 START_S = 60.0
 CALL_S = 60.0
+
+
+def processes_of(pid: int) -> list[psutil.Process]:
+    """A training process, all below it, and its sidecar with DHT process and libp2p daemon; a sidecar is no child of
+    its training process."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter(["name"]):
+        if process.pid == pid or process.info["name"] == title(pid):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+                found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return [*found.values()]
 
 
 class VectorState:

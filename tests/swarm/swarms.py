@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+import psutil
 import torch
 
 from ray_gossip import config
@@ -55,33 +53,13 @@ def distance_from_mean(peer: GossipPeer, seeds: list[int]) -> float:
     return float((peer.state.values - mean).abs().max())
 
 
-@dataclass(frozen=True)
-class Process:
-    pid: int
-    name: str
-
-
-def descendants(pid: int) -> list[Process]:
-    """Children, their children, and so on, as /proc shows them now."""
-    children: dict[int, list[Process]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-                children.setdefault(int(rest.split()[1]), []).append(Process(int(folder.name), name))
-    found: list[Process] = []
-    for parent in itertools.chain([Process(pid, "")], found):  # grows while it is read
-        found += children.get(parent.pid, [])
-    return found
-
-
 def sidecar(peer: GossipPeer) -> int:
     """The process id of the present one."""
     return peer.network.pid
 
 
-def network_processes(peer: RemotePeer) -> list[Process]:
+def network_processes(peer: RemotePeer) -> list[psutil.Process]:
     """Sidecar, DHT and libp2p daemon of a peer, in this order."""
-    pid: int = peer.call(sidecar)
-    dht, daemon = sorted(descendants(pid), key=lambda process: process.name == "p2pd")
-    return [Process(pid, Path(f"/proc/{pid}/comm").read_text().strip()), dht, daemon]
+    present = psutil.Process(peer.call(sidecar))
+    dht, daemon = sorted(present.children(recursive=True), key=lambda process: process.name() == "p2pd")
+    return [present, dht, daemon]

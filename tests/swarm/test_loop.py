@@ -16,11 +16,11 @@ from torch import nn
 
 import ray_gossip
 from ray_gossip.causes import NO_OTHERS
-from ray_gossip.testing import RemotePeer
-from tests.swarm.swarms import descendants
+from ray_gossip.testing import RemotePeer, processes_of
 
 GOSSIP = {"steps": 1, "overlap": False, "matchmaking_s": 2}
 SWARM = {"start_s": 30}
+GONE_S = 5.0
 EXPIRED_S = 60.0  # within which a dead peer counts no more, on busy cores too
 
 
@@ -130,10 +130,13 @@ def peer_index(loop: Loop) -> int:
     return loop.peer.peer_index
 
 
-def left(loop: RemotePeer) -> list[str]:
-    """Processes below this one."""
+def wait_until_alone(loop: RemotePeer) -> None:
+    """Until no process is left of its network side."""
     assert loop.process.pid is not None
-    return [process.name for process in descendants(loop.process.pid)]
+    deadline = time.monotonic() + GONE_S
+    while left := [process for process in processes_of(loop.process.pid) if process.pid != loop.process.pid]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
 
 
 def test_a_newcomer_starts_from_the_swarms_parameters_and_leaves_without_holding_up_anybody(start: Start) -> None:
@@ -149,7 +152,7 @@ def test_a_newcomer_starts_from_the_swarms_parameters_and_leaves_without_holding
     first.call(Loop.stop)
     assert 1.0 < first.call(Loop.weights)[0] < 3.0
     assert newcomer.call(Loop.leave, False) is None
-    assert left(newcomer) == []
+    wait_until_alone(newcomer)
     started = time.monotonic()
     assert first.call(Loop.steps, 2)[-1] == ("alone", 1)
     assert time.monotonic() - started < 5.0
@@ -168,7 +171,8 @@ def test_a_peer_that_joins_before_the_first_round_starts_from_the_founders_param
         loop.send(Loop.leave, True)
     assert [loop.receive() for loop in (first, second)] == ["averaged"] * 2
     assert first.call(Loop.weights) == second.call(Loop.weights) == [1.5] * 4
-    assert left(first) == left(second) == []
+    wait_until_alone(first)
+    wait_until_alone(second)
 
 
 def test_a_peer_that_agrees_with_some_of_the_swarm_only_names_those_missing(start: Start) -> None:
@@ -256,7 +260,7 @@ def test_a_peer_that_is_alone_says_so_and_leaves_at_once_and_only_once(start: St
     assert "no other peer was ever here, so that nothing was averaged; give all but the first one initial_peers" in told
     assert loop.call(Loop.leave, True) is None
     assert loop.call(Loop.steps_and_tell, 3).count("it trains on after leave(): nobody averages with it any more") == 1
-    assert left(loop) == []
+    wait_until_alone(loop)
 
 
 def test_of_two_peers_that_lose_each_other_both_say_so_in_the_end(start: Start) -> None:

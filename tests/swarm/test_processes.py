@@ -9,25 +9,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 
 from ray_gossip.testing import GossipPeer, Peers, start_swarm
-from tests.swarm.swarms import Process, blocking, gossip, network_processes
+from tests.swarm.swarms import blocking, gossip, network_processes
 
 DEADLINE_S = 5.0
 HUNG_S = 3.0
 
 
-def is_running(process: Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """False for what is gone, and for what is dead and only not yet collected by its parent."""
     try:
-        name, _, rest = Path(f"/proc/{process.pid}/stat").read_text().partition("(")[2].rpartition(")")
-    except OSError:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return name == process.name and rest.split()[0] not in "ZX"
 
 
-def assert_they_end(processes: Iterable[Process]) -> None:
+def assert_they_end(processes: Iterable[psutil.Process]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     left = list(processes)
     while left and time.monotonic() < deadline:
@@ -36,12 +36,12 @@ def assert_they_end(processes: Iterable[Process]) -> None:
     assert not left
 
 
-def children(peers: Peers) -> list[list[Process]]:
+def children(peers: Peers) -> list[list[psutil.Process]]:
     """The network processes of each peer."""
     return [network_processes(peer) for peer in peers]
 
 
-def shared_memory_of(process: Process) -> list[str]:
+def shared_memory_of(process: psutil.Process) -> list[str]:
     """The files of shared memory that it has mapped; those without a name end in "(deleted)"."""
     lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     return sorted({line.split(maxsplit=5)[5] for line in lines if "/dev/shm/torch_" in line or "/memfd:" in line})
