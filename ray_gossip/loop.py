@@ -99,7 +99,12 @@ def join(
         network.end()
         raise
     try:
-        print(f"ray_gossip: others join with initial_peers={list(peer.multiaddrs)}", file=sys.stderr, flush=True)
+        waits = founders > 1 and not initial_peers
+        awaited = (
+            f"waits for {founders - 1} more, at most swarm.start_s={settings.swarm.start_s:g} s; " if waits else ""
+        )
+        how = f"others join with initial_peers={list(peer.multiaddrs)}"
+        print(f"ray_gossip: {awaited}{how}", file=sys.stderr, flush=True)
         if initial_peers:
             peer.local_step = peer._engine.enter(founders=founders)
         else:
@@ -123,6 +128,7 @@ class LoopPeer:
         self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
         self._has_met = self._is_told_alone = False  # another member; that there has been none
+        self._is_with_others = False
         self._state = _State(averaged)
         engine.attach(self._state)
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
@@ -210,7 +216,11 @@ class LoopPeer:
         self.rounds.update(report.outcome for report in reports)
         for report in reports:
             self._engine.notices += [each.text for each in self._observer.see(report) if isinstance(each, Notice)]
-            self._has_met |= report.outcome != "alone" or report.cause != NO_OTHERS
+            is_with_others = report.outcome != "alone" or report.cause != NO_OTHERS
+            if self._is_with_others and not is_with_others:
+                self._engine.notices.append("no other peer is in the swarm any more: this one trains on alone")
+            self._is_with_others = is_with_others
+            self._has_met |= is_with_others
         if not self._has_met and not self._is_told_alone and self.rounds.total() >= _LONE_ROUNDS:
             self._is_told_alone = True
             self._engine.notices.append(f"{_LONE_ROUNDS} rounds, and no other peer is here yet; {_HOW_TO_MEET}")

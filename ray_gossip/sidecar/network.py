@@ -254,7 +254,7 @@ class Network(Commands):
                 self._sidecar = sidecar
             self.seat = replace(self.seat, peer_id=seat.peer_id, multiaddrs=seat.multiaddrs)
             self._pulse, self._is_connected = Pulse(), False
-            self.notices.append(f"{why}; another one takes its place after {time.monotonic() - started:.1f} s")
+            self.notices.append(f"{why}; another one took its place after {time.monotonic() - started:.1f} s")
             self._is_restarting.clear()
             return
         self._given_up = f"{why}, and no other one could be started: {latest}"

@@ -26,7 +26,7 @@ _RULES = (
     _Rule((causes.OTHER_MODEL,), "give all peers the same model.name or model.factory", True),
     _Rule(
         (causes.UNREACHABLE,),
-        "if that lasts, open all ports between the machines; a peer behind a router needs --announce_maddr "
+        "if it has not died, open all ports between the machines; a peer behind a router needs --announce_maddr "
         "(announce_maddrs in join)",
         True,
     ),

@@ -105,7 +105,7 @@ def test_one_that_is_killed_is_replaced_and_only_the_round_in_flight_is_lost(kin
         victim = peers[0 if is_founder else 1]
         disturb(peers, victim, kind, signal.SIGKILL)
         (told,) = victim.call(notices)
-        assert "of this peer died; another one takes its place after" in told
+        assert "of this peer died; another one took its place after" in told
         assert ("network process" if kind == "sidecar" else kind) in told
         for found in peers.all(GossipPeer.get):
             assert torch.equal(found, state)  # identical peers that average stay so, bit for bit
@@ -115,7 +115,7 @@ def test_one_that_is_killed_while_local_steps_wait_for_its_round_costs_that_roun
     with start_swarm(settings("gossip.steps=1"), SIZE) as peers:
         disturb(peers, peers[1], "sidecar", signal.SIGKILL, step_s=0.001)
         (told,) = peers[1].call(notices)
-        assert "the network process of this peer died; another one takes its place after" in told
+        assert "the network process of this peer died; another one took its place after" in told
 
 
 class CuriousPeer(GossipPeer):
@@ -131,7 +131,7 @@ def test_one_that_is_killed_while_it_is_asked_for_addresses_is_replaced_too(kind
     with start_swarm(settings(), SIZE, build=CuriousPeer) as peers:
         disturb(peers, peers[1], kind, signal.SIGKILL, step_s=0.01)
         (told,) = peers[1].call(notices)
-        assert "of this peer died; another one takes its place after" in told
+        assert "of this peer died; another one took its place after" in told
 
 
 def until_averaged(peer: GossipPeer, count: int) -> None:
@@ -172,7 +172,7 @@ def test_those_of_all_peers_that_die_at_once_are_replaced_and_find_each_other(ki
         until_healed(peers, kill_all, told=dict.fromkeys(peers, 1))
         for peer in peers:
             (told,) = peer.call(notices)
-            assert f"{'network process' if kind == 'sidecar' else kind} of this peer died; another one takes" in told
+            assert f"{'network process' if kind == 'sidecar' else kind} of this peer died; another one took" in told
 
 
 def test_that_of_the_last_peer_of_a_swarm_is_replaced_too() -> None:
@@ -182,7 +182,7 @@ def test_that_of_the_last_peer_of_a_swarm_is_replaced_too() -> None:
         last, pid = peers[1], peers[1].call(sidecar)
         until_healed(Peers([last]), lambda: os.kill(pid, signal.SIGKILL), told={last: 1}, outcome="alone")
         (told,) = peers[1].call(notices)
-        assert "the network process of this peer died; another one takes its place after" in told
+        assert "the network process of this peer died; another one took its place after" in told
 
 
 class MistakenPeer(GossipPeer):
@@ -256,4 +256,4 @@ def test_one_that_stands_still_is_replaced(kind: str) -> None:
         disturb(peers, peers[1], kind, signal.SIGSTOP)
         (told,) = peers[1].call(notices)
         name = "network process" if kind == "sidecar" else kind
-        assert f"the {name} of this peer has been hung for 3 s; another one takes its place" in told
+        assert f"the {name} of this peer has been hung for 3 s; another one took its place" in told
