@@ -41,8 +41,8 @@ class Leaving:
 
     def agree(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
-        bytes_sent, had_others, deadline = 0, False, time.monotonic() + self._final_s
-        for attempt in range(_FINAL_ATTEMPTS):
+        attempt, bytes_sent, had_others, deadline = 0, 0, False, time.monotonic() + self._final_s
+        for _ in range(_FINAL_ATTEMPTS):
             self._snapshot.take(local_step)
             self._averager.wait_until_back(self._final_s)
             with contextlib.suppress(*_LATE, Interrupted):  # then the last view counts, as in any round
@@ -52,14 +52,17 @@ class Leaving:
                 result: RoundResult = self._wait(
                     self._averager.gossip_round(attempt, is_final=True, local_step=local_step, wait_s=wait_s)
                 )
-            except Interrupted as died:
+            except Interrupted as died:  # the others may be in it still
                 result = RoundResult.interrupted(attempt, str(died), members=())
+                if time.monotonic() < deadline:
+                    continue
             bytes_sent += result.bytes_sent
             had_others |= result.num_members > 1 or result.is_hermit
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)
             if not _is_worth_another(result, attempt) or time.monotonic() > deadline:
                 break
+            attempt += 1
             if OTHER_VIEW in result.cause:
                 time.sleep(_DISAGREE_S)
         return FinalResult(

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
-from ray_gossip.causes import SILENT, TOO_LATE
+from ray_gossip.causes import SILENT, TOO_LATE, UNREACHABLE
 
 PROBE_S = 0.25  # a meeting asks after missing members this often: the price of a dead groupmate
 CALL_S = 0.05  # a groupmate that comes a moment later by itself need not be called
@@ -62,11 +62,13 @@ class Meeting:
     Args:
         expected: peer ids of the group.
         wait_s: the longest that it may take.
+        back_s: how long it waits for a member that cannot be reached: its network side may be back by then.
     """
 
     expected: frozenset[str]
     probe: Probe
     wait_s: float
+    back_s: float = 0.0
     arrived: dict[str, int] = field(default_factory=dict)  # peer id -> anchor
     absent: dict[str, str] = field(default_factory=dict)
 
@@ -78,6 +80,7 @@ class Meeting:
         self._ask_at = self.opened + PROBE_S
         self._has_called = False
         self._answered: set[str] = set()  # of those that are missing
+        self._gone_at: dict[str, float] = {}  # members that cannot be reached, and since when
         self._ahead = -1
         self._news = asyncio.Event()
         self._ended: asyncio.Future[Gathering] = loop.create_future()
@@ -102,7 +105,10 @@ class Meeting:
             return await asyncio.shield(self._ended)
         except asyncio.CancelledError:
             if not self._ended.done():
-                self._set(peer_id, "did not wait for the others")
+                if self.back_s:
+                    self.arrived.pop(peer_id, None)  # missing again: it is asked
+                else:
+                    self._set(peer_id, "did not wait for the others")
             raise
 
     @property
@@ -176,6 +182,10 @@ class Meeting:
                 continue
             self._answered.add(peer_id)
             answer = task.result()
+            if answer.reason != UNREACHABLE:
+                self._gone_at.pop(peer_id, None)
+            elif self._now() - self._gone_at.setdefault(peer_id, self._now()) < self.back_s:
+                continue
             if answer.reason and peer_id not in self.arrived:
                 self.absent[peer_id] = answer.reason
                 self._ahead = max(self._ahead, answer.round)

@@ -98,6 +98,14 @@ class View:
         return values[len(values) // 2] if values else 1
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """What a peer knows of the others, for whoever takes the place of its sidecar."""
+
+    addresses: tuple[str, ...]  # multiaddrs at which those are connected that are
+    members: tuple[Member, ...]
+
+
 def takers(members: Iterable[Member]) -> tuple[int, ...]:
     """Peer indices of those to which the swarm's samples are dealt, in order."""
     return tuple(sorted({member.peer_index for member in members if not member.has_own_data}))

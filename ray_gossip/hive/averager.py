@@ -30,7 +30,7 @@ from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
 from ray_gossip.gossip.guests import GuestBook, unpack
 from ray_gossip.gossip.handover import Handover
-from ray_gossip.gossip.members import Member, View, donors
+from ray_gossip.gossip.members import Member, Neighbours, View, donors
 from ray_gossip.gossip.memory import Memory
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import RoundResult, Stage
@@ -198,11 +198,12 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._start(is_founder=is_founder)
         return await self._membership.join(from_round, began_as=began_as)
 
-    async def _join_again(self, called: int, began_as: str, kept_in: int) -> int:
+    async def _join_again(self, called: int, began_as: str, kept_in: int, before: tuple[Member, ...]) -> int:
         self._mixer.start(self._averaged_tensors[0], is_founder=False)
         self._kept_in = kept_in
         self._mixer.restore(self._kept[kept_in])
-        return await self._membership.join_again(called=called, began_as=began_as)
+        self._rendezvous.is_successor = True
+        return await self._membership.join_again(called=called, began_as=began_as, before=before)
 
     async def _start_anew(self) -> None:
         self._start(is_founder=True)
@@ -237,14 +238,15 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         asked = [donor] if donor else donors(await self._membership.read(), self._own.peer_id)
         return await fetch(asked, stub=self._stub, size=self._shape.size, layout=self._shape.layout)
 
-    async def _addresses(self, known: tuple[str, ...]) -> tuple[str, ...]:
-        """Multiaddrs of the other members, as far as the daemon is connected to them; if to none, dial those known."""
-        members = {member.peer_id for member in self._membership.view.present} - {self._own.peer_id}
+    async def _neighbours(self, known: tuple[str, ...]) -> Neighbours:
+        """The other members, and where the daemon is connected to them; if to none, it dials the multiaddrs known."""
+        others = [member for member in self._membership.view.present if member.peer_id != self._own.peer_id]
+        ids = {member.peer_id for member in others}
         connected = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
-        found = [f"{address}/p2p/{peer_id}" for peer_id, all_ in connected if peer_id in members for address in all_]
+        found = [f"{address}/p2p/{peer_id}" for peer_id, all_ in connected if peer_id in ids for address in all_]
         if not found and (there := await dial(self._p2p, known)):
             await self._membership.reunite(there)
-        return tuple(found)
+        return Neighbours(tuple(found), tuple(others))
 
     async def _leave(self) -> None:
         await self._membership.leave()

@@ -86,20 +86,24 @@ class Membership:
             self._renewing = asyncio.create_task(self._renew())
         return await self.read()
 
-    async def join_again(self, *, called: int, began_as: str) -> int:
+    async def join_again(self, *, called: int, began_as: str, before: Sequence[Member] = ()) -> int:
         """Declare a peer that was declared by another process, which has died.
 
         Args:
             called: the latest round to which this peer was called.
+            before: the members that the other process saw.
 
         Returns:
             The first round in which it counts. While what was declared for it holds, the others have never left it out.
         """
         view = await self.read()
+        missed = {member.peer_id: member for member in before if member.peer_id not in self._declared}
+        self._vanished |= {peer_id: (member, get_dht_time()) for peer_id, member in missed.items()}
+        self._reunion.note(present=(), vanished=missed)
         from_round = max(view.latest_round, called) + _AHEAD
-        before, self._expires_at = self._declared.get(self.own.peer_id, (self.own, 0.0))
+        declared, self._expires_at = self._declared.get(self.own.peer_id, (self.own, 0.0))
         if self._expires_at - get_dht_time() > MAX_DHT_TIME_DISCREPANCY_SECONDS:
-            from_round = max(before.from_round, from_round - _AHEAD + 1)
+            from_round = max(declared.from_round, from_round - _AHEAD + 1)
         await self.join(from_round, began_as=began_as)
         return from_round
 

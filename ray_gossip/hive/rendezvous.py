@@ -25,6 +25,7 @@ _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked 
 _SILENT_ANSWER_S = 0.5  # of one that was silent the last time: it need not be waited for again
 _HOST_ANSWER_S = 2.0  # a host that does not answer so soon is replaced
 _TOLD = 2  # others, picked at random, that a peer tells of a round when it first hears of it
+_BACK_S = 8.0  # for which a final round waits for a member whose network side has died: another takes its place
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it takes
 GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
@@ -71,6 +72,8 @@ class Rendezvous:
         self._hosted: dict[str, Meeting] = {}
         self._heard_of = -1  # the latest round that is known to have begun
         self._spreading: set[asyncio.Task[None]] = set()
+        self.is_successor = False  # of a sidecar that died: the group may have met elsewhere meanwhile
+        self._guest_at = ""  # the meeting that it attends at another host
         self._silent: set[str] = set()  # peers that have let a call go unanswered, and have not been heard of since
 
     @property
@@ -101,9 +104,12 @@ class Rendezvous:
         return gathering
 
     async def _attend(self, stage: Stage, group: Sequence[str], arrival: Arrival) -> Gathering:
+        key = _key(stage, group)
+        if stage.is_final and self.is_successor and not self._hosts(key):
+            group = [*(peer_id for peer_id in group if peer_id != self._peer_id), self._peer_id]
         request = JoinRequest(
             schema_hash=self._schema_hash,
-            group_key=_key(stage, group),
+            group_key=key,
             gather=msgpack.packb(
                 [stage, group, arrival.excuse, arrival.anchor, float(arrival.due_in_s), float(arrival.wait_s)]
             ),
@@ -115,12 +121,15 @@ class Rendezvous:
                 continue
             try:
                 limit_s = min(self._cap_s(stage), arrival.due_in_s + arrival.wait_s) + ANSWER_S
+                self._guest_at = key
                 answer = await self._stub(host).rpc_meet(request, timeout=limit_s)
             except asyncio.TimeoutError:
                 self._silent.add(host)
                 raise NoMeeting("the host of the meeting did not answer in time") from None
             except GONE:
                 continue
+            finally:
+                self._guest_at = ""
             present, absent, anchors, ahead = msgpack.unpackb(answer.gathered[0])
             return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors), ahead)
         raise NoMeeting("no groupmate could be reached")
@@ -129,6 +138,8 @@ class Rendezvous:
         """A groupmate comes to a meeting that this peer hosts; the answer names those that average together."""
         stage, group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
         self._silent.discard(guest)
+        if self.is_successor and self._guest_at == request.group_key:
+            raise NoMeeting("the group meets at another host")  # which the guest tries next
         arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
         gathering = await self._meeting(Stage(*stage), group).attend(guest, arrival)
         told = [gathering.present, gathering.absent, list(gathering.anchors), gathering.ahead]
@@ -188,6 +199,9 @@ class Rendezvous:
         with contextlib.suppress(asyncio.TimeoutError):  # an epidemic needs no single one of its messages
             await self._ask(peer_id, stage, "", within_s=_PROBE_ANSWER_S, calls=True)
 
+    def _hosts(self, key: str) -> bool:
+        return key in self._hosted and not self._hosted[key].has_ended
+
     def _meeting(self, stage: Stage, group: Sequence[str]) -> Meeting:
         """The meeting of this group, opened by the first to come; ended ones stay a while for latecomers."""
         key = _key(stage, group)
@@ -205,7 +219,8 @@ class Rendezvous:
                         return Answer(SILENT)
                     raise  # frozen or only busy: to a peer that waits for it there is no difference
 
-            self._hosted[key] = Meeting(frozenset(group), probe, self._cap_s(stage))
+            back_s = _BACK_S if stage.is_final else 0.0
+            self._hosted[key] = Meeting(frozenset(group), probe, self._cap_s(stage), back_s)
         return self._hosted[key]
 
     async def _can_host(self, peer_id: str, stage: Stage, key: str) -> bool:

@@ -37,7 +37,8 @@ async def dial(daemon: P2P, addresses: Sequence[str]) -> list[str]:
             return True
         return False
 
-    return [peer_id for peer_id in by_peer if await connect(peer_id)]
+    connected = await asyncio.gather(*map(connect, by_peer))
+    return [peer_id for peer_id, is_there in zip(by_peer, connected, strict=True) if is_there]
 
 
 class Reunion:

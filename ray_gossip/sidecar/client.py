@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +39,7 @@ class Sidecar:
         self._lock = threading.Lock()  # of what follows
         self.why_dead = ""
         self.hand_over: Callable[[], Handover] | None = None  # gives this peer's model to a newcomer; in any thread
-        self._wire, self.pid = _connect()
+        self._wire, self.pid, self._folder = _connect()
         self._pidfd: int | None = os.pidfd_open(self.pid)
         threading.Thread(target=self._receive, name="sidecar", daemon=True).start()
 
@@ -69,7 +70,10 @@ class Sidecar:
         if pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _is_ready(pidfd, within_s=_END_S)
             os.close(pidfd)
+            if self._folder is not None:  # its nursery may be gone, or do so as well
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
         why = _DIED
@@ -110,8 +114,8 @@ class Sidecar:
                 os.close(file)
 
 
-def _connect() -> tuple[Wire, int]:
-    """A new sidecar."""
+def _connect() -> tuple[Wire, int, str | None]:
+    """A new sidecar: the wire to it, its process id, the folder of its temporary files."""
     name, why = address(), "its nursery did not start"
     for _ in range(5):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -127,7 +131,7 @@ def _connect() -> tuple[Wire, int]:
         connection.settimeout(_START_S)
         try:
             wire.send("hello", file=2 if connection.fileno() > 2 else None)  # standard error, unless that is closed
-            (_, pid, _), _ = wire.receive()
+            (_, pid, folder), _ = wire.receive()
         except TimeoutError:  # it hangs; sidecars that it has forked live on
             os.kill(wire.other[0], signal.SIGKILL)
             wire.close()
@@ -136,7 +140,7 @@ def _connect() -> tuple[Wire, int]:
             wire.close()
             continue
         connection.settimeout(None)
-        return wire, pid
+        return wire, pid, folder
     raise SwarmError(f"the network process of this peer did not start: {why}")
 
 
@@ -158,10 +162,17 @@ def _start_nursery(name: str) -> str:
         os.close(writer)
         # a child that another thread has forked meanwhile holds the pipe open: its end says nothing
         with os.fdopen(reader, "rb") as stream:
-            told = stream.readline() if select.select([stream], [], [], _START_S)[0] else b"it did not answer"
+            told = stream.readline() if _is_ready(reader, within_s=_START_S) else b"it did not answer"
     except OSError as error:
         return str(error)
     return "" if told in (READY, TAKEN) else told.decode(errors="replace").strip() or "it ended at once"
+
+
+def _is_ready(descriptor: int, *, within_s: float) -> bool:
+    """Whether something can be read there, or a process has ended; `select` knows no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * within_s))
 
 
 def _path() -> list[str]:

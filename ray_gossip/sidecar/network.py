@@ -18,7 +18,7 @@ from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.handover import Handover
-from ray_gossip.gossip.members import Member, View
+from ray_gossip.gossip.members import Member, Neighbours, View
 from ray_gossip.gossip.memory import Memory, num_kept
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import RoundResult
@@ -30,8 +30,9 @@ _HUNG_S = 15.0  # a sidecar that has given no sign of life for so long is hung
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # before each try to start another
 _FIRST_TRIES = 3  # to come in
 _RESTART_S = 30.0  # for another one to take its seat; the first one has swarm.start_s
+_DIALS_S = 8.0  # for that of them that dials the others: one that is cut off answers never
 _BUDGET, _BUDGET_S = 10, 300.0  # restarts in so many seconds; more, and something is wrong that no restart mends
-_ADDRESSES_S = 5.0  # how often to ask where the others can be dialled
+_LOOK_S = 5.0  # how often to ask who the others are
 _DIAL_S = 2.0  # how often to dial them, where nobody is connected
 
 
@@ -67,8 +68,9 @@ class Network(Commands):
         self._began_as: str | None = None  # once declared
         self._shares = False
         self._kept_in = 0  # after the last round whose end this process has heard of
-        self._addresses: Future[tuple[str, ...]] | None = None
-        self._addresses_at = time.monotonic()
+        self._members: tuple[Member, ...] = ()  # the others, as the sidecar saw them lately
+        self._asked_at = time.monotonic()  # for what follows
+        self._asked: Future[Neighbours] | None = None
         self._is_connected = True
         self.first_round = -1
         self.notices: list[str] = []
@@ -116,7 +118,7 @@ class Network(Commands):
         elif self._pulse.feel(self.signals.ticked_ns) > _HUNG_S:
             self._replace(f"the network process of this peer has been hung for {_HUNG_S:g} s")
         else:
-            self._look_for_addresses()
+            self._look_for_others()
 
     def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
         self._began_as = began_as
@@ -201,18 +203,19 @@ class Network(Commands):
         )
         _answered(answer, within_s=2 * self._config.swarm.start_s)
 
-    def _look_for_addresses(self) -> None:
-        """Where others can be dialled, for the next sidecar: those that this peer came by may be gone by then. One that
-        is connected to nobody dials those that it knows."""
-        if self._addresses is not None and self._addresses.done():
+    def _look_for_others(self) -> None:
+        """Who and where they are, for the next sidecar: those that this peer came by may be gone by then. One that is
+        connected to nobody dials those that this peer knows."""
+        if self._asked is not None and self._asked.done():
             with contextlib.suppress(SwarmError):
-                found = self._addresses.result()
-                self._is_connected, self._others = bool(found), found or self._others
-            self._addresses = None
-        every_s = 0.5 if not self._others else _ADDRESSES_S if self._is_connected else _DIAL_S
-        if self._addresses is None and time.monotonic() - self._addresses_at > every_s:
-            self._addresses_at = time.monotonic()
-            self._addresses = self._call("_addresses", known=self._others)
+                found = self._asked.result()
+                self._is_connected = bool(found.addresses)
+                self._others, self._members = found.addresses or self._others, found.members or self._members
+            self._asked = None
+        every_s = 0.5 if not self._others else _LOOK_S if self._is_connected else _DIAL_S
+        if self._asked is None and time.monotonic() - self._asked_at > every_s:
+            self._asked_at = time.monotonic()
+            self._asked = self._call("_neighbours", known=self._others)
 
     def _replace(self, why: str) -> None:
         now = time.monotonic()
@@ -227,8 +230,11 @@ class Network(Commands):
         started, latest = time.monotonic(), why
         self._sidecar.kill()
         # The first dials the others. Where they are gone, or are being started again as well, the next stands alone and
-        # goes on dialling them (`_look_for_addresses`).
-        for pause_s, initial_peers in zip(_PAUSES_S, (self._others, *[()] * len(_PAUSES_S)), strict=False):
+        # goes on dialling them (`_look_for_others`).
+        for attempt, pause_s in enumerate(_PAUSES_S):
+            initial_peers, start_s = (self._others, _DIALS_S) if attempt == 0 and self._others else ((), _RESTART_S)
+            if attempt == 1:
+                self.notices.append(f"{why}; no other one could take its place so far: {latest}")
             time.sleep(pause_s)
             if self._is_ending:
                 return
@@ -238,7 +244,7 @@ class Network(Commands):
                 sidecar.hand_over = self._hand_over
                 place = (self.seat.charter, self.seat.peer_index)
                 self._listen = self._listen.at_port_of(self.seat.multiaddrs)
-                seat = self._take_seat(sidecar, initial_peers, place=place, shared=(), start_s=_RESTART_S)
+                seat = self._take_seat(sidecar, initial_peers, place=place, shared=(), start_s=start_s)
                 self._own = replace(self._own, peer_id=seat.peer_id)
                 self._open(sidecar)
                 self._declare_again(sidecar)
@@ -257,7 +263,7 @@ class Network(Commands):
             self.notices.append(f"{why}; another one took its place after {time.monotonic() - started:.1f} s")
             self._is_restarting.clear()
             return
-        self._given_up = f"{why}, and no other one could be started: {latest}"
+        self._given_up = f"{why}, and no other one could take its place" + (f": {latest}" if latest != why else "")
         self._is_restarting.clear()
 
     def _declare_again(self, sidecar: Sidecar) -> None:
@@ -266,10 +272,14 @@ class Network(Commands):
             _answered(sidecar.call("_share_state"), within_s=within_s)
         if self._began_as is None:
             return
-        first_round = sidecar.call(
-            "_join_again", called=self.signals.called, began_as=self._began_as, kept_in=self._kept_in
+        joined = sidecar.call(
+            "_join_again",
+            called=self.signals.called,
+            began_as=self._began_as,
+            kept_in=self._kept_in,
+            before=self._members,
         )
-        self.first_round = _answered(first_round, within_s=within_s)
+        self.first_round = _answered(joined, within_s=within_s)
 
 
 def _answered(future: Future[Any], *, within_s: float) -> Any:

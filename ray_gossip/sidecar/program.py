@@ -55,7 +55,7 @@ def serve(wire: Wire, *, folder: str | None = None) -> None:
     renew_locks()
     guard_forks()
     quiet_hivemind()
-    wire.send(("ready", os.getpid(), None))
+    wire.send(("ready", os.getpid(), folder))
     _Program(wire).run()
 
 

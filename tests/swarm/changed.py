@@ -17,7 +17,7 @@ def fork_sidecars(change: Callable[[], None]) -> None:
     """From now on, sidecars of this process are forked here, not in the nursery, and begin with a change of their own
     code."""
 
-    def connect() -> tuple[Wire, int]:
+    def connect() -> tuple[Wire, int, str | None]:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -28,7 +28,7 @@ def fork_sidecars(change: Callable[[], None]) -> None:
         wire = Wire(ours)
         wire.send("hello", file=2)
         wire.receive()
-        return wire, pid
+        return wire, pid, None
 
     client._connect = connect
 
@@ -37,7 +37,7 @@ def fail_in(*commands: str, by: Callable[[], None]) -> None:
     """From now on, each sidecar of this process fails in one of these commands, in this order; then none does."""
     left = iter(commands)
 
-    def connect() -> tuple[Wire, int]:
+    def connect() -> tuple[Wire, int, str | None]:
         command = next(left, None)
         fork_sidecars(lambda: _change(command, by) if command else None)
         begun = client._connect()

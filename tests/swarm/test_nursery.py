@@ -74,3 +74,16 @@ def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: 
         each.end()
         each.kill()  # once more changes nothing
     assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+
+
+def test_a_sidecar_whose_nursery_was_killed_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "address", lambda: f"\0ray_gossip.{os.getpid()}")
+    for end in (client.Sidecar.end, client.Sidecar.kill):
+        sidecar = client.Sidecar()
+        assert sidecar._folder is not None
+        folder = Path(sidecar._folder)
+        assert folder.is_dir()
+        os.kill(psutil.Process(sidecar.pid).ppid(), signal.SIGKILL)
+        end(sidecar)
+        assert not folder.exists()
+        assert not psutil.pid_exists(sidecar.pid) or psutil.Process(sidecar.pid).status() == psutil.STATUS_ZOMBIE

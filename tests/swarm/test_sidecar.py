@@ -122,7 +122,7 @@ class CuriousPeer(GossipPeer):
     """Asks without a pause where the others can be dialled, as any does every few seconds."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
-        ray_gossip.sidecar.network._ADDRESSES_S = 0.0
+        ray_gossip.sidecar.network._LOOK_S = 0.0
         super().__init__(config, peer_index, size, initial_peers)
 
 

@@ -10,7 +10,7 @@ from hivemind.utils import ValueWithExpiration
 from ray_gossip.gossip.members import View
 from ray_gossip.hive import membership
 from ray_gossip.hive.membership import members_key
-from tests.unit.dictionary_dht import DictionaryDHT, enter, stop_renewing
+from tests.unit.dictionary_dht import DictionaryDHT, enter, member, stop_renewing
 
 
 def from_round_of_first(view: View) -> int:
@@ -59,5 +59,21 @@ def test_a_peer_that_is_declared_again_counts_though_its_last_declaration_holds_
         await next_one.join_again(called=4, began_as="")
         assert not next_one.has_expired
         assert from_round_of_first(await enter(dht, "B", 1).read()) == 5
+
+    asyncio.run(test())
+
+
+def test_a_peer_that_is_declared_again_misses_those_that_the_process_before_saw() -> None:
+    async def test() -> None:
+        dht = DictionaryDHT()
+        there, *lost = [member(name, index) for index, name in enumerate("BCD", start=1)]
+        await enter(dht, "B", 1).join(0)
+        next_one = enter(dht, "A", 0)
+        await next_one.join_again(called=4, began_as="", before=(there, *lost))
+        assert next_one.silent == ("peer-02", "peer-03")
+        assert not next_one.is_hermit
+        alone = enter(DictionaryDHT(), "A", 0)
+        await alone.join_again(called=4, began_as="", before=(there, *lost))
+        assert alone.is_hermit
 
     asyncio.run(test())

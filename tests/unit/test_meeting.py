@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_gossip.causes import SILENT
+from ray_gossip.causes import SILENT, UNREACHABLE
 from ray_gossip.gossip.meeting import CALL_S, PROBE_S, Answer, Arrival, Gathering, Meeting
 
 pytestmark = pytest.mark.timeout(20)
@@ -103,6 +103,34 @@ def test_a_member_that_does_not_come_is_asked_for_and_waited_for_until_the_deadl
         assert re.fullmatch(r"did not come within 0\.\d+ s", gathering.absent["C"])  # as long as it really waited
         assert probe.called == {"C"}
         assert not await others_of(meeting)
+
+    asyncio.run(test())
+
+
+def test_a_final_meeting_waits_for_one_whose_network_side_is_away_and_comes_back() -> None:
+    async def test() -> None:
+        probe = Probe(C=UNREACHABLE)
+        meeting = Meeting(GROUP, probe, NEVER, back_s=NEVER)
+        first, second = attending(meeting, "A", "B")
+        await asyncio.sleep(2 * PROBE_S)
+        second.cancel()  # its network side dies, too
+        probe.reasons["B"] = UNREACHABLE
+        await asyncio.sleep(2 * PROBE_S)
+        assert not meeting.has_ended
+        probe.reasons.clear()
+        back = attending(meeting, "B", "C")
+        assert sorted((await first).present) == ["A", "B", "C"]
+        assert (await asyncio.gather(*back))[0].absent == {}
+
+    asyncio.run(test())
+
+
+def test_a_final_meeting_waits_no_longer_for_one_that_is_gone_than_it_takes_to_come_back() -> None:
+    async def test() -> None:
+        meeting = Meeting(GROUP, Probe(C=UNREACHABLE), NEVER, back_s=0.5)
+        gathering, _ = await asyncio.gather(*attending(meeting, "A", "B"))
+        assert 0.5 <= meeting.age_s < 0.5 + 10 * PROBE_S
+        assert gathering.absent == {"C": UNREACHABLE}
 
     asyncio.run(test())
 
