@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from ray_gossip.config import Config
@@ -52,11 +53,18 @@ def serve(wire: Wire, *, folder: str | None = None) -> None:
         os.close(stderr)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the training process answers, and ends this one in order
+    sys.excepthook = _pass_over_deaths
     renew_locks()
     guard_forks()
     quiet_hivemind()
     wire.send(("ready", os.getpid(), folder))
     _Program(wire).run()
+
+
+def _pass_over_deaths(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """multiprocessing prints a trace when a process dies to which it hands a file just then: `_watch` tells of it."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _Program:
