@@ -30,6 +30,7 @@ _HUNG_S = 15.0  # a sidecar that has given no sign of life for so long is hung
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # before each try to start another
 _FIRST_TRIES = 3  # to come in
 _RESTART_S = 30.0  # for another one to take its seat; the first one has swarm.start_s
+_TELL_S = 5.0  # after so long it is told that there is none yet
 _DIALS_S = 8.0  # for that of them that dials the others: one that is cut off answers never
 _BUDGET, _BUDGET_S = 10, 300.0  # restarts in so many seconds; more, and something is wrong that no restart mends
 _LOOK_S = 5.0  # how often to ask who the others are
@@ -227,13 +228,14 @@ class Network(Commands):
         threading.Thread(target=self._start_another, args=[why], name="sidecar restart", daemon=True).start()
 
     def _start_another(self, why: str) -> None:
-        started, latest = time.monotonic(), why
+        started, latest, is_told = time.monotonic(), why, False
         self._sidecar.kill()
         # The first dials the others. Where they are gone, or are being started again as well, the next stands alone and
         # goes on dialling them (`_look_for_others`).
         for attempt, pause_s in enumerate(_PAUSES_S):
             initial_peers, start_s = (self._others, _DIALS_S) if attempt == 0 and self._others else ((), _RESTART_S)
-            if attempt == 1:
+            if not is_told and time.monotonic() - started > _TELL_S:
+                is_told = True
                 self.notices.append(f"{why}; no other one could take its place so far: {latest}")
             time.sleep(pause_s)
             if self._is_ending:

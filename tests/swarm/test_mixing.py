@@ -52,7 +52,7 @@ class Swarm:
         self.twin = average_round(self.twin, met, self.alpha)
         for report in reports:
             (group,) = [group for group in met if report.peer_index in group]
-            assert report.group == group, reports
+            assert report.group == group, [(each.peer_index, each.outcome, each.cause) for each in reports]
             assert report.outcome == ("averaged" if len(group) > 1 else "alone")
             assert report.cause == ("" if len(group) > 1 else "scheduled alone")
         return reports
