@@ -42,6 +42,7 @@ class Leaving:
     def agree(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
         attempt, bytes_sent, had_others, deadline = 0, 0, False, time.monotonic() + self._final_s
+        has_restarted = False
         for _ in range(_FINAL_ATTEMPTS):
             self._snapshot.take(local_step)
             self._averager.wait_until_back(self._final_s)
@@ -53,11 +54,11 @@ class Leaving:
                     self._averager.gossip_round(attempt, is_final=True, local_step=local_step, wait_s=wait_s)
                 )
             except Interrupted as died:  # the others may be in it still
-                result = RoundResult.interrupted(attempt, str(died), members=())
+                result, has_restarted = RoundResult.interrupted(attempt, str(died), members=()), True
                 if time.monotonic() < deadline:
                     continue
             bytes_sent += result.bytes_sent
-            had_others |= result.num_members > 1 or result.is_hermit
+            had_others |= result.num_members > 1 or result.is_hermit or (has_restarted and bool(result.silent))
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)
             if not _is_worth_another(result, attempt) or time.monotonic() > deadline:

@@ -148,10 +148,14 @@ class Membership:
         return len(self.view.present) <= 1 and len(self._vanished) >= _SEVERAL
 
     @property
+    def missed(self) -> tuple[Member, ...]:
+        """Those whose declaration has expired lately without a goodbye."""
+        return tuple(member for member, _ in self._vanished.values())
+
+    @property
     def silent(self) -> tuple[str, ...]:
-        """Names of the members whose declaration has expired lately without a goodbye: dead, or about to be back. An
-        index may be another peer's by now."""
-        names = {member.name for member, _ in self._vanished.values()}
+        """Their names: dead, or about to be back. An index may be another peer's by now."""
+        names = {member.name for member in self.missed}
         return tuple(sorted(names - {member.name for member in self.view.present}))
 
     @property

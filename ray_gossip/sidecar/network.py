@@ -210,8 +210,8 @@ class Network(Commands):
         if self._asked is not None and self._asked.done():
             with contextlib.suppress(SwarmError):
                 found = self._asked.result()
-                self._is_connected = bool(found.addresses)
-                self._others, self._members = found.addresses or self._others, found.members or self._members
+                self._is_connected, self._members = bool(found.addresses), found.members
+                self._others = found.addresses or self._others
             self._asked = None
         every_s = 0.5 if not self._others else _LOOK_S if self._is_connected else _DIAL_S
         if self._asked is None and time.monotonic() - self._asked_at > every_s:
