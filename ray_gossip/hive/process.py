@@ -109,15 +109,18 @@ def renew_locks() -> None:
     MPFuture.reset_backend()
 
 
+def go_to_background() -> None:
+    """From now on this thread, and the threads and processes that it starts, get their share of the cores, but do not
+    take one from a process that has just woken, such as a trainer whose GPU is done."""
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:  # else somebody has decided otherwise
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_getparam(0))
+
+
 @contextlib.contextmanager
 def in_background() -> Iterator[None]:
-    """Processes that this thread starts meanwhile get their share of the cores, but do not take one from a process that
-    has just woken, such as a trainer whose GPU is done."""
+    """As `go_to_background`, for what this thread starts meanwhile."""
     usual, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
-    if usual != os.SCHED_OTHER:  # somebody has decided otherwise
-        yield
-        return
-    os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
+    go_to_background()
     try:
         yield
     finally:

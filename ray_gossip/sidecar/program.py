@@ -28,7 +28,7 @@ from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.process import NetworkProcesses, keep_files_in, make_identity, renew_locks
+from ray_gossip.hive.process import NetworkProcesses, go_to_background, keep_files_in, make_identity, renew_locks
 from ray_gossip.sidecar.parcel import opened
 from ray_gossip.sidecar.wire import Wire
 
@@ -54,6 +54,7 @@ def serve(wire: Wire, *, folder: str | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the training process answers, and ends this one in order
     sys.excepthook = _pass_over_deaths
+    go_to_background()
     renew_locks()
     guard_forks()
     quiet_hivemind()

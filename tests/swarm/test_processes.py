@@ -67,6 +67,17 @@ def test_memory_that_is_shared_has_no_name_that_a_killed_peer_could_leave_behind
             assert all(name.endswith("(deleted)") for name in shared), shared
 
 
+def test_network_processes_take_no_core_from_a_training_process_that_has_just_woken() -> None:
+    with start_swarm(blocking(2), 1000) as peers:
+        for ended in peers.all(gossip):
+            assert ended.report.outcome == "averaged"
+        for peer in peers:
+            for process in network_processes(peer):
+                kinds = {os.sched_getscheduler(thread.id) for thread in process.threads()}
+                assert kinds == {os.SCHED_BATCH}, process
+            assert os.sched_getscheduler(peer.process.pid) == os.SCHED_OTHER
+
+
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_an_orderly_shutdown_is_quick_and_leaves_nothing(start_method: Literal["fork", "spawn"]) -> None:
     """Whatever start method the program around it has chosen."""
