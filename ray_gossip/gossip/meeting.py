@@ -36,6 +36,7 @@ class Answer:
 
     reason: str = ""  # why not; empty: it is
     round: int = -1  # where it is instead, if that is why
+    hosts: bool = False  # it has a meeting of this group open itself
 
 
 Probe = Callable[[str, bool], Coroutine[None, None, Answer]]
@@ -51,6 +52,7 @@ class Gathering:
     absent: dict[str, str]  # peer id -> why
     anchors: frozenset[int] = frozenset()  # ids of the anchors from which those present can take differences
     ahead: int = -1  # the latest round in which an absent member is
+    moved_to: str = ""  # not empty: nobody averages here, the group meets at this member
 
 
 @dataclass
@@ -62,12 +64,15 @@ class Meeting:
     Args:
         expected: peer ids of the group.
         wait_s: the longest that it may take.
+        earlier: members that come before this one as hosts; this one hosts because they could not be reached. Where one
+            of them turns out to host the same meeting, the two would wait for each other: this one moves there.
         back_s: how long it waits for a member that cannot be reached: its network side may be back by then.
     """
 
     expected: frozenset[str]
     probe: Probe
     wait_s: float
+    earlier: frozenset[str] = frozenset()
     back_s: float = 0.0
     arrived: dict[str, int] = field(default_factory=dict)  # peer id -> anchor
     absent: dict[str, str] = field(default_factory=dict)
@@ -132,10 +137,10 @@ class Meeting:
         return self.expected - self.arrived.keys() - self.absent.keys()
 
     def _end_if_complete(self) -> None:
-        if not self._missing() and not self._ended.done():
+        if not self._missing():
             order = sorted(self.arrived)
             random.shuffle(order)  # the part that a peer reduces changes from round to round
-            self._ended.set_result(
+            self._end(
                 Gathering(
                     group_id=secrets.token_bytes(20),
                     present=tuple(order),
@@ -144,6 +149,10 @@ class Meeting:
                     ahead=self._ahead,
                 )
             )
+
+    def _end(self, gathering: Gathering) -> None:
+        if not self._ended.done():
+            self._ended.set_result(gathering)
             if self._watch is not None:
                 self._watch.cancel()
                 self._watch = None  # ended meetings are kept for latecomers, their tasks need not be
@@ -182,6 +191,8 @@ class Meeting:
                 continue
             self._answered.add(peer_id)
             answer = task.result()
+            if answer.hosts and peer_id in self.earlier:
+                self._end(Gathering(b"", (), {}, moved_to=peer_id))
             if answer.reason != UNREACHABLE:
                 self._gone_at.pop(peer_id, None)
             elif self._now() - self._gone_at.setdefault(peer_id, self._now()) < self.back_s:

@@ -202,7 +202,6 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._mixer.start(self._averaged_tensors[0], is_founder=False)
         self._kept_in = kept_in
         self._mixer.restore(self._kept[kept_in])
-        self._rendezvous.is_successor = True
         return await self._membership.join_again(called=called, began_as=began_as, before=before)
 
     async def _start_anew(self) -> None:

@@ -72,8 +72,6 @@ class Rendezvous:
         self._hosted: dict[str, Meeting] = {}
         self._heard_of = -1  # the latest round that is known to have begun
         self._spreading: set[asyncio.Task[None]] = set()
-        self.is_successor = False  # of a sidecar that died: the group may have met elsewhere meanwhile
-        self._guest_at = ""  # the meeting that it attends at another host
         self._silent: set[str] = set()  # peers that have let a call go unanswered, and have not been heard of since
 
     @property
@@ -104,45 +102,47 @@ class Rendezvous:
         return gathering
 
     async def _attend(self, stage: Stage, group: Sequence[str], arrival: Arrival) -> Gathering:
-        key = _key(stage, group)
-        if stage.is_final and self.is_successor and not self._hosts(key):
-            group = [*(peer_id for peer_id in group if peer_id != self._peer_id), self._peer_id]
         request = JoinRequest(
             schema_hash=self._schema_hash,
-            group_key=key,
+            group_key=_key(stage, group),
             gather=msgpack.packb(
                 [stage, group, arrival.excuse, arrival.anchor, float(arrival.due_in_s), float(arrival.wait_s)]
             ),
         )
         for host in group:
-            if host == self._peer_id:
-                return await self._meeting(stage, group).attend(host, arrival)
-            if not await self._can_host(host, stage, request.group_key):
+            if host != self._peer_id and not await self._can_host(host, stage, request.group_key):
                 continue
             try:
-                limit_s = min(self._cap_s(stage), arrival.due_in_s + arrival.wait_s) + ANSWER_S
-                self._guest_at = key
-                answer = await self._stub(host).rpc_meet(request, timeout=limit_s)
-            except asyncio.TimeoutError:
-                self._silent.add(host)
-                raise NoMeeting("the host of the meeting did not answer in time") from None
+                gathering = await self._attend_at(host, stage, group, arrival, request)
+                for _ in group:
+                    if not gathering.moved_to:
+                        return gathering
+                    gathering = await self._attend_at(gathering.moved_to, stage, group, arrival, request)
             except GONE:
                 continue
-            finally:
-                self._guest_at = ""
-            present, absent, anchors, ahead = msgpack.unpackb(answer.gathered[0])
-            return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors), ahead)
         raise NoMeeting("no groupmate could be reached")
+
+    async def _attend_at(
+        self, host: str, stage: Stage, group: Sequence[str], arrival: Arrival, request: JoinRequest
+    ) -> Gathering:
+        if host == self._peer_id:
+            return await self._meeting(stage, group).attend(host, arrival)
+        limit_s = min(self._cap_s(stage), arrival.due_in_s + arrival.wait_s) + ANSWER_S
+        try:
+            answer = await self._stub(host).rpc_meet(request, timeout=limit_s)
+        except asyncio.TimeoutError:
+            self._silent.add(host)
+            raise NoMeeting("the host of the meeting did not answer in time") from None
+        present, absent, anchors, ahead, moved_to = msgpack.unpackb(answer.gathered[0])
+        return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors), ahead, moved_to)
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
         """A groupmate comes to a meeting that this peer hosts; the answer names those that average together."""
         stage, group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
         self._silent.discard(guest)
-        if self.is_successor and self._guest_at == request.group_key:
-            raise NoMeeting("the group meets at another host")  # which the guest tries next
         arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
         gathering = await self._meeting(Stage(*stage), group).attend(guest, arrival)
-        told = [gathering.present, gathering.absent, list(gathering.anchors), gathering.ahead]
+        told = [gathering.present, gathering.absent, list(gathering.anchors), gathering.ahead, gathering.moved_to]
         return MessageFromLeader(code=BEGIN_ALLREDUCE, group_id=gathering.group_id, gathered=[msgpack.packb(told)])
 
     async def find_gone(self, peer_ids: Sequence[str]) -> list[str]:
@@ -168,7 +168,8 @@ class Rendezvous:
             answer = Answer(OTHER_MODEL)
         else:
             answer = self._own_answer(Stage(*stage), request.group_key, calls)
-        return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb([answer.reason, answer.round])])
+        told = [answer.reason, answer.round, self._hosts(request.group_key)]
+        return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb(told)])
 
     def _own_answer(self, stage: Stage, key: str, calls: bool) -> Answer:
         if self._stage > stage:
@@ -219,8 +220,9 @@ class Rendezvous:
                         return Answer(SILENT)
                     raise  # frozen or only busy: to a peer that waits for it there is no difference
 
+            earlier = frozenset(group[: group.index(self._peer_id)])
             back_s = _BACK_S if stage.is_final else 0.0
-            self._hosted[key] = Meeting(frozenset(group), probe, self._cap_s(stage), back_s)
+            self._hosted[key] = Meeting(frozenset(group), probe, self._cap_s(stage), earlier, back_s)
         return self._hosted[key]
 
     async def _can_host(self, peer_id: str, stage: Stage, key: str) -> bool:
