@@ -100,6 +100,7 @@ class Membership:
         missed = {member.peer_id: member for member in before if member.peer_id not in self._declared}
         self._vanished |= {peer_id: (member, get_dht_time()) for peer_id, member in missed.items()}
         self._reunion.note(present=(), vanished=missed)
+        self._reunion.call([*missed])
         from_round = max(view.latest_round, called) + _AHEAD
         declared, self._expires_at = self._declared.get(self.own.peer_id, (self.own, 0.0))
         if self._expires_at - get_dht_time() > MAX_DHT_TIME_DISCREPANCY_SECONDS:

@@ -56,6 +56,17 @@ class Sidecar:
             self._wire.send((number, method, arguments), file=file)
         return future
 
+    def ask(self, method: str, *, within_s: float, file: int | None = None, **arguments: Any) -> Any:
+        """What it answers to a command before it begins.
+
+        Raises:
+            SwarmError: nothing in time, or that it cannot.
+        """
+        try:
+            return self.call(method, file=file, **arguments).result(timeout=within_s)
+        except (FutureTimeoutError, TimeoutError):
+            raise SwarmError(f"the network process of this peer has not answered for {within_s:g} s") from None
+
     def end(self) -> None:
         """In order; what does not end in time is killed."""
         with contextlib.suppress(FutureTimeoutError, TimeoutError, Interrupted):

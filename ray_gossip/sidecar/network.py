@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from typing import Any
 
@@ -123,7 +122,19 @@ class Network(Commands):
 
     def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
         self._began_as = began_as
-        return super().declare(from_round, is_founder=is_founder, began_as=began_as)
+        future = super().declare(from_round, is_founder=is_founder, began_as=began_as)
+        future.add_done_callback(self._note_members)
+        return future
+
+    def read_members(self) -> Future[View]:
+        future = super().read_members()
+        future.add_done_callback(self._note_members)
+        return future
+
+    def _note_members(self, future: Future[View]) -> None:
+        if future.exception() is None:
+            own = self.seat.peer_id
+            self._members = tuple(member for member in future.result().present if member.peer_id != own)
 
     def gossip_round(self, round: int, **arguments: Any) -> Future[RoundResult]:
         future = super().gossip_round(round, **arguments)
@@ -181,8 +192,9 @@ class Network(Commands):
         raise latest
 
     def _take_seat(self, sidecar: Sidecar, initial_peers: Sequence[str], *, start_s: float, **arguments: Any) -> Seat:
-        answer = sidecar.call(
+        seat: Seat = sidecar.ask(
             "take_seat",
+            within_s=4 * start_s,
             file=self._identity,
             config=self._config,
             listen=self._listen,
@@ -190,19 +202,18 @@ class Network(Commands):
             start_s=start_s,
             **arguments,
         )
-        seat: Seat = _answered(answer, within_s=4 * start_s)
         return seat
 
     def _open(self, sidecar: Sidecar) -> None:
-        answer = sidecar.call(
+        sidecar.ask(
             "open",
+            within_s=2 * self._config.swarm.start_s,
             file=self._memory.file,
             config=self._config,
             shape=self._shape,
             charter=self.seat.charter,
             own=self._own,
         )
-        _answered(answer, within_s=2 * self._config.swarm.start_s)
 
     def _look_for_others(self) -> None:
         """Who and where they are, for the next sidecar: those that this peer came by may be gone by then. One that is
@@ -271,26 +282,14 @@ class Network(Commands):
     def _declare_again(self, sidecar: Sidecar) -> None:
         within_s = self._config.swarm.start_s
         if self._shares:
-            _answered(sidecar.call("_share_state"), within_s=within_s)
+            sidecar.ask("_share_state", within_s=within_s)
         if self._began_as is None:
             return
-        joined = sidecar.call(
+        self.first_round = sidecar.ask(
             "_join_again",
+            within_s=within_s,
             called=self.signals.called,
             began_as=self._began_as,
             kept_in=self._kept_in,
             before=self._members,
         )
-        self.first_round = _answered(joined, within_s=within_s)
-
-
-def _answered(future: Future[Any], *, within_s: float) -> Any:
-    """What a sidecar that is about to begin answers.
-
-    Raises:
-        SwarmError: nothing in time, or that it cannot.
-    """
-    try:
-        return future.result(timeout=within_s)
-    except (FutureTimeoutError, TimeoutError):
-        raise SwarmError(f"the network process of this peer has not answered for {within_s:g} s") from None
