@@ -61,11 +61,10 @@ class Leaving:
             had_others |= result.num_members > 1 or result.is_hermit or (has_restarted and bool(result.silent))
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)
-            misses_others = has_restarted and result.outcome == "alone" and bool(result.silent)
-            if not (misses_others or _is_worth_another(result, attempt)) or time.monotonic() > deadline:
+            if not _is_worth_another(result, attempt) or time.monotonic() > deadline:
                 break
-            attempt += not misses_others  # the others may be in it still
-            if misses_others or OTHER_VIEW in result.cause:
+            attempt += 1
+            if OTHER_VIEW in result.cause:
                 time.sleep(_DISAGREE_S)
         return FinalResult(
             reports=[],

@@ -103,7 +103,7 @@ class Neighbours:
     """What a peer knows of the others, for whoever takes the place of its sidecar."""
 
     addresses: tuple[str, ...]  # multiaddrs at which those are connected that are
-    members: tuple[Member, ...]  # those that it misses among them
+    members: tuple[Member, ...]
 
 
 def takers(members: Iterable[Member]) -> tuple[int, ...]:

@@ -245,7 +245,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         found = [f"{address}/p2p/{peer_id}" for peer_id, all_ in connected if peer_id in ids for address in all_]
         if not found and (there := await dial(self._p2p, known)):
             await self._membership.reunite(there)
-        return Neighbours(tuple(found), (*others, *self._membership.missed))
+        return Neighbours(tuple(found), tuple(others))
 
     async def _leave(self) -> None:
         await self._membership.leave()

@@ -96,11 +96,9 @@ class Membership:
         Returns:
             The first round in which it counts. While what was declared for it holds, the others have never left it out.
         """
+        expires_at = get_dht_time() + MEMBER_TTL_S
+        self._declared = {member.peer_id: (member, expires_at) for member in before}  # until they are heard of
         view = await self.read()
-        missed = {member.peer_id: member for member in before if member.peer_id not in self._declared}
-        self._vanished |= {peer_id: (member, get_dht_time()) for peer_id, member in missed.items()}
-        self._reunion.note(present=(), vanished=missed)
-        self._reunion.call([*missed])
         from_round = max(view.latest_round, called) + _AHEAD
         declared, self._expires_at = self._declared.get(self.own.peer_id, (self.own, 0.0))
         if self._expires_at - get_dht_time() > MAX_DHT_TIME_DISCREPANCY_SECONDS:
@@ -149,14 +147,10 @@ class Membership:
         return len(self.view.present) <= 1 and len(self._vanished) >= _SEVERAL
 
     @property
-    def missed(self) -> tuple[Member, ...]:
-        """Those whose declaration has expired lately without a goodbye."""
-        return tuple(member for member, _ in self._vanished.values())
-
-    @property
     def silent(self) -> tuple[str, ...]:
-        """Their names: dead, or about to be back. An index may be another peer's by now."""
-        names = {member.name for member in self.missed}
+        """Names of the members whose declaration has expired lately without a goodbye: dead, or about to be back. An
+        index may be another peer's by now."""
+        names = {member.name for member, _ in self._vanished.values()}
         return tuple(sorted(names - {member.name for member in self.view.present}))
 
     @property

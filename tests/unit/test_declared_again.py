@@ -63,17 +63,26 @@ def test_a_peer_that_is_declared_again_counts_though_its_last_declaration_holds_
     asyncio.run(test())
 
 
-def test_a_peer_that_is_declared_again_misses_those_that_the_process_before_saw() -> None:
+def test_a_peer_that_is_declared_again_knows_those_that_the_process_before_saw_until_they_would_have_expired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.5)
+
     async def test() -> None:
         dht = DictionaryDHT()
         there, *lost = [member(name, index) for index, name in enumerate("BCD", start=1)]
-        await enter(dht, "B", 1).join(0)
+        await enter(dht, "B", 1).join(5)
         next_one = enter(dht, "A", 0)
         await next_one.join_again(called=4, began_as="", before=(there, *lost))
-        assert next_one.silent == ("peer-02", "peer-03")
-        assert not next_one.is_hermit
-        alone = enter(DictionaryDHT(), "A", 0)
-        await alone.join_again(called=4, began_as="", before=(there, *lost))
-        assert alone.is_hermit
+        assert [(each.peer_index, each.from_round) for each in next_one.view.present] == [
+            (0, 6),
+            (1, 5),
+            (2, 0),
+            (3, 0),
+        ]
+        await asyncio.sleep(0.6)
+        assert {each.peer_id for each in lost} <= set(dht.called)
+        await next_one.read()
+        assert next_one.silent[-2:] == ("peer-02", "peer-03")
 
     asyncio.run(test())
