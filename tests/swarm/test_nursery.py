@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -62,6 +63,7 @@ def test_a_nursery_that_can_make_no_folder_forks_all_the_same(monkeypatch: pytes
 
 def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "address", lambda: f"\0ray_gossip.{os.getpid()}")
+    gc.collect()  # what tests before have left open
     num_open = len(list(Path("/proc/self/fd").iterdir()))
     first = client.Sidecar()
     parent = psutil.Process(first.pid).ppid()
@@ -73,7 +75,7 @@ def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: 
         assert psutil.pid_exists(each.pid)
         each.end()
         each.kill()  # once more changes nothing
-    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    assert len(list(Path("/proc/self/fd").iterdir())) <= num_open
 
 
 def test_a_sidecar_whose_nursery_was_killed_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
