@@ -70,7 +70,7 @@ class Leaving:
             reports=[],
             outcome=result.outcome,
             cause=result.cause,
-            agreed=result.outcome == "averaged" or not had_others,
+            agreed=result.outcome == "averaged" or (result.outcome == "alone" and not had_others),
             silent=result.silent,
             bytes_sent=bytes_sent,
             sketch=result.sketch_after,
