@@ -64,8 +64,7 @@ def assert_average(peers: Peers, seeds: Sequence[int], cause: str = "") -> float
     peers.each(fill, seeds)
     rounds = peers.all(gossip)
     for ended in rounds:
-        assert ended.report.outcome == "averaged"
-        assert ended.report.cause == cause
+        assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
     assert max(peers.all(distance_from_mean, list(seeds))) < TOLERANCE
     return max(ended.report.matchmaking_s for ended in rounds)
 
@@ -167,6 +166,6 @@ def test_a_peer_with_another_model_is_left_out_and_nobody_waits_for_it() -> None
                     assert ended.report.outcome == "alone"
                     assert "peer-00 averages tensors of another size: not the same model" in ended.report.cause
                 else:
-                    assert ended.report.outcome == "averaged"
-                    assert ended.report.cause == "peer-03 averages tensors of another size: not the same model"
+                    cause = "peer-03 averages tensors of another size: not the same model"
+                    assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
                 assert ended.seconds < 1.0 + SLACK_S, round

@@ -65,7 +65,7 @@ def test_a_killed_peer_leaves_no_process(is_in_a_round: bool) -> None:
 def test_memory_that_is_shared_has_no_name_that_a_killed_peer_could_leave_behind() -> None:
     with start_swarm(blocking(2), 1000) as peers:
         for ended in peers.all(gossip):
-            assert ended.report.outcome == "averaged"
+            assert ended.report.outcome == "averaged", ended.report
         for peer in peers:
             shared = shared_memory_of(network_processes(peer)[0])
             assert shared
@@ -75,7 +75,7 @@ def test_memory_that_is_shared_has_no_name_that_a_killed_peer_could_leave_behind
 def test_network_processes_take_no_core_from_a_training_process_that_has_just_woken() -> None:
     with start_swarm(blocking(2), 1000) as peers:
         for ended in peers.all(gossip):
-            assert ended.report.outcome == "averaged"
+            assert ended.report.outcome == "averaged", ended.report
         for peer in peers:
             for process in network_processes(peer):
                 for thread in process.threads():
@@ -89,7 +89,7 @@ def test_an_orderly_shutdown_is_quick_and_leaves_nothing(start_method: Literal["
     """Whatever start method the program around it has chosen."""
     with start_swarm(blocking(3, "gossip.group_size=3"), 1000, start_method=start_method) as peers:
         for ended in peers.all(gossip):
-            assert ended.report.outcome == "averaged"
+            assert ended.report.outcome == "averaged", ended.report
         processes = [process for each in children(peers) for process in each]
         started = time.monotonic()
         peers.all(GossipPeer.shutdown)
@@ -110,7 +110,7 @@ def test_a_peer_leaves_while_others_are_in_a_round_with_it() -> None:
         peers[2].call(GossipPeer.shutdown)
         for peer in peers[:2]:
             ended = peer.receive()
-            assert ended.report.outcome == "averaged"
+            assert ended.report.outcome == "averaged", ended.report
             assert ended.report.cause in ("peer-02 has left", "peer-02 could not be reached")
         assert time.monotonic() - started < DEADLINE_S
 
