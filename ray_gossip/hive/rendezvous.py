@@ -137,7 +137,13 @@ class Rendezvous:
         return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors), ahead, moved_to)
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
-        """A groupmate comes to a meeting that this peer hosts; the answer names those that average together."""
+        """A groupmate comes to a meeting that this peer hosts; the answer names those that average together.
+
+        Raises:
+            ValueError: it averages another model, or is not expected here.
+        """
+        if request.schema_hash != self._schema_hash:
+            raise ValueError(f"{guest} {OTHER_MODEL}")
         stage, group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
         self._silent.discard(guest)
         arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
@@ -162,13 +168,15 @@ class Rendezvous:
         """Whether this peer is still coming to the meeting `group_key`; it may be called to it."""
         self._silent.discard(guest)
         stage, calls = msgpack.unpackb(request.gather)
+        hosts = False  # for this guest
         if has_left:
             answer = Answer(HAS_LEFT)
         elif request.schema_hash != self._schema_hash:
             answer = Answer(OTHER_MODEL)
         else:
             answer = self._own_answer(Stage(*stage), request.group_key, calls)
-        told = [answer.reason, answer.round, self._hosts(request.group_key)]
+            hosts = self._hosts(request.group_key)
+        told = [answer.reason, answer.round, hosts]
         return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb(told)])
 
     def _own_answer(self, stage: Stage, key: str, calls: bool) -> Answer:
