@@ -23,6 +23,9 @@ from ray_gossip.training.trainer import Trainer
 Snapshot = dict[str, Any]
 
 
+SLOW = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.03")  # a round ends within an interval
+
+
 def settings(num_peers: int, *overrides: str) -> Config:
     fixed = ("train.eval_every=50", "gossip.steps=10", "gossip.group_size=2", "data.batch_size=16")
     return config.load(overrides=[f"swarm.num_peers={num_peers}", *fixed, *overrides])
@@ -83,7 +86,7 @@ def assert_equal(one: Snapshot, other: Snapshot) -> None:
 
 
 def test_a_snapshot_is_the_state_between_two_local_steps_at_whatever_moment_it_is_taken() -> None:
-    options = settings(1, "train.local_steps=100")
+    options = settings(1, *SLOW, "train.local_steps=100")  # slow: that a busy machine lets a thread wait, too
     with start_peers(options) as (peer,):
         assert_equal(opened(peer.call(Peer.snapshot)), alone_up_to(options, 0))
         taken = {found["local_step"]: found for found in map(opened, peer.call(run_and_take_snapshots))}
@@ -95,9 +98,8 @@ def test_a_snapshot_is_the_state_between_two_local_steps_at_whatever_moment_it_i
 
 
 def test_peers_that_start_from_a_snapshot_have_exactly_its_parameters_and_go_on_at_its_local_step() -> None:
-    slow = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.03")  # a round ends within an interval
-    options = settings(2, *slow, "train.local_steps=100", "gossip.steps=7")
-    with start_peers(settings(1, *slow, "train.local_steps=60")) as (source,):
+    options = settings(2, *SLOW, "train.local_steps=100", "gossip.steps=7")
+    with start_peers(settings(1, *SLOW, "train.local_steps=60")) as (source,):
         source.call(run)
         snapshot = source.call(Peer.snapshot)
     with start_peers(options, start=snapshot) as peers:
