@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -63,3 +68,25 @@ def network_processes(peer: RemotePeer) -> list[psutil.Process]:
     present = psutil.Process(peer.call(sidecar))
     dht, daemon = sorted(present.children(recursive=True), key=lambda process: process.name() == "p2pd")
     return [present, dht, daemon]
+
+
+@contextlib.contextmanager
+def stopped(pids: Sequence[int]) -> Iterator[None]:
+    """These processes stand still meanwhile. On busy cores a thread may run on for a moment after the signal, and
+    answer somebody: waits until all have stopped."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 10.0
+        while not all(map(_stands_still, pids)):
+            assert time.monotonic() < deadline, "a process did not stop"
+            time.sleep(0.01)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _stands_still(pid: int) -> bool:
+    states = [file.read_text().rpartition(")")[2].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}

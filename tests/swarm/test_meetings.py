@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +10,7 @@ import torch
 
 from ray_gossip.config import Config
 from ray_gossip.testing import GossipPeer, Peers, RemotePeer, start_swarm
-from tests.swarm.swarms import blocking, distance_from_mean, fill, gossip, network_processes, sidecar
+from tests.swarm.swarms import blocking, distance_from_mean, fill, gossip, network_processes, sidecar, stopped
 
 MATCHMAKING_S = 2.5
 SLACK_S = 2.0  # busy cores
@@ -117,24 +115,15 @@ def test_a_stopped_peer_costs_its_groupmates_a_few_seconds_and_no_round(
     swarm: Peers, is_host: bool, is_whole: bool
 ) -> None:
     """Its averager alone, or its DHT and its libp2p daemon too, so that nothing of it answers any more."""
-    stopped = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
-    pids = [swarm[stopped].call(sidecar)]
+    victim = host_of_next_round(swarm) if is_host else (host_of_next_round(swarm) + 1) % 4
+    pids = [swarm[victim].call(sidecar)]
     if is_whole:
-        pids = [process.pid for process in network_processes(swarm[stopped])]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+        pids = [process.pid for process in network_processes(swarm[victim])]
+    with stopped(pids):
         for _ in range(2):  # the second time the members are read afresh, from a DHT of which a node hangs
             started = time.monotonic()
-            assert_average(
-                without(swarm, stopped),
-                [4, 5, 6],
-                cause=f"peer-{stopped:02d} does not answer",
-            )
+            assert_average(without(swarm, victim), [4, 5, 6], cause=f"peer-{victim:02d} does not answer")
             assert time.monotonic() - started < MATCHMAKING_S + 3.0 + SLACK_S
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
     assert_average(swarm, [0, 1, 2, 3])
 
 

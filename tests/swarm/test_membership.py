@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +22,7 @@ from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.records import PeerStarted, RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.changed import fork_sidecars
-from tests.swarm.swarms import gossip, network_processes
+from tests.swarm.swarms import gossip, network_processes, stopped
 
 SIZE = 2000
 DEADLINE_S = 60.0
@@ -164,12 +162,9 @@ def test_a_peer_whose_dht_process_stands_still_says_so_calls_nobody_meanwhile_an
     options = settings("swarm.num_peers=3", "gossip.group_size=3", "gossip.steps=10")
     with start_swarm(options, SIZE, build=SoonForgotten) as peers:
         pid = network_processes(peers[2])[1].pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped([pid]):
             peers.all(paced_for, 8.0, 0.05)
             *others, unseen = peers.all(paced_for, 6.0, 0.05)
-        finally:
-            os.kill(pid, signal.SIGCONT)
         assert {report.cause for report in unseen} == {EXPIRED}
         for reports in others:
             assert {report.outcome for report in reports} == {"averaged"}, reports
