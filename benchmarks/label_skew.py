@@ -115,12 +115,12 @@ class Swarm:
 
     def evaluate(self) -> Found:
         """To be asked last: the first peer takes over the merged model."""
-        own = statistics.mean(trainer.evaluate()[0] for trainer in self.trainers)
+        own = statistics.mean(trainer.evaluate().accuracy or 0.0 for trainer in self.trainers)
         states = self.states()
         merged = states.mean(axis=0)
         self.trainers[0].write_state(torch.from_numpy(merged))
-        accuracy, _ = self.trainers[0].evaluate()
-        return Found(own, accuracy, consensus_distance(states) / float(np.linalg.norm(merged)))
+        merged_accuracy = self.trainers[0].evaluate().accuracy or 0.0
+        return Found(own, merged_accuracy, consensus_distance(states) / float(np.linalg.norm(merged)))
 
 
 def sweep(settings: Sequence[tuple[int, int]], seeds: int, dataset: data.Dataset) -> list[Found]:

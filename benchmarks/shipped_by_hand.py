@@ -27,7 +27,7 @@ def train(index: int, addresses: Any, together: Any) -> None:
     torch.set_num_threads(1)
     digits = data.load(Config().data)
     torch.manual_seed(0)
-    model = paced.build(digits.in_shape, digits.num_classes)
+    model = paced.build(digits.in_shape, digits.num_outputs)
     mine = torch.randperm(digits.num_train, generator=torch.Generator().manual_seed(0))[index::PEERS]
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     cosine = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: (1 + math.cos(math.pi * step / LOCAL_STEPS)) / 2)

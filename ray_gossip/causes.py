@@ -40,6 +40,16 @@ TOOK_LONGER = "took longer than"
 NOT_FINITE = "not finite"
 OUT_OF_RANGE = "its parameters are beyond the range of gossip.compression,"
 
+OTHER = "for another cause"
+
+
+_KNOWN = tuple(words for name, words in sorted(globals().items()) if name.isupper())
+
+
+def known_in(cause: str) -> list[str]:
+    """Those of these words that a round's cause says, which may name several members."""
+    return [words for words in _KNOWN if words in cause] or [OTHER]
+
 
 def lacking(names: Sequence[str]) -> str:
     """Of a final average, when peers have vanished without a goodbye: they may be dead, or about to be back."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted
-from ray_gossip.telemetry import SwarmState
+from ray_gossip.telemetry import PeerState, SwarmState
 
 
 def rounds_line(state: SwarmState) -> str:
@@ -38,13 +38,27 @@ def status_line(state: SwarmState) -> str:
         f"{len(live)} of {len(peers)} peers",
         f"step {span}/{state.total_steps}",
         f"loss {number(mean([peer.loss for peer in live]), '.3f')}",
-        f"accuracy {number(mean([peer.accuracy for peer in live]), '.3f')}",
-        f"{sum(peer.samples_per_s for peer in live):,.0f} samples/s",
+        f"{quality(peers).name} {number(mean([quality(peers).of(peer) for peer in live]), '.3f')}",
+        *([f"{speed:,.0f} samples/s"] if (speed := sum(peer.samples_per_s for peer in live)) else []),
         rounds_line(state),
         distance_line(state),
         *(f"TROUBLE: {each.kind}" for each in state.present_troubles()),
     ]
     return "; ".join(parts)
+
+
+class Quality(NamedTuple):
+    """What says how good a peer's own model is."""
+
+    name: str
+    of: Callable[[PeerState], float | None]
+
+
+def quality(peers: Sequence[PeerState]) -> Quality:
+    """Accuracy, unless what they learn has none."""
+    if any(peer.evaluation and peer.evaluation.accuracy is None for peer in peers):
+        return Quality("test loss", lambda peer: peer.evaluation.loss if peer.evaluation else None)
+    return Quality("accuracy", lambda peer: peer.accuracy)
 
 
 def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
@@ -71,14 +85,17 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
     Args:
         summary: what stands in summary.json.
     """
-    accuracies = [accuracy for accuracy in summary["peer_accuracy"] if accuracy is not None]
-    peers = f"peers {min(accuracies):.3f} to {max(accuracies):.3f}" if accuracies else "no peer was evaluated"
+    accuracies, losses = (_known(summary[key]) for key in ("peer_accuracy", "peer_loss"))
+    name, own = ("accuracy", accuracies) if accuracies or not losses else ("loss", losses)
+    merged = number(summary[f"merged_{name}"], ".4f")
+    peers = f"peers {min(own):.3f} to {max(own):.3f}" if own else "no peer was evaluated"
+    of_merged = "".join(f", {each} {number(value, '.4g')}" for each, value in summary["merged_metrics"].items())
     rounds = ", ".join(f"{count} {outcome}" for outcome, count in summary["rounds"].items())
     distance = number(summary["consensus_distance"], ".3g")
     speed = number(summary["samples_per_s"], ",.0f")
     all_runs = run_dir.parent if run_dir.parent.name == "runs" else run_dir
     lines = [
-        ("accuracy", f"merged model {number(summary['merged_accuracy'], '.4f')}, {peers}"),
+        (name, f"merged model {merged}{of_merged}, {peers}"),
         ("rounds", rounds),
         *(("trouble", each["text"] + "; over in the end" * each["is_over"]) for each in summary["troubles"]),
         ("distance", f"consensus distance {distance} at the end"),
@@ -96,8 +113,12 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
 
 def mean(values: Sequence[float | None]) -> float | None:
     """Of those that are known; None: none is."""
-    known = [value for value in values if value is not None]
+    known = _known(values)
     return sum(known) / len(known) if known else None
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def number(value: float | None, spec: str) -> str:

@@ -82,6 +82,7 @@ class Peer:
             config.model,
             in_shape=dataset.in_shape,
             num_classes=dataset.num_classes,
+            num_outputs=dataset.num_outputs,
             seed=config.seed,
             factory=factories.model,
             input_type=dataset.train_inputs.dtype if dataset.scale is None else torch.float32,
@@ -177,7 +178,7 @@ class Peer:
                 records = []
         train_s = time.monotonic() - started
         if self._stopping.is_set():
-            yield [*records, self._progress()]
+            yield [*records, *([self._progress()] if trainer.has_progress else [])]
             return
         yield [*records, self._evaluate("peer")]
         with self._state_to_itself():
@@ -272,14 +273,15 @@ class Peer:
         return Progress(peer_index=self.peer_index, wall_time=time.time(), **progress._asdict())
 
     def _evaluate(self, model: Literal["peer", "merged"], *, batch_norm: Statistics = "none") -> Evaluation:
-        accuracy, loss = self.trainer.evaluate()
+        measured = self.trainer.evaluate()
         return Evaluation(
             peer_index=self.peer_index,
             wall_time=time.time(),
             local_step=self.trainer.local_step,
             model=model,
-            accuracy=accuracy,
-            loss=loss,
+            accuracy=measured.accuracy,
+            loss=measured.loss,
+            metrics=measured.metrics,
             batch_norm=batch_norm,
         )
 

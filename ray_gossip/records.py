@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -72,8 +72,9 @@ class Evaluation(Record):
 
     local_step: int
     model: Literal["peer", "merged"]  # this peer's own parameters, or the mean of the swarm after the final rounds
-    accuracy: float  # 0..1
+    accuracy: float | None  # 0..1; None: the labels are no classes
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the user's own
     batch_norm: Statistics = "none"  # where the merged model's statistics come from
 
 
@@ -133,7 +134,7 @@ class Notice(Record):
 BEGAN_APART = "this peer began with another model than"  # how a notice says so: the driver tells it of the swarm
 
 
-_KINDS: dict[str, type[Record]] = {
+KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (PeerStarted, Progress, Evaluation, RoundReport, PeerFinished, PeerLost, PeerLeft, Notice)
 }
@@ -151,7 +152,7 @@ def from_json(fields: Mapping[str, Any]) -> Record:
     Raises:
         ValueError: it is none; the message names what is wrong.
     """
-    kind = _KINDS.get(str(fields.get("event")))
+    kind = KINDS.get(str(fields.get("event")))
     if kind is None:
         raise ValueError(f"no record is called {fields.get('event')}")
     values = {key: value for key, value in fields.items() if key != "event"}

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray_gossip.config import Config, dump, parse, read_yaml
@@ -58,7 +58,7 @@ def main() -> None:
     def say(**what: Any) -> None:
         print(json.dumps(what), file=answers)
 
-    def check_aloud(key: str, name: str, **call: Mapping[str, Any]) -> None:
+    def check_aloud(key: str, name: str, **call: Any) -> None:
         say(begun=f"{key}={name}")
         check_call(key, name, **call)
 
@@ -82,6 +82,7 @@ def _in_doubt(config: Config, factories: Factories, *, imports: bool) -> Config:
         "model": imports and config.model.factory is not None and factories.model is None,
         "data": imports and config.data.factory is not None and factories.data is None,
         "optimizer": not is_known if optimizer.factory is None else imports,
+        "train": imports and (":" in config.train.loss or bool(config.train.metrics)),
     }
     return Config().model_copy(
         update={key: getattr(config, key) for key, is_doubtful in doubtful.items() if is_doubtful}

@@ -50,7 +50,7 @@ class DataConfig(Section):
     """Deadline in seconds for a peer that waits while another process of its node downloads or decodes. Better:
     `ray-gossip data prepare CONFIG` ahead of time."""
     batch_size: Annotated[int, _CHANGEABLE] = Field(32, ge=1, le=1_000_000)
-    """Samples of one local step of one peer, 1 or more."""
+    """Samples of one batch of one peer, 1 or more: of one local step, unless `train.accumulate` makes it several."""
     augment: Annotated[Literal["auto", "none", "standard"], _CHANGEABLE] = "auto"
     """What is done to training images. standard: random crop after padding by `crop_padding`, horizontal flip, cutout.
     auto: standard for cifar10 and tiny_imagenet, none for digits, whose mirror images are no digits, and your own."""

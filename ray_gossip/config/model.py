@@ -22,9 +22,10 @@ class ModelConfig(Section):
     stem."""
     factory: str | None = None
     """A network of your own, instead of `name`: package.module:function, importable as `data.factory` is. It is called
-    with `args`, and with in_shape (of one sample) and num_classes where it has parameters of these names. It returns a
-    torch.nn.Module in float32 on the CPU, which gives logits [batch_size, *label_shape, num_classes]. Its random
-    numbers must come from torch, which is seeded: peers begin with the same parameters then."""
+    with `args`, and with in_shape (of one sample), num_classes and num_outputs (num_classes, or how many numbers are to
+    be predicted) where it has parameters of these names. It returns a torch.nn.Module in float32 on the CPU, which
+    gives what `train.loss` takes; by default logits [batch_size, *label_shape, num_classes]. Its random numbers must
+    come from torch, which is seeded: peers begin with the same parameters then."""
     args: Args = Field(default_factory=dict)
     """Keyword arguments of `factory`."""
     norm: Literal["batch", "group"] = "batch"

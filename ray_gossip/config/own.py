@@ -27,8 +27,14 @@ def check_factory(name: str | None, factory: str | None) -> None:
     """Raise ValueError unless one of them is set, and a factory is named as one."""
     if name is None and factory is None:
         raise ValueError("neither name nor factory is set; set one of them")
-    if factory is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^:\s]+", factory):
-        raise ValueError(f"factory={factory} should be package.module:function")
+    if factory is not None:
+        check_function(factory, called="factory=")
+
+
+def check_function(path: str, *, called: str = "") -> None:
+    """Raise ValueError unless it names a function of a module."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^:\s]+", path):
+        raise ValueError(f"{called}{path} should be package.module:function")
 
 
 def no_args_without(factory: str | None, args: Mapping[str, Any]) -> None:

@@ -49,6 +49,8 @@ class Config(Section):
             )
         if self.engine == "hivemind" and gossip.seconds is not None:
             raise ValueError("gossip.seconds is unknown to engine=hivemind, which counts samples; set gossip.steps")
+        if self.engine == "hivemind" and self.train.precision == "fp16":
+            raise ValueError("train.precision=fp16 needs a scaler that engine=hivemind does not take; use bf16 or fp32")
         return self
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field, field_validator
+
 from ray_gossip.config.meaning import Meaning
+from ray_gossip.config.mistakes import hint, shown
+from ray_gossip.config.own import check_function
 from ray_gossip.config.section import Count, Positive, Seconds, Section
+
+_LOSSES = ("cross_entropy", "mse")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z]\w{0,30}$")]
 
 
 class TrainConfig(Section):
@@ -15,6 +22,13 @@ class TrainConfig(Section):
 
     local_steps: Annotated[Positive, Meaning(shared=True)] = 1000
     """Local steps of every peer, 1 or more."""
+    loss: Annotated[str, Meaning(shared=True)] = "cross_entropy"
+    """What training minimises. cross_entropy: of classes. mse: mean squared error, of labels that are numbers. Or a
+    function of your own, package.module:function, importable as `data.factory` is: it is called with what the model
+    gives for a batch and the batch's labels, and returns the mean over the batch, one number."""
+    metrics: dict[Name, str] = Field(default_factory=dict, max_length=20)
+    """What an evaluation measures beside loss and accuracy: a name for the curves, and a function that is called as
+    that of `loss` is, such as {f1: package.module:function}."""
     eval_every: Positive = 100
     """Local steps between two evaluations of a peer's own model on the test split."""
     eval_samples: Positive | None = None
@@ -22,12 +36,36 @@ class TrainConfig(Section):
     which the 10,000 images of Tiny ImageNet take a minute."""
     report_s: Seconds = 0.5
     """Seconds between two progress reports of a peer."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16: forward and backward pass under autocast; parameters, optimizer and averaging stay float32. About twice
-    as fast on a GPU since Ampere."""
+    as fast on a GPU since Ampere. fp16: for GPUs without bf16; the loss is scaled, and an update whose gradients are
+    not finite is skipped, which is no local step."""
+    accumulate: Positive = 1
+    """Batches whose gradients are averaged for one local step. For steps of more samples than the GPU's memory holds:
+    4 times data.batch_size=32 are 128."""
+    clip_norm: Annotated[float | None, Field(ge=1e-9, le=1e9)] = None
+    """Gradients whose norm over all parameters is above it are scaled down to it before a local step; unset: never."""
     compile: bool = False
     """torch.compile the model. A minute at the start, faster steps after it: for runs of many minutes on a GPU."""
     recalibrate_samples: Count = 1000
     """Training samples, from all shards, on which the merged model's BatchNorm statistics are measured afresh before
     it is evaluated and saved. 0: they are the mean of the peers', which is worse after short runs and with skewed
     shards, but keeps every peer to its own shard."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str) -> str:
+        if ":" in loss:
+            check_function(loss)
+        elif loss not in _LOSSES:
+            raise ValueError(f"{shown(loss)} is neither known nor a package.module:function; {hint(loss, _LOSSES)}")
+        return loss
+
+    @field_validator("metrics")
+    @classmethod
+    def _functions(cls, metrics: dict[str, str]) -> dict[str, str]:
+        for name, path in metrics.items():
+            if name in ("loss", "accuracy") or name.endswith(("_min", "_max")):
+                raise ValueError(f"{name} is the name of a curve that there is already; give your own another one")
+            check_function(path)
+        return metrics

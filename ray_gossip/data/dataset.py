@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,8 +32,8 @@ class Scale:
 class Dataset:
     """Labelled samples on the CPU, split for training and testing: images, tokens, or anything else in tensors.
 
-    A sample has one label, its class, or many, such as the token that follows each of its own. The inputs may be
-    mapped from a file: index them, and only what was asked for is read.
+    A sample has one label, its class, or many, such as the token that follows each of its own. Or its labels are
+    numbers to be predicted. The inputs may be mapped from a file: index them, and only what was asked for is read.
 
     Raises:
         DataError: types or shapes do not fit together; one line that says which.
@@ -41,10 +42,11 @@ class Dataset:
     # [num_train, *in_shape]. Images: [num_train, channels, height, width] uint8, or float32 with mean 0 and variance 1.
     # Tokens: [num_train, length] int64.
     train_inputs: Tensor
-    train_labels: Tensor  # [num_train, *label_shape] int64, 0..num_classes-1; where a sample has many, also IGNORED
+    # [num_train, *label_shape] int64, 0..num_classes-1; where a sample has many, also IGNORED. Numbers: float32.
+    train_labels: Tensor
     test_inputs: Tensor  # [num_test, *in_shape], of the same type and scale
-    test_labels: Tensor  # [num_test, *label_shape] int64
-    num_classes: int  # of next-token labels: size of the vocabulary
+    test_labels: Tensor  # [num_test, *label_shape], of the same type
+    num_classes: int | None = None  # of next-token labels: size of the vocabulary; None: the labels are numbers
     scale: Scale | None = None  # of images in uint8; None: the inputs go into the network as they are
 
     def __post_init__(self) -> None:
@@ -81,8 +83,16 @@ class Dataset:
         return digest.hexdigest()
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
+        if self.num_classes is None:
+            if labels.dtype != torch.float32:
+                raise DataError(
+                    f"{name} is {labels.dtype}: give num_classes and int64 classes, or float32 numbers to be predicted"
+                )
+            if not torch.isfinite(labels).all():
+                raise DataError(f"{name} holds numbers that are not finite")
+            return
         if labels.dtype != torch.int64:
-            raise DataError(f"{name} must be int64 classes, not {labels.dtype}")
+            raise DataError(f"{name} must be int64 classes, not {labels.dtype}; numbers have no num_classes")
         if labels.dim() > 1:
             labels = labels[labels != IGNORED]
             if not len(labels):
@@ -105,6 +115,18 @@ class Dataset:
     def label_shape(self) -> tuple[int, ...]:
         """Of one sample's labels; () where a sample has one, its class."""
         return tuple(self.train_labels.shape[1:])
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network that predicts one label of a sample, or all of its numbers."""
+        return math.prod(self.label_shape) if self.num_classes is None else self.num_classes
+
+    @property
+    def labels_are(self) -> str:
+        """In words."""
+        if self.num_classes is None:
+            return f"{self.num_outputs} number{'s' * (self.num_outputs != 1)} to predict"
+        return f"{self.num_classes} classes"
 
     @property
     def has_images(self) -> bool:

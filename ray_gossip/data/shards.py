@@ -20,13 +20,13 @@ def deal(labels: Tensor, num_shards: int, *, config: DataConfig | None = None, s
     """Deal samples to peers as `data.shards` says.
 
     Args:
-        labels: [num_samples, ...] int64; dealt by class, a sample must have one, [num_samples].
+        labels: [num_samples, ...]; dealt by class, a sample must have one, [num_samples] int64.
 
     Returns:
         Disjoint index tensors, int64, none of them empty, that together hold 0..num_samples-1.
 
     Raises:
-        ConfigError: there are fewer samples than shards, or samples have several labels and are to be dealt by class.
+        ConfigError: there are fewer samples than shards, or they are to be dealt by class and do not have one each.
     """
     config, num_samples = config or DataConfig(), len(labels)
     if num_shards > num_samples:
@@ -34,11 +34,9 @@ def deal(labels: Tensor, num_shards: int, *, config: DataConfig | None = None, s
             f"swarm.num_peers={num_shards} is above the {num_samples} training samples, "
             "so that some peers would get none; lower it"
         )
-    if config.shards in ("dirichlet", "label_sorted") and labels.dim() > 1:
-        raise ConfigError(
-            f"data.shards={config.shards} deals by class, but every sample has labels {list(labels.shape[1:])}: set "
-            "data.shards=iid or by_size"
-        )
+    if config.shards in ("dirichlet", "label_sorted") and (labels.dim() > 1 or labels.is_floating_point()):
+        has = f"every sample has labels {list(labels.shape[1:])}" if labels.dim() > 1 else "the labels are numbers"
+        raise ConfigError(f"data.shards={config.shards} deals by class, but {has}: set data.shards=iid or by_size")
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
     if config.shards == "dirichlet":
         return _dirichlet(order, labels, num_shards, alpha=config.dirichlet_alpha, seed=seed)
@@ -50,13 +48,13 @@ def deal(labels: Tensor, num_shards: int, *, config: DataConfig | None = None, s
     return list(order.tensor_split(num_shards))
 
 
-def class_counts(labels: Tensor, *, num_classes: int) -> tuple[int, ...]:
-    """How many samples of each class there are in a shard; nothing where samples have several labels.
+def class_counts(labels: Tensor, *, num_classes: int | None) -> tuple[int, ...]:
+    """How many samples of each class there are in a shard; nothing where samples have several labels, or numbers.
 
     Args:
-        labels: [num_samples, ...] int64.
+        labels: [num_samples, ...].
     """
-    if labels.dim() > 1:
+    if labels.dim() > 1 or num_classes is None:
         return ()
     return tuple(np.bincount(labels.numpy(), minlength=num_classes).tolist())
 

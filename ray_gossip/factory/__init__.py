@@ -1,5 +1,5 @@
-"""Functions of the user's own that make a model, a data set or an optimizer: named in the config, or handed over as
-they are.
+"""Functions of the user's own: that make a model, a data set or an optimizer, named in the config or handed over as
+they are; and that tell a loss or another measure of a batch.
 
 A mistake is one line that names what is missing. What can be seen without running the user's code is seen before
 anything starts; the rest where the function is called, which is in every peer, or in a rehearsal.
@@ -12,10 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_gossip.config import Config
-from ray_gossip.factory.call import Factory, check_call, make
+from ray_gossip.factory.call import Factory, check_call, find_function, make, run
 from ray_gossip.factory.source import check_source, names_in
 
-__all__ = ["NAMED", "Factories", "Factory", "check", "check_call", "make", "name_of", "names_in"]
+__all__ = [
+    "NAMED",
+    "Factories",
+    "Factory",
+    "check",
+    "check_call",
+    "find_function",
+    "make",
+    "name_of",
+    "names_in",
+    "run",
+]
+
+CALLED_WITH = ("outputs", "labels")  # a loss or a metric: what the model gives for a batch, and the batch's labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +43,7 @@ NAMED = Factories()  # all that there are, if any, are named in the config
 
 
 def check(config: Config, factories: Factories = NAMED, *, how: Callable[..., None] = check_source) -> None:
-    """Raise ConfigError if a factory that the config names is not there, or has not the parameters that its arguments
+    """Raise ConfigError if a function that the config names is not there, or has not the parameters that its arguments
     are for.
 
     Args:
@@ -39,12 +52,26 @@ def check(config: Config, factories: Factories = NAMED, *, how: Callable[..., No
     """
     for key, name, args, offered in _named(config, factories):
         how(key, name, args=args, offered=offered)
+    for key, name in _functions(config):
+        how(key, name, args={}, offered={}, takes=CALLED_WITH)
+
+
+def _functions(config: Config) -> Iterator[tuple[str, str]]:
+    """Key and name of what is called with a batch."""
+    if ":" in config.train.loss:
+        yield "train.loss", config.train.loss
+    yield from ((f"train.metrics.{name}", path) for name, path in config.train.metrics.items())
 
 
 def _named(config: Config, factories: Factories) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
     """Key, name, arguments, and what it is offered; of the values that are not known yet, any will do."""
     if config.model.factory is not None and factories.model is None:
-        yield "model.factory", config.model.factory, config.model.args, {"in_shape": (), "num_classes": 0}
+        yield (
+            "model.factory",
+            config.model.factory,
+            config.model.args,
+            dict.fromkeys(("in_shape", "num_outputs", "num_classes")),
+        )
     if config.data.factory is not None and factories.data is None:
         yield "data.factory", config.data.factory, config.data.factory_args, {}
     if config.optimizer.factory is not None:

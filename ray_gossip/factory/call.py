@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,9 +62,43 @@ def find(key: str, name: str) -> Factory:
     return factory
 
 
-def check_call(key: str, name: str, *, args: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
-    """Raise ConfigError if `make` could not even call it. Imports it; the values of what is offered do not matter."""
-    _keywords_of(key, name, find(key, name), args=args, offered=offered)
+def find_function(key: str, name: str, *, takes: Sequence[str]) -> Factory:
+    """Import a function that a config names. Raises ConfigError unless it can be called with what it takes, in this
+    order."""
+    found = find(key, name)
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # some that are written in C have none
+        return found
+    check_positional(key, name, signature, takes=takes)
+    return found
+
+
+def run(key: str, name: str, function: Factory, *arguments: Any) -> Any:
+    """Call a function of the user's own. Raises ConfigError for whatever it raises."""
+    with _told(f"{key}={name}"):
+        return function(*arguments)
+
+
+def check_call(
+    key: str, name: str, *, args: Mapping[str, Any], offered: Mapping[str, Any], takes: Sequence[str] = ()
+) -> None:
+    """Raise ConfigError if it could not even be called. Imports it; the values of what is offered do not matter."""
+    if takes:
+        find_function(key, name, takes=takes)
+    else:
+        _keywords_of(key, name, find(key, name), args=args, offered=offered)
+
+
+def check_positional(key: str, name: str, signature: inspect.Signature, *, takes: Sequence[str]) -> None:
+    """Raise ConfigError if it does not take so many arguments."""
+    try:
+        signature.bind(*takes)
+    except TypeError:
+        parameters = ", ".join(signature.parameters)
+        raise ConfigError(
+            f"{key}={name} has the parameters ({parameters}), but is called with ({', '.join(takes)})"
+        ) from None
 
 
 def keywords(

@@ -177,7 +177,7 @@ class HivemindEngine:
 
     def attach(self, state: TrainingState) -> None:
         """Wrap the trainer's optimizer. hivemind runs one optimizer step with zero gradients here, as shipped."""
-        gossip, batch_size = self.config.gossip, self.config.data.batch_size
+        gossip, batch_size = self.config.gossip, self.config.data.batch_size * self.config.train.accumulate
         matchmaking_s = gossip.matchmaking_s or _MATCHMAKING_S
         round_s = matchmaking_s + 2 * self._averaged_bytes / _BYTES_PER_S  # which hivemind advises to double
         if gossip.group_size > 1:

@@ -20,7 +20,8 @@ def build(
     config: ModelConfig,
     *,
     in_shape: tuple[int, ...],
-    num_classes: int,
+    num_classes: int | None,
+    num_outputs: int | None = None,
     seed: int,
     factory: Factory | None = None,
     input_type: torch.dtype = torch.float32,
@@ -32,6 +33,8 @@ def build(
 
     Args:
         in_shape: of one sample; an image's is channels, height, width.
+        num_classes: of the labels; None: they are numbers.
+        num_outputs: how many numbers the network gives for a sample; None: one for each class.
         factory: goes before what `model.factory` names.
         input_type: of what goes into the network; a model that learns its shapes from the first batch gets two zeros.
 
@@ -39,11 +42,14 @@ def build(
         ConfigError: the named network is for images, or the factory is not there, or makes no network that can be
             averaged.
     """
+    if (num_outputs := num_classes if num_outputs is None else num_outputs) is None:
+        raise ValueError("neither num_classes nor num_outputs is given")
     # The CPU's generator alone: torch.manual_seed, or a fork_rng of all devices, would reach for CUDA too.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if config.factory is not None:
-            offered = {"in_shape": in_shape, "num_classes": num_classes}
+            classes = {} if num_classes is None else {"num_classes": num_classes}
+            offered = {"in_shape": in_shape, "num_outputs": num_outputs, **classes}
             own: nn.Module = make(
                 "model.factory", config.factory, factory, returns=nn.Module, args=config.args, offered=offered
             )
@@ -61,9 +67,9 @@ def build(
                 "set model.factory"
             )
         if config.name in _NETWORKS:
-            return _NETWORKS[config.name](in_shape, num_classes)
+            return _NETWORKS[config.name](in_shape, num_outputs)
         resnets = import_module("ray_gossip.models.resnets")  # torchvision: two seconds that the others do not pay
-        network: nn.Module = resnets.build(config, in_shape=in_shape, num_classes=num_classes)
+        network: nn.Module = resnets.build(config, in_shape=in_shape, num_outputs=num_outputs)
         return network
 
 
@@ -83,7 +89,7 @@ def _give_shapes(model: nn.Module, inputs: torch.Tensor) -> None:
             model(inputs)
 
 
-def _cnn(in_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def _cnn(in_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """For images of 8x8 or more. Only the first convolution is padded, so that an 8x8 image shrinks to 1x1:
     on digits that is a quarter faster than keeping a map until the pool, and as accurate."""
     return nn.Sequential(
@@ -96,18 +102,18 @@ def _cnn(in_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(64, num_classes),
+        nn.Linear(64, num_outputs),
     )
 
 
-def _mlp(in_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def _mlp(in_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(in_shape), 128),
         nn.ReLU(),
         nn.Linear(128, 64),
         nn.ReLU(),
-        nn.Linear(64, num_classes),
+        nn.Linear(64, num_outputs),
     )
 
 

@@ -14,15 +14,15 @@ from ray_gossip.config import ModelConfig
 _POOLED_FROM = 64
 
 
-def build(config: ModelConfig, *, in_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def build(config: ModelConfig, *, in_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """resnet18, resnet20 or resnet50, for images of `in_shape`: channels, height, width."""
     norm: Callable[[int], nn.Module] = _group_norm if config.norm == "group" else nn.BatchNorm2d
     if config.name == "resnet20":
-        return ResNet20(in_shape[0], num_classes, norm)
+        return ResNet20(in_shape[0], num_outputs, norm)
     if config.name == "resnet18":
-        network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes, norm_layer=norm)
+        network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_outputs, norm_layer=norm)
     else:
-        network = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes, norm_layer=norm)
+        network = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_outputs, norm_layer=norm)
     network.conv1 = _stem(in_shape[0], 64)
     if config.name == "resnet18" or min(in_shape[1:]) < _POOLED_FROM:
         network.maxpool = nn.Identity()
@@ -34,7 +34,7 @@ class ResNet20(nn.Sequential):
     """He et al., Deep Residual Learning for Image Recognition, 2015, section 4.2: 3 stages of 3 blocks with 16, 32
     and 64 channels; shortcuts without parameters (option A)."""
 
-    def __init__(self, in_channels: int, num_classes: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, in_channels: int, num_outputs: int, norm: Callable[[int], nn.Module]) -> None:
         blocks: list[nn.Module] = []
         channels = 16
         for width in (16, 32, 64):
@@ -50,7 +50,7 @@ class ResNet20(nn.Sequential):
             *blocks,
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(64, num_classes),
+            nn.Linear(64, num_outputs),
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # as torchvision's ResNet does

@@ -15,8 +15,8 @@ last one when all have ended. The time of a point is the record's `wall_time`.
 | `train/lr` | peer | learning rate |
 | `train/samples_per_s` | peer | its speed since the last report |
 | `eval/accuracy` | peer, swarm, `_min`, `_max` | a peer's own parameters on the test split, 0 to 1 |
-| `eval/loss` | peer, swarm, `_min`, `_max` | the same |
-| `merged/accuracy`, `merged/loss` | peer, swarm | the merged model, after the final rounds |
+| `eval/loss`, `eval/...` | peer, swarm, `_min`, `_max` | the same; those of `train.metrics` by their names |
+| `merged/accuracy`, `merged/loss`, `merged/...` | peer, swarm | the merged model, after the final rounds |
 | `round/outcome` | peer | 1 averaged, 0 alone, -1 partial, -2 failed: below 0 something went wrong |
 | `round/matchmaking_s` | peer | from the round's start until the group was complete |
 | `round/allreduce_s` | peer | from the complete group until the last part |
@@ -163,7 +163,8 @@ def _of_peer(record: Progress | Evaluation | RoundReport) -> dict[str, float]:
         }
     if isinstance(record, Evaluation):
         kind = _kind(record)
-        return {f"{kind}/accuracy": record.accuracy, f"{kind}/loss": record.loss}
+        accuracy = {} if record.accuracy is None else {"accuracy": record.accuracy}
+        return {f"{kind}/{name}": value for name, value in {**accuracy, "loss": record.loss, **record.metrics}.items()}
     return {
         "round/outcome": _OUTCOME[record.outcome],
         "round/matchmaking_s": record.matchmaking_s,

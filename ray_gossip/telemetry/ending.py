@@ -53,7 +53,7 @@ def _diverged(finished: Sequence[PeerState]) -> Verdict | None:
     evaluation = peer.merged or peer.evaluation
     if peer.finished and not all(map(math.isfinite, peer.finished.sketch)):  # sums of all parameters
         what = "its parameters have become nan or infinite"
-    elif evaluation and math.isnan(evaluation.loss) and math.isfinite(evaluation.accuracy):  # else nothing was measured
+    elif evaluation and math.isnan(evaluation.loss) and not _is_nan(evaluation.accuracy):  # else nothing was measured
         what = "its loss on the test split is nan"
     else:
         return None
@@ -85,15 +85,16 @@ def _agreement(state: SwarmState, finished: Sequence[PeerState]) -> Verdict | No
 
 def _merged(finished: Sequence[PeerState], gossip: GossipConfig) -> Verdict | None:
     merged = [peer.merged for peer in finished if peer.merged]
-    own = [peer.evaluation for peer in finished if peer.evaluation]
-    mean = math.fsum(each.accuracy for each in own) / len(own) if own else math.nan
-    if len(own) < 2 or not merged or not merged[0].accuracy < mean - _WORSE:  # nothing is worse than nan
+    accuracies = [peer.accuracy for peer in finished if peer.accuracy is not None]
+    mean = math.fsum(accuracies) / len(accuracies) if accuracies else math.nan
+    accuracy = merged[0].accuracy if merged else None
+    if len(accuracies) < 2 or accuracy is None or not accuracy < mean - _WORSE:  # nothing is worse than nan
         return None
     samples = "train.recalibrate_samples"
     also = f", or raise {samples}" if merged[0].batch_norm != "none" else ""
     return Verdict(
         "merged",
-        f"the merged model is worse than the peers: accuracy {merged[0].accuracy:.3f}, their mean {mean:.3f}; "
+        f"the merged model is worse than the peers: accuracy {accuracy:.3f}, their mean {mean:.3f}; "
         f"they are too far apart: lower {'gossip.steps' if gossip.seconds is None else 'gossip.seconds'}{also}",
     )
 
@@ -102,3 +103,7 @@ def _are_apart(sketches: Sequence[Sequence[float]]) -> bool:
     """After a final round that all have averaged in, peers differ by rounding alone."""
     norm = math.sqrt(math.fsum(x * x for sketch in sketches for x in sketch) / len(sketches))
     return distance_of_sketches(sketches) > _ROUNDING * norm
+
+
+def _is_nan(value: float | None) -> bool:
+    return value is not None and math.isnan(value)

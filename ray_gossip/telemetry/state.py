@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from ray_gossip.causes import known_in
 from ray_gossip.mixing import spread_of_sketches
 from ray_gossip.records import (
     OUTCOMES,
@@ -136,6 +137,7 @@ class SwarmState:
         self.peers = {index: self._new_peer(index) for index in peers}
         self.founders = frozenset(self.peers)
         self.rounds: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)  # peer-rounds: a group of M counts M times
+        self.causes: Counter[str] = Counter()  # in the words of `causes`, counted as `rounds` are
         self.bytes_sent = 0
         self.meetings: Counter[tuple[int, int]] = Counter()  # (peer, groupmate) -> rounds averaged together
         self.last_round: SwarmRound | None = None
@@ -146,6 +148,9 @@ class SwarmState:
 
     def fold(self, record: Record) -> list[SwarmRound]:
         """Take one record in; returns the rounds of the swarm that are complete because of it."""
+        if isinstance(record, SwarmRound):  # one that was completed before, and written
+            self.last_round = record
+            return []
         if isinstance(record, (PeerStarted, PeerLost, PeerLeft, Notice)):
             self.news.append(record)
         if not isinstance(record, Notice):
@@ -167,6 +172,7 @@ class SwarmState:
             case RoundReport():
                 peer.round = record
                 self.rounds[record.outcome] += 1
+                self.causes.update(known_in(record.cause) if record.cause else [])
                 if record.outcome == "averaged":
                     self.meetings.update((record.peer_index, mate) for mate in peer.groupmates)
                 self._count_bytes(peer, peer.bytes_sent + record.bytes_sent)

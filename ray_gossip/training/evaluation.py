@@ -1,15 +1,16 @@
-"""Accuracy and loss on the test split."""
+"""Loss, accuracy and the user's own metrics on the test split."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ray_gossip.data import IGNORED, Dataset, Normaliser
+from ray_gossip.data import Dataset, Normaliser
+from ray_gossip.training.criterion import Criterion, Measured, Share, measured
 from ray_gossip.training.modes import evaluating
 
 # Of an evaluation's batches, to bound the memory that inputs and logits take: 1024 images of CIFAR-10, 341 of Tiny
@@ -28,34 +29,27 @@ class EvaluationSplit:
         self._normalise = Normaliser(dataset.scale, device=device)
         chosen = _spread_evenly(len(dataset.test_labels), num_samples)
         self._inputs, self._labels = dataset.test_inputs[chosen].to(device), dataset.test_labels[chosen].to(device)
-        elements = max(math.prod(dataset.in_shape), math.prod(dataset.label_shape) * dataset.num_classes)
+        elements = max(math.prod(dataset.in_shape), math.prod(dataset.label_shape) * (dataset.num_classes or 1))
         self._batch_size = max(1, min(_BATCH_SIZE, _BATCH_ELEMENTS // elements))
 
     def in_pieces(self, inputs: Tensor) -> Iterator[Tensor]:
         """Inputs [number, *in_shape] of the data set, normalised, and few enough at a time for the device's memory."""
         return map(self._normalise, torch.split(inputs, self._batch_size))
 
-    def first(self, number: int) -> Tensor:
-        """Inputs of the first samples, normalised."""
-        return self._normalise(self._inputs[:number])
+    def first(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inputs of the first samples, normalised, and their labels."""
+        return self._normalise(self._inputs[:number]), self._labels[:number]
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Accuracy (0..1) and mean loss. The model's modes and statistics stay as they are."""
-        right, loss, number = (torch.zeros((), device=self._labels.device, dtype=torch.float64) for _ in range(3))
+    def evaluate(self, model: nn.Module, criterion: Criterion) -> Measured:
+        """Means over the split. The model's modes and statistics stay as they are."""
+        shares: dict[str, list[Share]] = defaultdict(list)
         with evaluating(model):
             label_pieces = torch.split(self._labels, self._batch_size)
             for inputs, labels in zip(self.in_pieces(self._inputs), label_pieces, strict=True):
-                logits, labels = by_label(model(inputs).float(), labels)
-                right += (logits.argmax(dim=1) == labels).sum()
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-                number += (labels != IGNORED).sum()
-        return (right / number).item(), (loss / number).item()
-
-
-def by_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """[batch_size, *label_shape, num_classes] and [batch_size, *label_shape] -> [labels, num_classes] and [labels]."""
-    return logits.flatten(0, -2), labels.flatten()
+                for name, share in criterion.measure(model(inputs), labels).items():
+                    shares[name].append(share)
+        return measured(shares)
 
 
 def _spread_evenly(num_samples: int, num_chosen: int | None) -> Tensor | slice:

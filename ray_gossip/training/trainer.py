@@ -11,19 +11,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ray_gossip.config import Config, TrainConfig
 from ray_gossip.data import Batches, Dataset, augmentation
-from ray_gossip.errors import ConfigError
 from ray_gossip.records import Statistics
 from ray_gossip.training.averaged import ModelState
-from ray_gossip.training.evaluation import EvaluationSplit, by_label
+from ray_gossip.training.criterion import Criterion, Measured
+from ray_gossip.training.evaluation import EvaluationSplit
 from ray_gossip.training.modes import evaluating
 from ray_gossip.training.optimizer import build_optimizer, lr_schedule
 from ray_gossip.training.recalibration import measure_afresh, measured_layers
+from ray_gossip.training.update import Update
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LocalProgress(NamedTuple):
@@ -53,7 +55,7 @@ class Trainer:
             shard: indices into the training split, [num_samples] int64.
 
         Raises:
-            ConfigError: the model's output is not that of this data set.
+            ConfigError: model, loss and data set do not fit together.
         """
         self.device = device
         self.optimizer, self.notices = build_optimizer(config.optimizer, model)
@@ -68,19 +70,20 @@ class Trainer:
             if dataset.has_images:
                 self.model = self.model.to(memory_format=torch.channels_last)  # in which its convolutions are fastest
             torch.backends.cudnn.benchmark = True  # batches have one size: the fastest algorithm is worth a search
-        self._config, self._dataset = config, dataset
+        self._config, self._dataset, self._criterion = config, dataset, Criterion(config.train, dataset)
         self.batches = self._batches_of(shard)
         self._samples_before, self._epochs_before = 0, 0.0  # on shards that it had earlier
         self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if config.train.compile else self.model
-        self._in_bf16 = config.train.precision == "bf16"
+        self._autocast = _AUTOCAST.get(config.train.precision)
+        self._update = Update(config.train, device_type=device.type)
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(config))
         self._test_split = EvaluationSplit(dataset, num_samples=config.train.eval_samples, device=device)
-        if config.model.factory is not None:
-            self._check_output(dataset, name=config.model.factory)
+        if config.model.factory is not None or config.train.loss != "cross_entropy":
+            self._check_output()
         self._calibration = self._calibration_inputs(config, dataset)
-        self._loss_sum = torch.zeros((), device=device)  # over the local steps since progress was last taken
-        self._taken_step, self._taken_time = 0, time.monotonic()
+        self._loss_sum = torch.zeros((), device=device)  # of the batches of local steps since progress was last taken
+        self._taken_step, self._taken_samples, self._taken_time = 0, 0, time.monotonic()
 
     @property
     def num_samples(self) -> int:
@@ -117,17 +120,35 @@ class Trainer:
         self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(self._config, first_step=local_step))
 
     def step(self) -> None:
-        """One optimizer update. On a GPU it only queues work: nothing here waits for the device."""
-        inputs, labels = next(self.batches)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._precision():
-            logits = self._network(inputs)
-        loss = F.cross_entropy(*by_label(logits.float(), labels))
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        """One local step: one optimizer update. On a GPU it only queues work, and nothing here waits for the device,
+        but with precision=fp16. What fp16 skips is no local step: then it goes on to the next batches.
+
+        Raises:
+            UserError: fp16 skips all.
+        """
+        is_applied = False
+        while not is_applied:
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = [self._backward() for _ in range(self._update.num_batches)]
+            is_applied = self._update.apply(self.optimizer)
         self._lr_schedule.step()
-        self._loss_sum += loss.detach()
+        for loss in losses:
+            self._loss_sum += loss
         self.local_step += 1
+
+    def _backward(self) -> Tensor:
+        """Add the gradients of the next batch; returns its loss."""
+        inputs, labels = next(self.batches)
+        with self._precision():
+            outputs = self._network(inputs)
+        loss = self._criterion.loss(outputs, labels)
+        self._update.backward(loss)
+        return loss.detach()
+
+    @property
+    def has_progress(self) -> bool:
+        """A local step since progress was last taken."""
+        return self.local_step > self._taken_step
 
     def take_progress(self) -> LocalProgress:
         """Progress so far; its mean loss and its rate start afresh. Waits for the steps queued so far.
@@ -135,7 +156,7 @@ class Trainer:
         Taken once before the first local step, it keeps what came before out of the first rate.
         """
         num_steps = self.local_step - self._taken_step
-        loss = self._loss_sum.item() / num_steps if num_steps else math.nan
+        loss = self._loss_sum.item() / (num_steps * self._update.num_batches) if num_steps else math.nan
         now = time.monotonic()
         progress = LocalProgress(
             local_step=self.local_step,
@@ -143,16 +164,16 @@ class Trainer:
             data_epoch=self.data_epoch,
             loss=loss,
             lr=self.lr,
-            samples_per_s=num_steps * self.batches.batch_size / max(now - self._taken_time, 1e-9),
+            samples_per_s=(self.samples - self._taken_samples) / max(now - self._taken_time, 1e-9),
         )
         self._loss_sum.zero_()
-        self._taken_step, self._taken_time = self.local_step, now
+        self._taken_step, self._taken_samples, self._taken_time = self.local_step, self.samples, now
         return progress
 
-    def evaluate(self) -> tuple[float, float]:
-        """Accuracy (0..1) and mean loss on the test split. Training goes on as if it had not happened."""
+    def evaluate(self) -> Measured:
+        """The model as it is on the test split. Training goes on as if it had not happened."""
         with self._precision():
-            return self._test_split.evaluate(self.model)
+            return self._test_split.evaluate(self.model, self._criterion)
 
     def settle_statistics(self) -> Statistics:
         """To be called on the merged model, before it is evaluated: measures its BatchNorm statistics afresh if the
@@ -203,21 +224,25 @@ class Trainer:
         Waits for the steps queued so far; call it between two of them."""
         buffer = io.BytesIO()
         optimizer = self.optimizer.state_dict()["state"]
-        torch.save({"local_step": self.local_step, "model": self.model_state(), "optimizer": optimizer}, buffer)
+        kept = {"model": self.model_state(), "optimizer": optimizer, "scaler": self._update.state()}
+        torch.save({"local_step": self.local_step, **kept}, buffer)
         return buffer.getvalue()
 
     def load(self, snapshot: bytes) -> None:
         """Go on from a snapshot, under this config's own hyperparameters; call it before the first local step.
 
         The batches are those that follow for this shard, so that the same config gives the same steps, bit for bit, as
-        if there had been no break. A GPU's own random numbers, such as for dropout, are not among what is kept.
+        if there had been no break. A GPU's own random numbers, such as for dropout, are not among what is kept; nor are
+        the batches that fp16 has skipped.
         """
         found = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
         self.model.load_state_dict(found["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": found["optimizer"], "param_groups": groups})
+        self._update.load(found["scaler"])
         self.skip_to(found["local_step"])
-        self.batches.skip(self.local_step)
+        self.batches.skip(self.local_step * self._update.num_batches)
+        self._taken_samples = self.samples
 
     def model_state(self) -> dict[str, Tensor]:
         """A copy of the model's state_dict on the CPU, for torch.save; it loads with weights_only=True."""
@@ -237,21 +262,17 @@ class Trainer:
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         """Of a forward pass. The loss, the parameters and what is averaged stay float32."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._in_bf16 else contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast) if self._autocast else contextlib.nullcontext()
 
     @torch.no_grad()
-    def _check_output(self, dataset: Dataset, *, name: str) -> None:
-        """Raise ConfigError unless the model gives a number for every class of every label."""
-        inputs = self._test_split.first(2)
-        wanted = [len(inputs), *dataset.label_shape, dataset.num_classes]
+    def _check_output(self) -> None:
+        """Raise ConfigError unless the loss can be had of what the model gives."""
+        inputs, labels = self._test_split.first(2)
         with evaluating(self.model), self._precision():
-            output = self.model(inputs)
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if found != wanted:
-            raise ConfigError(
-                f"model.factory={name}: for inputs {list(inputs.shape)} the model gives {found}, not logits {wanted}, "
-                "which is [batch_size, *label_shape, num_classes]"
-            )
+            outputs = self.model(inputs)
+        model = self._config.model
+        named = f"model.name={model.name}" if model.factory is None else f"model.factory={model.factory}"
+        self._criterion.check(outputs, labels, in_shape=list(inputs.shape), model=named)
 
     def _calibration_inputs(self, config: Config, dataset: Dataset) -> Tensor | None:
         """[num_samples, *in_shape] on the device; None when statistics are not measured afresh."""

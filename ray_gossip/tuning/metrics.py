@@ -20,10 +20,11 @@ A trial that goes on from a checkpoint counts on from there: what it cost to get
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from ray_gossip.errors import ConfigError
 from ray_gossip.telemetry import PeerState, Summary, SwarmState
-from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
+from ray_gossip.tuning.settings import LARGER_IS_BETTER, OF_ACCURACY, Objective
 
 Metrics = dict[str, float]
 
@@ -51,10 +52,19 @@ class Scores:
 
     Args:
         before: the metrics of the checkpoint from which it goes on, if any.
+        objectives: of the sweep.
     """
 
-    def __init__(self, state: SwarmState, *, target_accuracy: float | None, before: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        state: SwarmState,
+        *,
+        target_accuracy: float | None,
+        before: Metrics | None = None,
+        objectives: Sequence[Objective] = (),
+    ) -> None:
         self._state, self._target, self._before = state, target_accuracy, before or {}
+        self._wanting = [objective for objective in objectives if objective in OF_ACCURACY]
         # train_s and bytes_sent at the target
         self._reached = tuple(self._before.get(key, math.nan) for key in ("seconds_to_target", "bytes_to_target"))
 
@@ -69,9 +79,17 @@ class Scores:
         Args:
             local_step: what to report as such.
             summary: of the run, once it has finished.
+
+        Raises:
+            ConfigError: an objective needs an accuracy, and there is none.
         """
         state, before, peers = self._state, self._before, self._state.live_peers()
         evaluated = [peer.evaluation for peer in peers if peer.evaluation]
+        if self._wanting and any(each.accuracy is None for each in evaluated):
+            raise ConfigError(
+                f"tune.objectives={self._wanting[0]} needs an accuracy, and what this sweep learns has none; set "
+                "tune.objectives=merged_loss"
+            )
         accuracy = _mean(each.accuracy for each in evaluated) if evaluated else before.get("peer_accuracy", math.nan)
         loss = _mean(each.loss for each in evaluated) if evaluated else before.get("peer_loss", math.nan)
         merged = summary["merged_accuracy"] if summary else None

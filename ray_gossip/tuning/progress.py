@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -42,10 +43,10 @@ class Progress(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result
         if result.get("finished"):
-            LOG.info("%s finished: merged accuracy %.4f", trial, result["merged_accuracy"])
+            LOG.info("%s finished: merged %s", trial, _measured(result, "merged"))
         else:
-            step, accuracy = result.get("local_step", 0), result.get("peer_accuracy", float("nan"))
-            LOG.info("%s is stopped early at step %d: accuracy %.4f", trial, step, accuracy)
+            step = result.get("local_step", 0)
+            LOG.info("%s is stopped early at step %d: %s", trial, step, _measured(result, "peer"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if time.monotonic() - self._told_at < _STATUS_S:
@@ -73,7 +74,16 @@ def cause_of(trial: Trial) -> str:
 def _where(result: Mapping[str, Any]) -> str:
     if not result.get("local_step"):
         return "has not been evaluated yet"
-    return f"at step {result['local_step']}, accuracy {result['peer_accuracy']:.3f}"
+    return f"at step {result['local_step']}, {_measured(result, 'peer')}"
+
+
+def _measured(result: Mapping[str, Any], whose: str) -> str:
+    """Accuracy, or the loss where there is none."""
+    for name in ("accuracy", "loss"):
+        value = result.get(f"{whose}_{name}", math.nan)
+        if math.isfinite(value):
+            return f"{name} {value:.4f}"
+    return "accuracy nan"
 
 
 def _short(value: Any) -> str:

@@ -101,7 +101,7 @@ def scheduler(sweep: Sweep, *, max_steps: int, num_at_once: int) -> TrialSchedul
         num_at_once: trials that the cluster holds at once.
     """
     settings = sweep.settings.tune
-    metric: Objective = "merged_loss" if settings.objectives[0] == "merged_loss" else "merged_accuracy"
+    metric = sweep.settings.compared
     seen: dict[str, Any] = {
         "metric": metric,
         "mode": "max" if metric in LARGER_IS_BETTER else "min",

@@ -14,6 +14,7 @@ Objective = Literal[
 ]
 Baseline = Literal["all", "no_averaging", "hivemind", "one_peer"]
 
+OF_ACCURACY = frozenset[Objective](("merged_accuracy", "peer_accuracy", "seconds_to_target", "bytes_to_target"))
 LARGER_IS_BETTER = frozenset[Objective](("merged_accuracy", "peer_accuracy"))
 
 
@@ -111,6 +112,16 @@ class SweepConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _measures(self) -> SweepConfig:
+        wanting = [objective for objective in self.tune.objectives if objective in OF_ACCURACY]
+        if wanting and self.train.loss == "mse":
+            raise ValueError(
+                f"tune.objectives={wanting[0]} needs an accuracy, and train.loss=mse has none; set "
+                "tune.objectives=merged_loss"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_stop(self) -> SweepConfig:
         for key in ("grace_steps", "perturb_steps"):
             steps: int | None = getattr(self.tune, key)
@@ -120,6 +131,12 @@ class SweepConfig(Config):
                     "be stopped or changed; lower it, or set tune.scheduler=none"
                 )
         return self
+
+    @property
+    def compared(self) -> Objective:
+        """What schedulers compare trials by."""
+        has_none = self.train.loss == "mse"
+        return "merged_loss" if has_none or self.tune.objectives[0] == "merged_loss" else "merged_accuracy"
 
     @property
     def grace_steps(self) -> int:

@@ -51,7 +51,7 @@ class SwarmTrial(tune.Trainable):
         own_folder = Path(self.logdir)
         self._destination = storage.inside(place, own_folder.name) if storage.is_uri(place) else None
         self._run_dir = own_folder if self._destination else Path(place) / own_folder.name
-        self._config, self._target_accuracy = sweep.config(config), sweep.settings.tune.target_accuracy
+        self._config, self._tune = sweep.config(config), sweep.settings.tune
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Have the swarm, which is not there before the first `step`, go on from what `save_checkpoint` wrote."""
@@ -105,7 +105,12 @@ class SwarmTrial(tune.Trainable):
         )
         self._start = None
         self._local_step = int(self._metrics.get("local_step", 0))
-        self._scores = Scores(run.state, target_accuracy=self._target_accuracy, before=self._metrics)
+        self._scores = Scores(
+            run.state,
+            target_accuracy=self._tune.target_accuracy,
+            before=self._metrics,
+            objectives=self._tune.objectives,
+        )
         self._records = run.records()
         return run
 

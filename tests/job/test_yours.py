@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,21 @@ def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(ray: str
     assert summary["merged_accuracy"] > BY_BIGRAMS + 0.05
     assert summary["rounds"]["averaged"] >= 12  # of about 20: a peer may be done before the other's last round
     assert summary["consensus_distance"] < 1e-3
+
+
+def test_a_regression_with_metrics_of_the_users_own_trains_by_config_alone(ray: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "yours" / "diabetes", tmp_path / "diabetes")
+    done = finish_in(
+        tmp_path, [SCRIPT, "train", "diabetes/config.yaml", "--run-dir", "run"], environment={"RAY_ADDRESS": ray}
+    )
+    assert done.returncode == 0, done
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["merged_loss"] < 0.75  # of the variance; a straight line leaves 0.5
+    assert summary["merged_metrics"]["mae"] == pytest.approx(0.65, abs=0.15)
+    assert summary["merged_accuracy"] is None
+    assert summary["rounds"]["averaged"] >= 12
+    assert re.search(r"; test loss 0\.\d+; ", done.stdout)
+    assert re.search(r"\nloss +merged model 0\.\d+, mae 0\.\d+, peers 0\.\d+ to 0\.\d+\n", done.stdout)
 
 
 def test_a_mistake_that_only_peers_can_find_is_one_line_too(ray: str, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def progress(peer: int, step: int, *, loss: float = 1.0, wall_time: float = 1001
     )
 
 
-def evaluation(peer: int, step: int, accuracy: float, *, merged: bool = False) -> Evaluation:
+def evaluation(
+    peer: int, step: int, accuracy: float | None, *, merged: bool = False, metrics: Mapping[str, float] | None = None
+) -> Evaluation:
     return Evaluation(
         peer_index=peer,
         wall_time=1002.0,
@@ -71,6 +73,7 @@ def evaluation(peer: int, step: int, accuracy: float, *, merged: bool = False) -
         model="merged" if merged else "peer",
         accuracy=accuracy,
         loss=0.5,
+        metrics=metrics or {},
     )
 
 

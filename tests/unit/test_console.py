@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ray_gossip.console import LiveView, PlainView, open_view, table
-from ray_gossip.lines import print_summary
+from ray_gossip.lines import print_summary, status_line
 from ray_gossip.records import Notice
 from ray_gossip.telemetry import SwarmState
 from tests.unit.telemetry_records import (
@@ -66,6 +66,15 @@ class TestTheTable:
         header, *peers = rows(training())
         assert header.split()[:5] == ["peer", "state", "device", f"step/{TOTAL_STEPS}", "loss"]
         assert " ".join(peers[2].split()) == "2 training cpu 20 0.500 0.875 100 1 averaged 3"
+
+    def test_shows_the_test_loss_where_there_is_no_accuracy(self) -> None:
+        state = training()
+        fold(state, (evaluation(peer, 20, None) for peer in range(4)))
+        header, *peers = rows(state)
+        assert "test loss" in header
+        assert "accuracy" not in header
+        assert " ".join(peers[2].split()) == "2 training cpu 20 0.500 0.500 100 1 averaged 3"
+        assert "; test loss 0.500;" in status_line(state)
 
     def test_fits_eighty_columns_with_the_longest_values(self) -> None:
         state = a_swarm(64)
@@ -167,6 +176,12 @@ class TestPlainLines:
         assert status.startswith("   5.0 s  4 of 4 peers; step 20/40; loss 0.500; accuracy 0.875; 400 samples/s;")
         assert "rounds: 4 averaged; 4.0 MB sent; consensus distance" in status
 
+    def test_name_no_speed_when_nobody_trains_any_more(self) -> None:
+        state = training()
+        assert "; 400 samples/s; " in status_line(state)
+        fold(state, (finished(peer) for peer in range(4)))
+        assert "samples/s" not in status_line(state)
+
     def test_keep_a_long_notice_to_one_line(self) -> None:
         stream, state = io.StringIO(), SwarmState(peers=range(0), total_steps=TOTAL_STEPS)
         state.fold(Notice(peer_index=-1, wall_time=0.0, text="it broke\nTraceback ...\n"))
@@ -189,7 +204,10 @@ class TestTheSummary:
     def text(self, run_dir: Path, **changes: Any) -> str:
         summary = {
             "merged_accuracy": 0.9694,
+            "merged_loss": 0.1234,
+            "merged_metrics": {},
             "peer_accuracy": [0.95, None, 0.94],
+            "peer_loss": [0.25, None, 0.5],
             "rounds": {"averaged": 80, "partial": 0, "alone": 0, "failed": 2},
             "consensus_distance": 0.00123,
             "samples_per_s": 4321.0,
@@ -214,12 +232,17 @@ class TestTheSummary:
         assert "tensorboard --logdir runs\n" in text
         assert 'torch.load("runs/a-run/model.pt", weights_only=True)' in text
 
+    def test_names_the_loss_where_there_is_no_accuracy_and_the_metrics_of_ones_own(self) -> None:
+        found = {"merged_accuracy": None, "peer_accuracy": [None] * 3, "merged_metrics": {"mae": 0.61}}
+        assert "\nloss      merged model 0.1234, mae 0.61, peers 0.250 to 0.500\n" in self.text(Path("a"), **found)
+
     def test_points_tensorboard_at_the_run_itself_when_it_lies_elsewhere(self) -> None:
         assert "tensorboard --logdir /data/mine\n" in self.text(Path("/data/mine"))
 
     def test_of_a_run_that_came_to_nothing_is_short_and_whole(self) -> None:
         nothing: dict[str, Any] = {"averaged_tensors": None, "averaged_bytes": None}
-        nothing |= {"merged_accuracy": None, "peer_accuracy": [None], "consensus_distance": None, "model": None}
+        nothing |= {"merged_accuracy": None, "peer_accuracy": [None], "peer_loss": [None]}
+        nothing |= {"consensus_distance": None, "model": None}
         text = self.text(Path("runs/a-run"), **nothing)
         assert "merged model -, no peer was evaluated" in text
         assert "torch.load" not in text

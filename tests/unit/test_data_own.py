@@ -38,7 +38,10 @@ def dataset(**changes: Any) -> data.Dataset:
         ({"train_inputs": [[1, 2]]}, "train_inputs must be a tensor, not list"),
         ({"test_inputs": tokens(0), "test_labels": tokens(0)}, "test_inputs holds no samples: its shape is [0, 3]"),
         ({"train_labels": tokens(5)}, "train_inputs has 4 samples, but train_labels 5"),
-        ({"train_labels": tokens().float()}, "train_labels must be int64 classes, not torch.float32"),
+        (
+            {"train_labels": tokens().float()},
+            "train_labels must be int64 classes, not torch.float32; numbers have no num_classes",
+        ),
         ({"test_labels": tokens() + 2}, "test_labels must lie in 0..1 (num_classes - 1), not 2..2"),
         ({"test_labels": tokens() - 100}, "test_labels is -100 everywhere: nothing is left to learn"),
         ({"train_labels": tokens()[:, 0] - 100}, "train_labels must lie in 0..1 (num_classes - 1), not -100..-100"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES
-from ray_gossip.gossip.members import Member, View, donors, takers
+from ray_gossip.gossip.members import Member, Roster, View, donors
 from ray_gossip.hive.membership import declarations, view_of
 from ray_gossip.mixing.schedule import groups
 from tests.unit.dictionary_dht import (
@@ -52,7 +52,8 @@ def test_a_declaration_arrives_as_it_was_sent(fields: dict[str, Any]) -> None:
 
 def test_samples_are_dealt_to_peers_that_bring_none() -> None:
     present = [member("A", peer_index=2), member("B", peer_index=1, has_own_data=True), member("C", peer_index=0)]
-    assert takers(present) == (0, 2)
+    assert Roster.of(present).takers == (0, 2)
+    assert Roster.of(present).present == tuple(sorted(member.peer_index for member in present))
 
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.binary(max_size=SUMMARY_BYTES - 1))

@@ -42,8 +42,8 @@ class Lazy(nn.Module):
 
 def test_a_model_that_learns_its_shapes_from_a_batch_has_them_and_the_seeds_values() -> None:
     def made(seed: int) -> nn.Module:
-        config, types = ModelConfig(factory="elsewhere:Lazy"), {"input_type": torch.int64}
-        return models.build(config, in_shape=(6,), num_classes=3, seed=seed, factory=Lazy, **types)
+        config = ModelConfig(factory="elsewhere:Lazy")
+        return models.build(config, in_shape=(6,), num_classes=3, seed=seed, factory=Lazy, input_type=torch.int64)
 
     first, again, other = made(1), made(1), made(2)
     assert num_parameters(first) == 9 * 4 + 24 * 8 + 8 + 2 * 8 + 8 * 3 + 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,12 @@ class TestTheSummary:
             "num_peers": 4,
             "merged_accuracy": 0.97,
             "merged_loss": 0.5,
+            "merged_metrics": {},
             "merged_batch_norm": "none",
             "peer_accuracy": [0.9, 0.91, 0.92, 0.93],
+            "peer_loss": [0.5] * 4,
             "rounds": {"averaged": 4, "partial": 0, "alone": 0, "failed": 0},
+            "causes": {},
             "final_outcome": ["averaged"] * 4,
             "troubles": [],
             "samples_per_s": 4 * 1280 / 4.0,
@@ -127,6 +131,18 @@ class TestTheSummary:
             "peers_lost": [],
             "run_dir": str(log.run_dir),
             "model": str(log.run_dir / "model.pt"),
+        }
+
+    def test_counts_why_rounds_did_not_average(self, write: Write) -> None:
+        causes = ["scheduled alone", "scheduled alone", "", "the moon is full"]
+        causes.append("no group of 3: peer-01 could not be reached; peer-02 did not come within 2.5 s")
+        rounds = [replace(report(0, number, outcome="alone"), cause=cause) for number, cause in enumerate(causes)]
+        log = write([started(0), *rounds])
+        assert log.write_summary()["causes"] == {
+            "scheduled alone": 2,
+            "for another cause": 1,
+            "could not be reached": 1,
+            "did not come within": 1,
         }
 
     def test_names_a_lost_peer_and_its_cause(self, write: Write) -> None:

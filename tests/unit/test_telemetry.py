@@ -109,6 +109,26 @@ class TestTensorBoard:
         assert curve(log, "swarm", "eval/accuracy") == [(20, 0.625)]
         assert curve(log, "swarm", "swarm/samples_per_s") == [(15, 200.0)]
 
+    def test_has_the_metrics_of_ones_own_and_no_accuracy_where_there_is_none(self, write: Write) -> None:
+        log = write(
+            [
+                *map(started, range(2)),
+                evaluation(0, 20, None, metrics={"mae": 0.5}),
+                evaluation(1, 20, None, metrics={"mae": 0.75}),
+                evaluation(1, 40, None, merged=True, metrics={"mae": 0.25}),
+            ]
+        )
+        assert curve(log, "peer-01", "eval/mae") == [(20, 0.75)]
+        assert curve(log, "swarm", "eval/mae") == [(20, 0.625)]
+        assert curve(log, "swarm", "eval/mae_max") == [(20, 0.75)]
+        assert curve(log, "peer-01", "merged/mae") == [(40, 0.25)]
+        assert curve(log, "swarm", "eval/loss") == [(20, 0.5)]
+        assert curve(log, "swarm", "eval/accuracy") == curve(log, "peer-01", "merged/accuracy") == []
+        summary = log.write_summary()
+        assert summary["merged_accuracy"] is None
+        assert summary["peer_accuracy"] == [None] * 4
+        assert summary["peer_loss"] == [0.5, 0.5, None, None]
+
     def test_shows_what_each_round_was(self, write: Write) -> None:
         log = write([started(0), report(0, 1), report(0, 2, outcome="failed")])
         expected = {"matchmaking_s": 0.25, "allreduce_s": 0.5, "blocked_s": 0.125, "staleness_steps": 2.0}

@@ -197,6 +197,13 @@ class TestAModelThatIsNotFinite:
         assert self.told(evaluation(0, 40, 0.9), *ends) == []
         assert self.told(replace(evaluation(0, 40, math.nan), loss=math.nan), *ends) == []
 
+    def test_is_told_by_its_loss_where_there_is_no_accuracy(self) -> None:
+        ends = finished(0, sketch=(1.0,)), finished(1, sketch=(1.0,))
+        own = [evaluation(peer, 40, None) for peer in range(2)]
+        assert self.told(*own, *ends) == []
+        (text,) = self.told(*own, replace(evaluation(0, 40, None, merged=True), loss=math.nan), *ends)
+        assert "its loss on the test split is nan" in text
+
     def test_is_not_said_of_a_peer_whose_model_is_not_saved(self) -> None:
         sick, well = finished(0, sketch=(math.nan,), outcome="failed"), finished(1, sketch=(1.0,))
         assert self.told(sick, well) == []

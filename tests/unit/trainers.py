@@ -33,6 +33,12 @@ def with_batch_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
 
 
+def accuracy_of(trainer: Trainer) -> float:
+    accuracy = trainer.evaluate().accuracy
+    assert accuracy is not None
+    return accuracy
+
+
 def state_of(trainer: Trainer) -> Tensor:
     flat = torch.empty(trainer.averaged.size)
     trainer.read_state(flat)
