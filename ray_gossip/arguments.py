@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,16 +41,21 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Words of the config may stand before and after options, which argparse alone does not know."""
-    parser = _parser()
+    parser, commands = _parser()
     options, words = parser.parse_known_args(arguments)
     unknown = [word for word in words if word.startswith("-")]
     if unknown:
-        parser.error(f"unknown option {unknown[0]}")
+        known = re.findall(r"(?<!\w)--[a-z][\w-]*", commands[options.command].format_help())
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        parser.error(f"unknown option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+    if words and options.command in ("keys", "status", "why"):
+        parser.error(f"{options.command} takes no {words[0]}")
     options.config += words
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The whole, and what there is by command."""
     parser = _Parser(
         prog="ray-gossip",
         description="Train one network on many GPUs by gossip: no parameter server, no global barrier.",
@@ -95,7 +102,41 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: ray-gossip data prepare configs/tiny_imagenet.yaml data.root=/data",
     )
     prepare.add_argument("config", nargs="*", metavar="CONFIG.yaml | key=value", help="as for train")
-    return parser
+    keys = commands.add_parser(
+        "keys",
+        help="list the keys of a config",
+        description="List the keys of a config: what each is for, its values, its default, and when to change it.",
+        epilog="example: ray-gossip keys gossip",
+    )
+    keys.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="those that begin so, such as gossip")
+    keys.set_defaults(config=[])
+    _add_status(commands)
+    return parser, commands.choices
+
+
+def _add_status(commands: Any) -> None:
+    codes = "exit codes: 0 it is well, 2 there is no run, 3 something is wrong, 4 its driver writes no more"
+    status = commands.add_parser(
+        "status",
+        help="how a run stands, from another shell",
+        description="Show the table of a run, from its folder, while it goes on or afterwards.",
+        epilog=codes,
+    )
+    why = commands.add_parser(
+        "why",
+        help="why rounds did not average",
+        description="Show the latest rounds of a run that did not average, or not whole, with their causes; who mixed "
+        "with whom; and what to turn.",
+        epilog=codes,
+    )
+    for command in (status, why):
+        where = "folder of a run, or of several: the latest (default: runs)"
+        command.add_argument("run_dir", nargs="?", type=_folder, default=Path("runs"), metavar="RUN_DIR", help=where)
+        command.set_defaults(config=[])
+    status.add_argument("--watch", action="store_true", help="again each second, until it has ended")
+    status.add_argument("--json", action="store_true", help="one JSON object instead")
+    why.add_argument("--peer", type=int, metavar="N", help="of this peer alone")
+    why.add_argument("--round", type=int, metavar="R", help="of this round alone, also where it averaged")
 
 
 def _add_peer(commands: Any) -> None:

@@ -201,13 +201,47 @@ def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
         kind, shape = "samples", f"shape {list(dataset.in_shape)}"
     print(
         f"{config.data.name or config.data.factory} is ready: {dataset.num_train:,} training and "
-        f"{len(dataset.test_labels):,} test {kind}, {shape}, {dataset.num_classes} classes",
+        f"{len(dataset.test_labels):,} test {kind}, {shape}, {dataset.labels_are}",
         file=screen(sys.stdout),
     )
     return 0
 
 
-_COMMANDS = {"train": _train, "tune": _tune, "peer": _peer, "data": _prepare_data}
+def _keys(options: argparse.Namespace, _: _OrderlyStop) -> int:
+    from ray_gossip.config.catalogue import catalogue
+    from ray_gossip.tuning.settings import SweepConfig
+
+    print(catalogue(SweepConfig, options.prefix), file=screen(sys.stdout))
+    return 0
+
+
+def _status(options: argparse.Namespace, _: _OrderlyStop) -> int:
+    from ray_gossip import status
+
+    run_dir = status.latest_run(options.run_dir)
+    if options.json:
+        found = status.replay(run_dir)
+        print(status.dump_json(status.as_json(found)), file=screen(sys.stdout))
+        return status.code_of(found)
+    return status.show(run_dir, screen(sys.stdout), watch=options.watch)
+
+
+def _why(options: argparse.Namespace, _: _OrderlyStop) -> int:
+    from ray_gossip import status
+
+    run_dir = status.latest_run(options.run_dir)
+    return status.explain(run_dir, screen(sys.stdout), peer=options.peer, round=options.round)
+
+
+_COMMANDS = {
+    "train": _train,
+    "tune": _tune,
+    "peer": _peer,
+    "data": _prepare_data,
+    "keys": _keys,
+    "status": _status,
+    "why": _why,
+}
 
 
 class _OrderlyStop:

@@ -46,6 +46,12 @@ class Result:
     error: None = None  # as in Ray's results; `fit` raises instead
 
 
+def _is_function(own: object) -> bool:
+    """A module can be called, too, but not to be made. Asked without importing torch."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(own).__mro__}
+    return callable(own) and "torch.nn.modules.module.Module" not in kinds
+
+
 class GossipTrainer:
     """Trains one model by gossip on a Ray cluster: the one that is connected, or that RAY_ADDRESS names, else a local
     one for this run.
@@ -81,6 +87,11 @@ class GossipTrainer:
         swarm = {"num_peers": num_peers, "cpus_per_peer": cpus_per_peer, "gpus_per_peer": gpus_per_peer}
         values["swarm"] |= {key: value for key, value in swarm.items() if value is not None}
         for section, own in (("model", model), ("data", data)):
+            if own is not None and not isinstance(own, str) and not _is_function(own):
+                raise ConfigError(
+                    f"{section} is a {type(own).__name__}: give a function that makes it, such as "
+                    f"{section}=lambda: ..., because each peer makes its own"
+                )
             if own is not None:
                 values[section] |= {"name": None, "factory": own if isinstance(own, str) else name_of(own)}
         self.config = parse(values)

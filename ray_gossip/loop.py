@@ -31,7 +31,7 @@ from ray_gossip.gossip.seat import Listen, Seat
 from ray_gossip.records import Notice, Outcome, RoundReport
 from ray_gossip.resources import machine_id
 from ray_gossip.sidecar.network import Network
-from ray_gossip.telemetry import Observer
+from ray_gossip.telemetry import Observer, peers_named
 from ray_gossip.training.averaged import ModelState
 
 _LONE_ROUNDS = 5
@@ -100,16 +100,15 @@ def join(
         raise
     try:
         waits = founders > 1 and not initial_peers
-        awaited = (
-            f"waits for {founders - 1} more, at most swarm.start_s={settings.swarm.start_s:g} s; " if waits else ""
-        )
-        how = f"others join with initial_peers={list(peer.multiaddrs)}"
-        print(f"ray_gossip: {awaited}{how}", file=sys.stderr, flush=True)
+        awaited = f"waits for {founders - 1} more, at most swarm.start_s={settings.swarm.start_s:g} s; "
+        how = f"others join with its address as initial_peers: {' '.join(peer.multiaddrs)}"
+        who = f"this is peer {peer.peer_index}"
+        print(f"ray_gossip: {who}; {awaited if waits else ''}{how}", file=sys.stderr, flush=True)
         if initial_peers:
             peer.local_step = peer._engine.enter(founders=founders)
         else:
             peer._engine.join(founders=founders)
-        peer._tell_notices()
+        peer._tell_of_others()
     except BaseException:
         peer.leave(agree=False)
         raise
@@ -129,6 +128,7 @@ class LoopPeer:
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
         self._has_met = self._is_told_alone = False  # another member; that there has been none
         self._is_with_others = False
+        self._present: tuple[int, ...] = ()  # peer indices, as they were told
         self._state = _State(averaged)
         engine.attach(self._state)
         atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
@@ -224,8 +224,18 @@ class LoopPeer:
         if not self._has_met and not self._is_told_alone and self.rounds.total() >= _LONE_ROUNDS:
             self._is_told_alone = True
             self._engine.notices.append(f"{_LONE_ROUNDS} rounds, and no other peer is here yet; {_HOW_TO_MEET}")
-        self._tell_notices()
+        self._tell_of_others()
         return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
+
+    def _tell_of_others(self) -> None:
+        """Who has come, and who is gone; then what else there is to tell."""
+        if (roster := self._engine.roster) is not None and roster.present != self._present:
+            before, now = ({*present} - {self.peer_index} for present in (self._present, roster.present))
+            for peers, what in ((now - before, "here"), (before - now, "gone")):
+                if peers and now:  # that all are gone is said elsewhere
+                    self._engine.notices.append(f"{peers_named(peers)} {'is' if len(peers) == 1 else 'are'} {what}")
+            self._present = roster.present
+        self._tell_notices()
 
     def _tell_notices(self) -> None:
         while self._engine.notices:

@@ -13,6 +13,7 @@ and when to change it.
     changes.py              other values of some keys
     mistakes.py             a mistake as one line
     skipped.py              settings that a run leaves out
+    catalogue.py            all keys, for a person to read
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first mistake, as one line: key, value, what is wrong, and what was meant or what the field is."""
-    mistake = error.errors()[0]
+    """The first mistake, as one line: key, value, what is wrong, and what was meant or what the field is; then the keys
+    of the others."""
+    mistake, *others = error.errors()
     location = [str(part) for part in mistake["loc"]]
     key = ".".join(location) or "config"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    also = [".".join(map(str, other["loc"])) for other in others]
+    more = f" (wrong as well: {', '.join(also[:_MOST_KEYS])}{', ...' * (len(also) > _MOST_KEYS)})" if also else ""
     if mistake["type"] == "extra_forbidden":
         return f"{_unknown(location, schema)}{more}"
     message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -25,6 +27,9 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     if mistake["type"] == "value_error":
         return f"{key}: {message}{more}"
     return f"{key}={shown(mistake['input'])} {message}{_help(location, schema)}{more}"
+
+
+_MOST_KEYS = 5  # that are named in a line
 
 
 def shown(value: Any) -> str:

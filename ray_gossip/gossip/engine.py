@@ -20,7 +20,7 @@ from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.entry import Entry
 from ray_gossip.gossip.leaving import Leaving
-from ray_gossip.gossip.members import View, takers
+from ray_gossip.gossip.members import Roster, View
 from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
 from ray_gossip.gossip.patience import Patience
 from ray_gossip.gossip.protocols import FinalResult, TrainingState
@@ -63,10 +63,10 @@ class GossipEngine:
         self.pace = Pace(config.gossip, position=0.0)
         self.snapshot = Snapshot(averager.snapshot, usual_step_s=lambda: self.pace.usual_step_s)
         averager.hand_over_by(self.snapshot.hand_over)
-        self.members: tuple[int, ...] | None = None
+        self.roster: Roster | None = None  # as two views in a row have it; None: not known
         self.notices = averager.notices
         self._charter = seat.charter
-        self._latest_members: tuple[int, ...] = ()
+        self._latest = Roster()
         self._is_guest = self._has_looked = False
         self._guest_records: Future[list[Record]] | None = None
         self._pending: _Pending | None = None
@@ -83,6 +83,11 @@ class GossipEngine:
             data=data,
             notices=self.notices,
         )
+
+    @property
+    def members(self) -> tuple[int, ...] | None:
+        """Those to which samples are dealt."""
+        return None if self.roster is None else self.roster.takers
 
     def attach(self, state: TrainingState) -> None:
         """Take the state that is to be averaged, after the model is on its device."""
@@ -181,7 +186,7 @@ class GossipEngine:
     def _start(self, pace: Pace, view: View) -> None:
         """From here on this peer's pace counts."""
         self.pace, self._snapshot_samples = pace, self.snapshot.state.samples
-        self.members = self._latest_members = takers(view.present)
+        self.roster = self._latest = Roster.of(view.present)
         self._between_steps.lap()
 
     def _position(self, local_step: int) -> float:
@@ -228,7 +233,7 @@ class GossipEngine:
         try:
             result: RoundResult = self._wait(pending.result)
         except Interrupted as died:
-            result = RoundResult.interrupted(pending.round, str(died), members=self._latest_members)
+            result = RoundResult.interrupted(pending.round, str(died), roster=self._latest)
         if result.outcome == "averaged":
             self.snapshot.state.add_to_state(self.averager.delta)
         if result.allreduce_s:
@@ -257,9 +262,10 @@ class GossipEngine:
     def _note_members(self, result: RoundResult) -> None:
         """The members that count, as soon as two views in a row say so: one may have been incomplete. A peer that sees
         nobody where several were has lost them, and leaves the samples as they were dealt."""
-        if result.members == self._latest_members and not result.is_hermit:
-            self.members = result.members
-        self._latest_members = result.members
+        if not result.is_hermit and self.roster is not None:
+            views = zip(result.roster, self._latest, self.roster, strict=True)
+            self.roster = Roster(*(now if now == before else known for now, before, known in views))
+        self._latest = result.roster
 
     def _wait(self, future: Future[Any], *, within_s: float = math.inf) -> Any:
         """What the network side answers. Rounds and downloads may take long: it bounds these itself.

@@ -12,7 +12,7 @@ from typing import Any
 from ray_gossip.causes import IS_DONE, OTHER_VIEW
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted
-from ray_gossip.gossip.members import View
+from ray_gossip.gossip.members import Roster, View
 from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.round import RoundResult
 from ray_gossip.gossip.snapshot import Snapshot
@@ -54,11 +54,11 @@ class Leaving:
                     self._averager.gossip_round(attempt, is_final=True, local_step=local_step, wait_s=wait_s)
                 )
             except Interrupted as died:  # the others may be in it still
-                result, has_restarted = RoundResult.interrupted(attempt, str(died), members=()), True
+                result, has_restarted = RoundResult.interrupted(attempt, str(died), roster=Roster()), True
                 if time.monotonic() < deadline:
                     continue
             bytes_sent += result.bytes_sent
-            had_others |= result.num_members > 1 or result.is_hermit or (has_restarted and bool(result.silent))
+            had_others |= len(result.roster.present) > 1 or result.is_hermit or (has_restarted and bool(result.silent))
             if result.outcome == "averaged":
                 self._snapshot.state.add_to_state(self._averager.delta)
             if not _is_worth_another(result, attempt) or time.monotonic() > deadline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, ConfigDict, ValidationError
 from pydantic import dataclasses as checked
@@ -106,9 +106,19 @@ class Neighbours:
     members: tuple[Member, ...]
 
 
-def takers(members: Iterable[Member]) -> tuple[int, ...]:
-    """Peer indices of those to which the swarm's samples are dealt, in order."""
-    return tuple(sorted({member.peer_index for member in members if not member.has_own_data}))
+class Roster(NamedTuple):
+    """Peer indices, in order."""
+
+    present: tuple[int, ...] = ()  # of all members that count
+    takers: tuple[int, ...] = ()  # of those of them to which the swarm's samples are dealt
+
+    @classmethod
+    def of(cls, members: Iterable[Member]) -> Roster:
+        members = list(members)
+        return cls(
+            present=tuple(sorted({member.peer_index for member in members})),
+            takers=tuple(sorted({member.peer_index for member in members if not member.has_own_data})),
+        )
 
 
 def donors(view: View, own: str) -> list[str]:

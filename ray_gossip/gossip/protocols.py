@@ -78,7 +78,9 @@ class Engine(Protocol):
 
     notices: list[str]  # sentences for a person; once passed on, they are taken out
 
-    members: tuple[int, ...] | None  # peer indices to which samples are dealt as of late; None: not known
+    @property
+    def members(self) -> tuple[int, ...] | None:
+        """Peer indices to which samples are dealt as of late; None: not known."""
 
     def join(self, *, founders: int, local_step: int = 0) -> object:
         """Enter a swarm that begins, at this local step; wait for the other founders, with a deadline."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ray_gossip.causes import RESTARTS
+from ray_gossip.gossip.members import Roster
 from ray_gossip.records import Outcome, RoundReport
 
 
@@ -34,14 +35,13 @@ class RoundResult:
     sketch_after: tuple[float, ...]
     stretch: int  # consensus control: how many intervals to let pass until the next round
     is_early: bool  # it was alone by schedule in a round to which it had moved on before the others
-    num_members: int  # of the swarm in this round, this peer included
     is_hermit: bool  # it sees nobody where several were
-    members: tuple[int, ...]  # peer indices of all that counted in this round and to which samples are dealt
+    roster: Roster  # of this round, this peer included
     silent: tuple[str, ...] = ()  # names of those whose declaration has expired lately, without a goodbye
     kept_in: int = 0  # which half of `Memory.kept` holds what counts in later rounds, if this one is applied
 
     @classmethod
-    def interrupted(cls, round: int, cause: str, *, members: tuple[int, ...]) -> RoundResult:
+    def interrupted(cls, round: int, cause: str, *, roster: Roster) -> RoundResult:
         """Of a round whose end nobody can tell, because the network side has died: as if it had failed."""
         return cls(
             round=round,
@@ -56,9 +56,8 @@ class RoundResult:
             sketch_after=(),
             stretch=1,
             is_early=False,
-            num_members=0,
             is_hermit=False,
-            members=members,
+            roster=roster,
         )
 
     def report(self, *, peer_index: int, began_at: int, ended_at: int, blocked_s: float) -> RoundReport:

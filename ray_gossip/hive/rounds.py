@@ -15,7 +15,7 @@ from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS, NOT_FINITE, SCHEDULED
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.consensus import summary
 from ray_gossip.gossip.meeting import Arrival, Gathering
-from ray_gossip.gossip.members import Member, View, takers
+from ray_gossip.gossip.members import Member, Roster, View
 from ray_gossip.gossip.round import Behind, NoRound, RoundResult, RoundSoFar, Stage
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.group_mean import GroupMean
@@ -119,9 +119,8 @@ class Rounds:
             sketch_after=tuple(after.tolist()),
             stretch=self._membership.stretch,
             is_early=run.is_early,
-            num_members=len(members),
             is_hermit=self._membership.is_hermit,
-            members=takers(members),
+            roster=Roster.of(members),
             silent=self._membership.silent,
         )
 

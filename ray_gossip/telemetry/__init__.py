@@ -13,13 +13,16 @@ what `tally` counts and `advice` knows. `curves` and `summary` read it; only `lo
 
 from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
 from ray_gossip.telemetry.observer import Observer
+from ray_gossip.telemetry.replay import Replay, replay
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.summary import Summary, summarise
+from ray_gossip.telemetry.tally import peers_named
 
 __all__ = [
     "RUN_FILES",
     "Observer",
     "PeerState",
+    "Replay",
     "RunLog",
     "Status",
     "Summary",
@@ -27,5 +30,7 @@ __all__ = [
     "SwarmState",
     "Trouble",
     "dump_json",
+    "peers_named",
+    "replay",
     "summarise",
 ]

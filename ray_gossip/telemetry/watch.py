@@ -56,6 +56,8 @@ from ray_gossip.telemetry.ending import causes_of_the_end, verdicts
 from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, Total
 
+TROUBLE = "trouble: "  # how a notice of it begins
+
 _FEW = 3  # rounds
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
@@ -250,7 +252,7 @@ class Watch:
         self._state.troubles[kind] = Trouble(
             kind=kind, text=text, first_round=first_round, count=count, is_over=is_over
         )
-        self._notices.append(Notice(peer_index=-1, wall_time=time.time(), text=f"trouble: {text}"))
+        self._notices.append(Notice(peer_index=-1, wall_time=time.time(), text=f"{TROUBLE}{text}"))
 
     def _take(self) -> list[Notice]:
         notices, self._notices = self._notices, []

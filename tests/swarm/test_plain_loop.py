@@ -62,7 +62,7 @@ class Script:
     def address(self) -> str:
         """Where it says that others join it."""
         deadline = time.monotonic() + DEADLINE_S
-        while not (found := re.search(r"initial_peers=\['(\S+)'\]", self.stderr)):
+        while not (found := re.search(r"as initial_peers: (/\S+)\n", self.stderr)):
             assert self._process.poll() is None, self.stderr
             assert time.monotonic() < deadline
             time.sleep(0.05)

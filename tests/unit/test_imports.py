@@ -29,7 +29,7 @@ telemetry
 testing peer loop
 lines
 console
-swarm
+status swarm
 run
 tuning
 driver
@@ -90,7 +90,7 @@ def test_a_heavy_library_has_one_home(path: Path) -> None:
         assert noun(path) in HOMES.get(library, {noun(path)}), f"{library} is imported by {noun(path)}"
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "records", "driver", "tuning.sweep"])
+@pytest.mark.parametrize("module", ["config", "cli", "records", "driver", "status", "tuning.sweep"])
 def test_what_answers_mistakes_loads_nothing_heavy(module: str) -> None:
     code = f"import ray_gossip.{module}, sys; print(*(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

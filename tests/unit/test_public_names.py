@@ -64,6 +64,10 @@ def test_a_trainer_without_arguments_trains_the_defaults() -> None:
 def test_a_trainers_mistakes_are_one_line_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^swarm\.num_peers=0 should be greater than or equal to 1"):
         GossipTrainer(num_peers=0)
+    with pytest.raises(ConfigError, match=r"model is a Linear: give a function that makes it, such as model=lambda: "):
+        GossipTrainer(model=nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="data is a list: give"):
+        GossipTrainer(data=[1])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^data\.factory=nowhere:load: there is no module nowhere"):
         GossipTrainer(data="nowhere:load", run_dir=tmp_path / "run").fit()
     assert not (tmp_path / "run").exists()

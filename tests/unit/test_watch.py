@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS
 from ray_gossip.config import GossipConfig
+from ray_gossip.gossip.members import Roster
 from ray_gossip.gossip.round import RoundResult
 from ray_gossip.records import Outcome, Record, RoundReport
 from ray_gossip.telemetry import SwarmRound, SwarmState
@@ -99,7 +100,7 @@ class TestRoundsThatDoNotAverage:
 
     def test_are_no_trouble_while_a_network_side_is_started_again_which_a_notice_tells(self) -> None:
         swarm = Watched()
-        cause = RoundResult.interrupted(0, "the libp2p daemon of this peer died", members=()).cause
+        cause = RoundResult.interrupted(0, "the libp2p daemon of this peer died", roster=Roster()).cause
         for number in range(20):
             swarm.round(number, outcome="failed", cause=cause)
         assert swarm.told == []
