@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Interrupted
 from ray_gossip.gossip.handover import Handover
-from ray_gossip.sidecar.nursery import READY, TAKEN, address
+from ray_gossip.sidecar.nursery import READY, TAKEN, Leftovers, address
 from ray_gossip.sidecar.parcel import opened, packed
 from ray_gossip.sidecar.wire import Wire, own_user
 
@@ -84,7 +83,9 @@ class Sidecar:
             _is_ready(pidfd, within_s=_END_S)
             os.close(pidfd)
             if self._folder is not None:  # its nursery may be gone, or do so as well
-                shutil.rmtree(self._folder, ignore_errors=True)
+                leftovers = Leftovers()
+                leftovers.add(self._folder)
+                leftovers.remove_all()
 
     def _receive(self) -> None:
         why = _DIED

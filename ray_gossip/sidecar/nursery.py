@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 from ray_gossip.sidecar.wire import Wire, own_user
 
 _IDLE_S = 0.5  # without a sidecar; then it ends
+_REMOVE_S, _AGAIN_S = 5.0, 0.05  # for which a folder is tried to be removed, and how often
 READY = b"ready\n"
 TAKEN = b"taken\n"  # another nursery of this name lives
 
@@ -50,6 +52,29 @@ class _Child:
     folder: str | None  # its temporary files
 
 
+class Leftovers:
+    """Folders of sidecars that have ended. Their DHT processes and daemons die a moment later, and may still write."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}  # folder -> when to give it up
+
+    def add(self, folder: str) -> None:
+        self._until[folder] = time.monotonic() + _REMOVE_S
+
+    def remove_all(self) -> None:
+        """Wait until they are removed, or given up."""
+        while self.remove():
+            time.sleep(_AGAIN_S)
+
+    def remove(self) -> bool:
+        """Try once. Returns whether some are left to be tried again."""
+        for folder, until in [*self._until.items()]:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.lexists(folder) or time.monotonic() > until:
+                del self._until[folder]
+        return bool(self._until)
+
+
 def main(name: str, report: int) -> None:
     """Listen until nobody has needed this for a while.
 
@@ -74,18 +99,20 @@ def main(name: str, report: int) -> None:
     os.write(report, READY)
     os.close(report)
     children: list[_Child] = []
+    leftovers = Leftovers()
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     while True:
-        events = {descriptor for descriptor, _ in poll.poll(None if children else 1000 * _IDLE_S)}
-        if not events and not children:
+        wait_s = _AGAIN_S if leftovers.remove() else None if children else _IDLE_S
+        events = {descriptor for descriptor, _ in poll.poll(None if wait_s is None else 1000 * wait_s)}
+        if not events and wait_s == _IDLE_S:
             return
         for child in [child for child in children if {child.ended, child.parent_ended} & events]:
             if child.ended not in events:
                 os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
             if child.folder is not None:
-                shutil.rmtree(child.folder, ignore_errors=True)
+                leftovers.add(child.folder)
             for descriptor in (child.ended, child.parent_ended):
                 poll.unregister(descriptor)
                 os.close(descriptor)

@@ -28,6 +28,7 @@ class Program:
 
     def __init__(self, folder: Path, words: Sequence[str]) -> None:
         self._errors = folder / "stderr"
+        self._before = set(Path("/tmp").glob("ray_gossip-*"))  # of others: process ids come again
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with self._errors.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -58,9 +59,12 @@ class Program:
 
     def wait_until_gone(self) -> None:
         deadline = time.monotonic() + GONE_S
-        while left := [*map(str, self.pids()), *map(str, Path("/tmp").glob(f"ray_gossip-{self.process.pid}-*"))]:
+        while left := [*map(str, self.pids()), *map(str, self._folders() - self._before)]:
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
+
+    def _folders(self) -> set[Path]:
+        return set(Path("/tmp").glob(f"ray_gossip-{self.process.pid}-*"))
 
 
 Start = type[Program]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +79,30 @@ def test_a_nursery_that_hangs_is_replaced_and_its_sidecars_live_on(monkeypatch: 
         each.end()
         each.kill()  # once more changes nothing
     assert len(list(Path("/proc/self/fd").iterdir())) <= num_open
+
+
+def test_a_folder_to_which_processes_still_write_while_it_is_removed_is_removed_all_the_same(tmp_path: Path) -> None:
+    """What a killed sidecar has forked ends a moment after it."""
+    folder, ends_at = tmp_path / "of a sidecar", time.monotonic() + 0.5
+
+    def write() -> None:
+        number = 0
+        while time.monotonic() < ends_at:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{number}").touch()
+            number += 1
+
+    for _ in range(20):
+        folder.mkdir()
+        writer = threading.Thread(target=write)
+        writer.start()
+        leftovers = nursery.Leftovers()
+        leftovers.add(str(folder))
+        leftovers.remove_all()
+        assert not folder.exists()
+        ends_at = time.monotonic()
+        writer.join()
+        ends_at = time.monotonic() + 0.1
 
 
 def test_a_sidecar_whose_nursery_was_killed_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
