@@ -76,6 +76,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     )
     train.add_argument("--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>)")
     train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
+    train.add_argument("--tensorboard", action="store_true", help="start TensorBoard beside it, and say where")
     tune = commands.add_parser(
         "tune",
         help="sweep over keys of the config",

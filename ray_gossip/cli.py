@@ -7,6 +7,7 @@ stop; so 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -128,12 +129,15 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     _set_environment(_RAY_SETTINGS)
 
     from ray_gossip import driver  # loads rich, numpy: after the config is known to be good
+    from ray_gossip.board import board
 
+    stream = _stream(options)
     summary = driver.train(
         config,
         address=_address(),
         run_dir=options.run_dir,
-        stream=_stream(options),
+        stream=stream,
+        beside=board(options.run_dir or Path("runs"), stream) if options.tensorboard else contextlib.nullcontext(),
     )
     return _print_json(options, summary)
 

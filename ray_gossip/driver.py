@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,6 +35,7 @@ def train(
     run_dir: Path | None,
     stream: TextIO,
     factories: Factories = NAMED,
+    beside: AbstractContextManager[None] | None = None,
 ) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
@@ -41,6 +43,7 @@ def train(
         address: the Ray cluster to use; None starts a local one.
         run_dir: new folder for this run; None: `runs/<run_id>`.
         factories: the user's own model and data, where they are handed over instead of named in the config.
+        beside: entered once all has been checked, left when the summary has been shown.
 
     Returns:
         What `summary.json` holds.
@@ -56,25 +59,26 @@ def train(
     from ray_gossip.run import Run  # loads Ray: after what can be checked without
     from ray_gossip.swarm import cluster
 
-    started = time.time()
     run: Run | None = None
-    try:
-        with (
-            open_view(stream) as view,
-            cluster([config.swarm], address=address),
-            Run(config, run_id=run_id, run_dir=run_dir, started_at=started, factories=factories) as run,
-        ):
-            try:
-                for _ in run.records():
-                    view.update(run.state)
-                return run.finish()
-            except BaseException as error:
-                why = "interrupted: stopping the peers; once more to stop at once"
-                run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
-                raise
-    finally:
-        if run is not None and run.summary is not None:
-            print_summary(run.summary, run_dir, stream=stream)
+    with beside or nullcontext():
+        started = time.time()
+        try:
+            with (
+                open_view(stream) as view,
+                cluster([config.swarm], address=address),
+                Run(config, run_id=run_id, run_dir=run_dir, started_at=started, factories=factories) as run,
+            ):
+                try:
+                    for _ in run.records():
+                        view.update(run.state)
+                    return run.finish()
+                except BaseException as error:
+                    why = "interrupted: stopping the peers; once more to stop at once"
+                    run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
+                    raise
+        finally:
+            if run is not None and run.summary is not None:
+                print_summary(run.summary, run_dir, stream=stream)
 
 
 def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, stream: TextIO) -> dict[str, Any]:

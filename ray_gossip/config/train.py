@@ -65,7 +65,7 @@ class TrainConfig(Section):
     @classmethod
     def _functions(cls, metrics: dict[str, str]) -> dict[str, str]:
         for name, path in metrics.items():
-            if name in ("loss", "accuracy") or name.endswith(("_min", "_max")):
+            if name in ("loss", "accuracy"):
                 raise ValueError(f"{name} is the name of a curve that there is already; give your own another one")
             check_function(path)
         return metrics

@@ -1,8 +1,8 @@
 """Which curves TensorBoard shows. Pure: records in, points out.
 
 Runs: `peer-00`, `peer-01`, ... and `swarm`. Where a tag stands in both, the swarm's is the mean over the
-peers, so that TensorBoard draws it over theirs; `_min` and `_max` beside it are the swarm's alone. A peer
-whose value is not finite is left out of these three.
+peers, so that TensorBoard draws it over theirs; `bands/..._min` and `bands/..._max` are the swarm's alone: Custom
+Scalars draws them around the mean. A peer whose value is not finite is left out of these three.
 
 The x axis of a peer is its own `local_step`. That of the swarm is the mean `local_step` over the peers that
 the point is made of, so that its curves lie where the peers' lie; it never goes back when a newcomer lowers
@@ -11,11 +11,11 @@ last one when all have ended. The time of a point is the record's `wall_time`.
 
 | tag | runs | what it is |
 | --- | --- | --- |
-| `train/loss` | peer, swarm, `_min`, `_max` | mean training loss since the last report |
+| `train/loss` | peer, swarm, bands | mean training loss since the last report |
 | `train/lr` | peer | learning rate |
 | `train/samples_per_s` | peer | its speed since the last report |
-| `eval/accuracy` | peer, swarm, `_min`, `_max` | a peer's own parameters on the test split, 0 to 1 |
-| `eval/loss`, `eval/...` | peer, swarm, `_min`, `_max` | the same; those of `train.metrics` by their names |
+| `eval/accuracy` | peer, swarm, bands | a peer's own parameters on the test split, 0 to 1 |
+| `eval/loss`, `eval/...` | peer, swarm, bands | the same; those of `train.metrics` by their names |
 | `merged/accuracy`, `merged/loss`, `merged/...` | peer, swarm | the merged model, after the final rounds |
 | `round/outcome` | peer | 1 averaged, 0 alone, -1 partial, -2 failed: below 0 something went wrong |
 | `round/matchmaking_s` | peer | from the round's start until the group was complete |
@@ -57,6 +57,7 @@ from ray_gossip.records import (
     Record,
     RoundReport,
 )
+from ray_gossip.telemetry.layout import band
 from ray_gossip.telemetry.state import SwarmRound, SwarmState
 
 _OUTCOME: dict[Outcome, int] = {"averaged": 1, "alone": 0, "partial": -1, "failed": -2}
@@ -195,5 +196,5 @@ def _of_sweep(records: Iterable[Progress | Evaluation]) -> dict[str, float]:
     for tag, values in of_tag.items():
         points[tag] = sum(values) / len(values)
         if not tag.startswith("merged/"):  # there all peers agree
-            points |= {f"{tag}_min": min(values), f"{tag}_max": max(values)}
+            points |= dict(zip(band(tag), (points[tag], min(values), max(values)), strict=True))
     return points

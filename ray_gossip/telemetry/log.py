@@ -18,6 +18,7 @@ from ray_gossip.storage import Journal, write_atomically
 from ray_gossip.telemetry.curves import Curves, Point
 from ray_gossip.telemetry.event_file import EventFile
 from ray_gossip.telemetry.figure import classes_of_peers, who_met_whom
+from ray_gossip.telemetry.layout import config_text, custom_scalars, summary_text
 from ray_gossip.telemetry.observer import Observer
 from ray_gossip.telemetry.summary import Summary, summarise
 
@@ -57,7 +58,7 @@ class RunLog:
         self._classes_are_pictured = False
         self._files = ExitStack()
         self._events: Journal
-        self._told_of_disk = False
+        self._told_of_disk = self._is_closed = False
 
     def __enter__(self) -> RunLog:
         with _or_swarm_error(self.run_dir):
@@ -66,11 +67,13 @@ class RunLog:
         with _or_swarm_error(self.run_dir / "events.jsonl"):
             self._events = Journal(self.run_dir / "events.jsonl")
         self._files.callback(self._events.close)
+        self._say(custom_scalars(self._config), config_text(self._config))
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._files:
             self._add_picture()
+        self._is_closed = True
 
     def write(self, record: Record) -> None:
         """Show a record to the observer; write what it makes of it to the event log and to TensorBoard."""
@@ -110,6 +113,8 @@ class RunLog:
         text = dump_json(summary, indent=2)
         self.save("summary.json", f"{text}\n".encode(errors=_ESCAPED))
         written: Summary = json.loads(text)
+        if not self._is_closed:
+            self._say(summary_text(written))
         return written
 
     def save(self, name: str, content: bytes) -> Path:
@@ -134,6 +139,13 @@ class RunLog:
                     f"cannot write to {self.run_dir}: {error.strerror}; the run goes on, and what does not fit is lost"
                 )
                 self._state.fold(Notice(peer_index=-1, wall_time=time.time(), text=text))
+
+    def _say(self, *values: Any) -> None:
+        """What is no curve."""
+        step = self._state.last_round.local_step if self._state.last_round else 0
+        with self._as_far_as_there_is_room():
+            for value in values:
+                self._add_value("swarm", value, step=step, wall_time=time.time())
 
     def _add(self, point: Point) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary

@@ -36,10 +36,10 @@ def test_a_transformer_and_texts_of_the_users_own_train_by_config_alone(ray: str
 
 def test_a_regression_with_metrics_of_the_users_own_trains_by_config_alone(ray: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests" / "yours" / "diabetes", tmp_path / "diabetes")
-    done = finish_in(
-        tmp_path, [SCRIPT, "train", "diabetes/config.yaml", "--run-dir", "run"], environment={"RAY_ADDRESS": ray}
-    )
+    command = [SCRIPT, "train", "diabetes/config.yaml", "--run-dir", "run", "--tensorboard"]
+    done = finish_in(tmp_path, command, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
+    assert re.match(r"curves: http://localhost:\d+/\n", done.stdout)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["merged_loss"] < 0.75  # of the variance; a straight line leaves 0.5
     assert summary["merged_metrics"]["mae"] == pytest.approx(0.65, abs=0.15)

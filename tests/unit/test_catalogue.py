@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,10 @@ def test_a_prefix_chooses(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert capsys.readouterr().err == "ray-gossip: no key begins with gosip; did you mean gossip?\n"
     with pytest.raises(ConfigError, match=r"no key begins with gossip\.grop; did you mean"):
         catalogue(Config, "gossip.grop")
+
+
+def test_stands_in_the_docs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written anew by: COLUMNS=100 ray-gossip keys, between the lines of the block."""
+    monkeypatch.setenv("COLUMNS", "100")
+    text = (Path(__file__).parents[2] / "docs" / "keys.md").read_text()
+    assert text.partition("```text\n")[2].partition("\n```")[0] == catalogue(SweepConfig)

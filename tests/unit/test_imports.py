@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 ORDER = """
 errors
 causes records storage folders screen tensor_memory
-addresses
+addresses board
 config
 resources factory
 mixing data

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from ray_gossip.config import load
+from ray_gossip.config import load, parse
 from ray_gossip.records import (
     Notice,
     PeerLost,
@@ -18,6 +20,7 @@ from ray_gossip.records import (
     Record,
 )
 from ray_gossip.telemetry import Observer, RunLog, SwarmState
+from ray_gossip.telemetry.layout import custom_scalars
 from tests.unit.telemetry_records import (
     TOTAL_STEPS,
     Write,
@@ -104,8 +107,8 @@ class TestTensorBoard:
             ]
         )
         assert curve(log, "swarm", "train/loss") == [(15, 3.0)]
-        assert curve(log, "swarm", "train/loss_min") == [(15, 2.0)]
-        assert curve(log, "swarm", "train/loss_max") == [(15, 4.0)]
+        assert curve(log, "swarm", "bands/train/loss_min") == [(15, 2.0)]
+        assert curve(log, "swarm", "bands/train/loss_max") == [(15, 4.0)]
         assert curve(log, "swarm", "eval/accuracy") == [(20, 0.625)]
         assert curve(log, "swarm", "swarm/samples_per_s") == [(15, 200.0)]
 
@@ -120,7 +123,7 @@ class TestTensorBoard:
         )
         assert curve(log, "peer-01", "eval/mae") == [(20, 0.75)]
         assert curve(log, "swarm", "eval/mae") == [(20, 0.625)]
-        assert curve(log, "swarm", "eval/mae_max") == [(20, 0.75)]
+        assert curve(log, "swarm", "bands/eval/mae_max") == [(20, 0.75)]
         assert curve(log, "peer-01", "merged/mae") == [(40, 0.25)]
         assert curve(log, "swarm", "eval/loss") == [(20, 0.5)]
         assert curve(log, "swarm", "eval/accuracy") == curve(log, "peer-01", "merged/accuracy") == []
@@ -192,7 +195,7 @@ class TestTensorBoard:
         assert curves.__doc__ is not None
         for run in ("peer-00", "swarm"):
             for tag in accumulated(log, run).Tags()["scalars"]:
-                stem = tag.removesuffix("_min").removesuffix("_max")
+                stem = tag.removeprefix("bands/").removesuffix("_min").removesuffix("_max")
                 stem = stem if not stem.startswith("swarm/rounds_") else "swarm/rounds_averaged"
                 assert f"`{stem}`" in curves.__doc__
 
@@ -275,3 +278,45 @@ class TestTheEndOfTheSwarmsCurves:
         of_the_round, of_the_end = (value for _, value in curve(log, "swarm", "swarm/consensus_distance"))
         assert of_the_round == pytest.approx(distance(x, y))
         assert of_the_end == pytest.approx(distance(*ends))
+
+
+class TestTheLayout:
+    def test_names_only_curves_that_there_are(self, write: Write) -> None:
+        layouts: dict[str, Layout] = {}
+        for train in ({}, {"loss": "mse", "metrics": {"mae": "my:mae"}}):
+            value = custom_scalars(parse({"train": train}))
+            assert (value.tag, value.metadata.plugin_data.plugin_name) == ("custom_scalars__config__", "custom_scalars")
+            layouts["accuracy" if not train else "mae"] = Layout.FromString(value.tensor.string_val[0])
+        x, y = sketches(2, seed=5)
+        for measure, layout in layouts.items():
+            accuracy, metrics = (0.9, {}) if measure == "accuracy" else (None, {"mae": 0.5})
+            log = write(
+                [
+                    *map(started, range(2)),
+                    *(progress(peer, 10) for peer in range(2)),
+                    *(evaluation(peer, 10, accuracy, metrics=metrics) for peer in range(2)),
+                    report(0, 1, before=x, after=x),
+                    report(1, 1, before=y, after=y),
+                ]
+            )
+            of_swarm, of_peer = (accumulated(log, run).Tags()["scalars"] for run in ("swarm", "peer-01"))
+            charts = [chart for category in layout.category for chart in category.chart]
+            assert any(measure in chart.title for chart in charts)
+            for chart in charts:
+                series = [tag for each in chart.margin.series for tag in (each.value, each.lower, each.upper)]
+                assert set(series) <= set(of_swarm), chart.title
+                for pattern in chart.multiline.tag:
+                    tags = of_peer if "by peer" in chart.title else of_swarm
+                    assert any(re.search(pattern, tag) for tag in tags), (chart.title, pattern)
+
+    def test_stands_in_the_swarms_run_beside_the_config_and_the_end_as_text(self, tmp_path: Path) -> None:
+        with RunLog(tmp_path, Observer(a_config(2)), run_id="a") as log:
+            for record in [*map(started, range(2)), evaluation(0, 10, 0.5), lost(1, "a | b")]:
+                log.write(record)
+            log.write_summary()
+        board = accumulated(log, "swarm")
+        assert {"custom_scalars__config__", "config", "summary"} <= set(board.Tags()["tensors"])
+        config, summary = (board.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in ("config", "summary"))
+        assert config.startswith("```yaml\nengine: gossip\n")
+        assert "| merged_accuracy | - |" in summary
+        assert "| rounds | averaged 0, partial 0, alone 0, failed 0 |" in summary
