@@ -110,19 +110,24 @@ def explain(run_dir: Path, stream: TextIO, *, peer: int | None, round: int | Non
     """
     found = replay(run_dir)
     state = found.state
+    if peer is not None and peer not in state.peers:
+        raise ConfigError(f"--peer {peer}: there is none; there are {', '.join(map(str, sorted(state.peers)))}")
     chosen = [
         report
         for report in found.rounds
         if (peer is None or report.peer_index == peer)
         and (report.round == round if round is not None else report.outcome != "averaged" or report.cause)
     ]
+    num_rounds = sum(peer is None or report.peer_index == peer for report in found.rounds)
+    if round is not None and not chosen:
+        raise ConfigError(f"--round {round}: it is not known{f' of peer {peer}' if peer is not None else ''}")
     lines = [rounds_line(state)]
     lines += [f"{count} times: {cause}" for cause, count in state.causes.most_common()]
     lines += [f"trouble: {each.text}{'; over now' * each.is_over}" for each in state.troubles.values()]
     lines += [headline(lost) for lost in _lost(state)]
     if round is None:
         lines += _advice([report for report in chosen if report.outcome != "averaged"], found)
-    lines += ["", *map(_told, chosen[-most:])] if chosen else ["", _nothing(peer, round)]
+    lines += ["", *map(_told, chosen[-most:])] if chosen else ["", _nothing(peer, num_rounds=num_rounds)]
     console = Console(file=stream)
     console.print(Text("\n".join(lines)), soft_wrap=True)
     if peer is None and round is None and state.meetings:
@@ -134,15 +139,17 @@ def _advice(wrong: Sequence[RoundReport], found: Replay) -> list[str]:
     to_mend = [report for report in wrong if not any(words in report.cause for words in _HARMLESS)]
     if to_mend:
         return [f"commonest: {advice_on(to_mend, found.config.gossip)}"]
-    return ["nothing to mend: peers were scheduled alone, or their groupmates were done"] if wrong else []
+    is_well = wrong and not found.state.present_troubles()
+    return ["nothing to mend: peers were scheduled alone, or their groupmates were done"] if is_well else []
 
 
 def _picture(found: Replay) -> Sequence[Table | Text]:
     state = found.state
+    notes = [Text(f"{found.num_unread} lines of events.jsonl cannot be read: left out")] if found.num_unread else []
     trouble = [Text(f"trouble: {each.text}", style="bold red") for each in state.present_troubles()]
     lost = [Text(headline(each), style="red") for each in _lost(state)]
     lines = Text(f"{rounds_line(state)}\n{distance_line(state)}")
-    return [table(state), lines, *lost, *trouble, Text(f"{found.run_dir}: {_stands(found)}")]
+    return [table(state), lines, *notes, *lost, *trouble, Text(f"{found.run_dir}: {_stands(found)}")]
 
 
 def _stands(found: Replay) -> str:
@@ -160,9 +167,9 @@ def _told(report: RoundReport) -> str:
     return f"round {report.round}, peer {report.peer_index}: {report.outcome}{with_whom} after {took_s:.2f} s{cause}"
 
 
-def _nothing(peer: int | None, round: int | None) -> str:
+def _nothing(peer: int | None, *, num_rounds: int) -> str:
     whose = "" if peer is None else f" of peer {peer}"
-    return f"every round{whose} has averaged whole so far" if round is None else f"round {round}{whose} is not known"
+    return f"every round{whose} has averaged whole so far" if num_rounds else f"there has been no round{whose} so far"
 
 
 def _who_met_whom(state: SwarmState) -> Table:

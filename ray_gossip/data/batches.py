@@ -70,9 +70,9 @@ class Batches(Iterator[Batch]):
         chosen = upcoming[0]
         return self._inputs(chosen, upcoming[1:]), self._labels[chosen]
 
-    def skip(self, num_batches: int) -> None:
+    def skip(self, num_samples: int) -> None:
         """Go on as if so many had been handed out."""
-        left = num_batches * self.batch_size
+        left = num_samples
         self.samples += left
         while left > self._upcoming.shape[1]:
             left -= self._upcoming.shape[1]

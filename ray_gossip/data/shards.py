@@ -35,7 +35,8 @@ def deal(labels: Tensor, num_shards: int, *, config: DataConfig | None = None, s
             "so that some peers would get none; lower it"
         )
     if config.shards in ("dirichlet", "label_sorted") and (labels.dim() > 1 or labels.is_floating_point()):
-        has = f"every sample has labels {list(labels.shape[1:])}" if labels.dim() > 1 else "the labels are numbers"
+        is_number = labels.is_floating_point()
+        has = "the labels are numbers" if is_number else f"every sample has labels {list(labels.shape[1:])}"
         raise ConfigError(f"data.shards={config.shards} deals by class, but {has}: set data.shards=iid or by_size")
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
     if config.shards == "dirichlet":

@@ -29,6 +29,7 @@ class Replay:
     rounds: list[RoundReport]  # all of them, without sketches, in the order of arrival
     summary: dict[str, Any] | None  # once it has ended
     silent_s: float  # since its driver last wrote
+    num_unread: int = 0  # lines of its events that say nothing here: damaged, or of another version
 
     @property
     def is_abandoned(self) -> bool:
@@ -40,19 +41,21 @@ def replay(run_dir: Path) -> Replay:
     """Read a run's folder, whether the run goes on or has ended.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run, or its config or summary cannot be read.
     """
     events = run_dir / "events.jsonl"
     if not events.is_file():
         raise ConfigError(f"{run_dir} holds no run: there is no events.jsonl in it")
-    config = load(run_dir / "config.yaml")
-    observer, rounds = Observer(config), list[RoundReport]()
+    config = _config(run_dir / "config.yaml")
+    observer, rounds, num_unread = Observer(config), list[RoundReport](), 0
     for record in _records(events):
+        if record is None:
+            num_unread += 1
+            continue
         observer.see(record)
         if isinstance(record, RoundReport):
             rounds.append(record)
-    summary = run_dir / "summary.json"
-    ended = json.loads(summary.read_text()) if summary.is_file() else None
+    ended = _summary(run_dir / "summary.json")
     if ended is not None:
         observer.state.troubles = {each["kind"]: Trouble(**each) for each in ended["troubles"]}
     return Replay(
@@ -62,31 +65,57 @@ def replay(run_dir: Path) -> Replay:
         rounds=rounds,
         summary=ended,
         silent_s=max(0.0, time.time() - events.stat().st_mtime),
+        num_unread=num_unread,
     )
 
 
-def _records(events: Path) -> Iterator[Record]:
-    """All but what follows from the others, and a line that is being written."""
-    with events.open(encoding="utf-8") as file:
+def _config(file: Path) -> Config:
+    if not file.is_file():
+        raise ConfigError(f"{file.parent} holds no run that can be read: there is no config.yaml in it")
+    try:
+        return load(file)
+    except ConfigError as error:
+        raise ConfigError(f"{file} cannot be read by this version: {error}") from None
+
+
+def _summary(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(file.read_bytes())
+        found["troubles"], found["model"], found["consensus_distance"]
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{file} is damaged: remove it, and the run counts as one that has not ended") from None
+    return found
+
+
+def _records(events: Path) -> Iterator[Record | None]:
+    """All but what follows from the others, and a line that is being written; None: a line that says nothing here."""
+    with events.open("rb") as file:
         for line in file:
-            if line.endswith("\n"):
-                record = _record(json.loads(line))
+            if line.endswith(b"\n"):
+                record = _record(line)
                 if not (isinstance(record, Notice) and record.text.startswith(TROUBLE)):
                     yield record
 
 
-def _record(values: dict[str, Any]) -> Record:
-    """As the driver wrote it: numbers that are not finite are null there."""
-    kind = _KINDS[values.pop("event")]
-    for field in dataclasses.fields(kind):
-        if field.type == "float" and values.get(field.name) is None:
-            values[field.name] = math.nan
-        elif isinstance(values.get(field.name), list):
-            values[field.name] = tuple(values[field.name])
-        elif field.name == "sketch":
-            values[field.name] = ()
-    record: Record = kind(**values)
+def _record(line: bytes) -> Record | None:
+    """As the driver wrote it: numbers that are not finite are null there. What another version adds is left out."""
+    try:
+        values = json.loads(line)
+        kind = _KINDS[values["event"]]
+        known = {field.name: field.type for field in dataclasses.fields(kind)}
+        taken = {name: _value(value, known[name]) for name, value in values.items() if name in known}
+        record: Record = kind(**{**({"sketch": ()} if "sketch" in known else {}), **taken})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
     return record
+
+
+def _value(value: Any, kind: Any) -> Any:
+    if value is None and kind == "float":
+        return math.nan
+    return tuple(value) if isinstance(value, list) else value
 
 
 _KINDS = {**KINDS, SwarmRound.__name__: SwarmRound}

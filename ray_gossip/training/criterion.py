@@ -56,9 +56,9 @@ class Criterion:
             return F.cross_entropy(*by_label(outputs, labels))
         if self._own_loss is None:
             return F.mse_loss(outputs, labels)
-        loss: Tensor = self._own_loss(outputs, labels)
-        return loss
+        return self._called(self._own_loss, outputs, labels)
 
+    @torch.no_grad()
     def measure(self, outputs: Any, labels: Tensor) -> dict[str, Share]:
         """Loss, accuracy where the labels are classes and the outputs their logits, and the user's own metrics."""
         outputs = _in_float32(outputs)
@@ -88,10 +88,9 @@ class Criterion:
             model: what the config says of it.
         """
         if self._own_loss is not None:
-            loss = run("train.loss", self._name, self._own_loss, _in_float32(outputs), labels)
-            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-                found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise ConfigError(f"train.loss={self._name} returned {found}, not one number: the mean over the batch")
+            if not self.loss(outputs, labels).requires_grad:
+                raise ConfigError(f"train.loss={self._name} has no gradient: it must be made of what the model gives")
+            self.measure(outputs, labels)
             return
         is_logits = self._name == "cross_entropy"
         wanted = [*labels.shape, *([self._dataset.num_classes] if is_logits else [])]
@@ -102,6 +101,15 @@ class Criterion:
                 f"{model}: for inputs {in_shape} the model gives {found}, not {kind} {wanted}, "
                 f"which is [batch_size, *label_shape{shape}]"
             )
+        self.measure(outputs, labels)
+
+    def _called(self, own_loss: Function, outputs: Any, labels: Tensor) -> Tensor:
+        """The user's own loss, of shape []. Raises ConfigError for whatever it raises, or if it is none."""
+        loss = run("train.loss", self._name, own_loss, outputs, labels)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(f"train.loss={self._name} returned {found}, not one number: the mean over the batch")
+        return loss.reshape(())
 
 
 def by_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +42,21 @@ class EvaluationSplit:
         return self._normalise(self._inputs[:number]), self._labels[:number]
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, criterion: Criterion) -> Measured:
-        """Means over the split. The model's modes and statistics stay as they are."""
+    def evaluate(
+        self, model: nn.Module, criterion: Criterion, *, precision: Callable[[], AbstractContextManager[None]]
+    ) -> Measured:
+        """Means over the split. The model's modes and statistics stay as they are.
+
+        Args:
+            precision: of the forward pass alone, as in training.
+        """
         shares: dict[str, list[Share]] = defaultdict(list)
         with evaluating(model):
             label_pieces = torch.split(self._labels, self._batch_size)
             for inputs, labels in zip(self.in_pieces(self._inputs), label_pieces, strict=True):
-                for name, share in criterion.measure(model(inputs), labels).items():
+                with precision():
+                    outputs = model(inputs)
+                for name, share in criterion.measure(outputs, labels).items():
                     shares[name].append(share)
         return measured(shares)
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ray_gossip.config import Config, TrainConfig
 from ray_gossip.data import Batches, Dataset, augmentation
+from ray_gossip.factory import run
 from ray_gossip.records import Statistics
 from ray_gossip.training.averaged import ModelState
 from ray_gossip.training.criterion import Criterion, Measured
@@ -79,7 +80,7 @@ class Trainer:
         self.local_step = 0
         self._lr_schedule = LambdaLR(self.optimizer, lr_schedule(config))
         self._test_split = EvaluationSplit(dataset, num_samples=config.train.eval_samples, device=device)
-        if config.model.factory is not None or config.train.loss != "cross_entropy":
+        if config.model.factory is not None or config.train.loss != "cross_entropy" or config.train.metrics:
             self._check_output()
         self._calibration = self._calibration_inputs(config, dataset)
         self._loss_sum = torch.zeros((), device=device)  # of the batches of local steps since progress was last taken
@@ -172,8 +173,7 @@ class Trainer:
 
     def evaluate(self) -> Measured:
         """The model as it is on the test split. Training goes on as if it had not happened."""
-        with self._precision():
-            return self._test_split.evaluate(self.model, self._criterion)
+        return self._test_split.evaluate(self.model, self._criterion, precision=self._precision)
 
     def settle_statistics(self) -> Statistics:
         """To be called on the merged model, before it is evaluated: measures its BatchNorm statistics afresh if the
@@ -224,16 +224,16 @@ class Trainer:
         Waits for the steps queued so far; call it between two of them."""
         buffer = io.BytesIO()
         optimizer = self.optimizer.state_dict()["state"]
+        counts = {"local_step": self.local_step, "samples": self.samples}
         kept = {"model": self.model_state(), "optimizer": optimizer, "scaler": self._update.state()}
-        torch.save({"local_step": self.local_step, **kept}, buffer)
+        torch.save({**counts, **kept}, buffer)
         return buffer.getvalue()
 
     def load(self, snapshot: bytes) -> None:
         """Go on from a snapshot, under this config's own hyperparameters; call it before the first local step.
 
         The batches are those that follow for this shard, so that the same config gives the same steps, bit for bit, as
-        if there had been no break. A GPU's own random numbers, such as for dropout, are not among what is kept; nor are
-        the batches that fp16 has skipped.
+        if there had been no break. A GPU's own random numbers, such as for dropout, are not among what is kept.
         """
         found = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
         self.model.load_state_dict(found["model"])
@@ -241,7 +241,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": found["optimizer"], "param_groups": groups})
         self._update.load(found["scaler"])
         self.skip_to(found["local_step"])
-        self.batches.skip(self.local_step * self._update.num_batches)
+        self.batches.skip(found["samples"])
         self._taken_samples = self.samples
 
     def model_state(self) -> dict[str, Tensor]:
@@ -264,15 +264,14 @@ class Trainer:
         """Of a forward pass. The loss, the parameters and what is averaged stay float32."""
         return torch.autocast(self.device.type, dtype=self._autocast) if self._autocast else contextlib.nullcontext()
 
-    @torch.no_grad()
     def _check_output(self) -> None:
-        """Raise ConfigError unless the loss can be had of what the model gives."""
+        """Raise ConfigError unless the loss, its gradients and the metrics can be had of what the model gives."""
         inputs, labels = self._test_split.first(2)
-        with evaluating(self.model), self._precision():
-            outputs = self.model(inputs)
         model = self._config.model
-        named = f"model.name={model.name}" if model.factory is None else f"model.factory={model.factory}"
-        self._criterion.check(outputs, labels, in_shape=list(inputs.shape), model=named)
+        key, name = ("model.name", model.name) if model.factory is None else ("model.factory", model.factory)
+        with evaluating(self.model), self._precision():
+            outputs = run(key, name or "", self.model, inputs)
+        self._criterion.check(outputs, labels, in_shape=list(inputs.shape), model=f"{key}={name}")
 
     def _calibration_inputs(self, config: Config, dataset: Dataset) -> Tensor | None:
         """[num_samples, *in_shape] on the device; None when statistics are not measured afresh."""

@@ -150,6 +150,7 @@ def error_rate(outputs: Tensor, labels: Tensor) -> float:
             {"loss": f"{HERE}:of_one"},
             "has the parameters (outputs), but is called with",
         ),
+        (numbers(1), nn.Linear(4, 1), {"loss": f"{HERE}:detached"}, ":detached has no gradient: it must be made of"),
         (numbers(1), nn.Linear(4, 1), {"loss": f"{HERE}:los"}, "there is no los in tests.unit.test_criterion"),
     ],
 )
@@ -162,10 +163,46 @@ def test_what_does_not_fit_together_is_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_the_users_own_functions_see_float32_in_training_and_in_evaluation_whatever_the_precision() -> None:
+    seen.clear()
+    trainer = make_trainer(train={"precision": "bf16", "loss": f"{HERE}:contrast"})
+    trainer.step()
+    trainer.evaluate()
+    assert set(seen) == {torch.float32}
+
+
+seen: list[torch.dtype] = []
+
+
+def contrast(outputs: Tensor, labels: Tensor) -> Tensor:
+    product = outputs @ outputs.T
+    seen.append(product.dtype)
+    return product.mean()
+
+
+def test_a_loss_of_one_element_is_a_number() -> None:
+    trainer = trainer_of(numbers(1), nn.Linear(4, 1), loss=f"{HERE}:one_element")
+    trainer.step()
+    assert trainer.take_progress().loss > 0
+
+
+def one_element(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(outputs, labels).reshape(1)
+
+
+def detached(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(outputs.detach(), labels)
+
+
+def test_what_the_model_raises_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.factory=my:model: RuntimeError: mat1 and mat2 shapes") as error:
+        trainer_of(numbers(1), nn.Linear(5, 1), loss="mse")
+    assert "\n" not in str(error.value)
+
+
 def test_a_metric_that_is_no_number_is_one_line() -> None:
-    trainer = trainer_of(numbers(3), nn.Linear(4, 3), loss="mse", metrics={"own": f"{HERE}:by_sample"})
     with pytest.raises(ConfigError, match=r"train\.metrics\.own=.*:by_sample returned Tensor, not one number"):
-        trainer.evaluate()
+        trainer_of(numbers(3), nn.Linear(4, 3), loss="mse", metrics={"own": f"{HERE}:by_sample"})
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,13 @@ def test_of_a_run_that_does_not_mix(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "peer 2: alone" not in shown
     assert cli.main(["why", str(tmp_path), "--round", "5", "--peer", "1"]) == 3
     assert capsys.readouterr().out.splitlines()[-1] == "round 5, peer 1: alone after 0.75 s: peer-00 is busy"
-    assert cli.main(["why", str(tmp_path), "--round", "500"]) == 3
-    assert capsys.readouterr().out.splitlines()[-1] == "round 500 is not known"
+    for words, line in (
+        (["--round", "500"], "--round 500: it is not known"),
+        (["--round", "500", "--peer", "1"], "--round 500: it is not known of peer 1"),
+        (["--peer", "9"], "--peer 9: there is none; there are 0, 1, 2, 3"),
+    ):
+        assert cli.main(["why", str(tmp_path), *words]) == 2
+        assert capsys.readouterr().err == f"ray-gossip: {line}\n"
 
 
 def test_tells_a_round_that_averaged_when_asked_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,3 +175,65 @@ def test_what_the_driver_knew_is_what_is_read(tmp_path: Path) -> None:
         assert found.peers[index].local_step == peer.local_step
         assert found.peers[index].status == peer.status
     assert found.peers[0].loss != found.peers[0].loss  # nan, which is null in the file
+
+
+def test_why_of_a_run_without_rounds_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, map(started, PEERS), ends=False)
+    assert cli.main(["why", str(tmp_path)]) == 0
+    assert "there has been no round so far" in capsys.readouterr().out
+
+
+def test_why_gives_no_all_clear_where_there_is_a_trouble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = [finished(peer, sketch=(float("nan"),)) for peer in PEERS]
+    write(tmp_path, [*training(), spoilt(0, 3, f"no group of 2: peer-01 {IS_DONE}"), *ends], ends=True)
+    assert cli.main(["why", str(tmp_path)]) == 3
+    shown = capsys.readouterr().out
+    assert "trouble: the saved model is not finite" in shown
+    assert "nothing to mend" not in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"garbage",
+        b"\xff\xfe\x00",
+        b"[1]",
+        b"null",
+        b'{"event": "Zed"}',
+        b'{"event": "PeerLost", "peer_index": 1}',
+        b'{"peer_index": 1}',
+    ],
+)
+def test_lines_that_say_nothing_are_left_out_and_counted(
+    line: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, training(), ends=False)
+    events = tmp_path / "events.jsonl"
+    first, *others = events.read_bytes().splitlines()
+    events.write_bytes(b"\n".join([first.replace(b"{", b'{"a_new_field": 3, ', 1), line, *others, b""]))
+    assert cli.main(["status", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\n1 lines of events.jsonl cannot be read: left out\n" in shown
+    assert "rounds: 12 averaged;" in shown
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("summary.json", "", "summary.json is damaged: remove it, and the run counts as one that has not ended"),
+        ("summary.json", "{}", "summary.json is damaged"),
+        ("config.yaml", "foo: 3\n", "config.yaml cannot be read by this version: unknown key foo"),
+        ("config.yaml", None, "holds no run that can be read: there is no config.yaml in it"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(
+    file: str, content: str | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, training(), ends=True)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    for command in ("status", "why"):
+        assert cli.main([command, str(tmp_path)]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert line in said

@@ -139,6 +139,9 @@ def test_a_snapshot_keeps_the_scale_and_the_place_in_the_data() -> None:
         second.step()
     assert torch.equal(state_of(second), state_of(whole))
     assert second.samples == whole.samples
+    other = make_trainer(optimizer=RATE, train={"accumulate": 1})  # as in a population
+    other.load(first.snapshot())
+    assert other.samples == first.samples
 
 
 def test_a_scale_of_hivemind_is_refused() -> None:
