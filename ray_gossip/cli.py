@@ -7,13 +7,13 @@ stop; so 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -137,7 +137,7 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
         address=_address(),
         run_dir=options.run_dir,
         stream=stream,
-        beside=board(options.run_dir or Path("runs"), stream) if options.tensorboard else contextlib.nullcontext(),
+        beside=partial(board, stream=stream) if options.tensorboard else None,
     )
     return _print_json(options, summary)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,7 +35,7 @@ def train(
     run_dir: Path | None,
     stream: TextIO,
     factories: Factories = NAMED,
-    beside: AbstractContextManager[None] | None = None,
+    beside: Callable[[Path], AbstractContextManager[None]] | None = None,
 ) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
@@ -43,7 +43,7 @@ def train(
         address: the Ray cluster to use; None starts a local one.
         run_dir: new folder for this run; None: `runs/<run_id>`.
         factories: the user's own model and data, where they are handed over instead of named in the config.
-        beside: entered once all has been checked, left when the summary has been shown.
+        beside: asked with the run's folder, entered once all has been checked, left when the summary has been shown.
 
     Returns:
         What `summary.json` holds.
@@ -60,7 +60,7 @@ def train(
     from ray_gossip.swarm import cluster
 
     run: Run | None = None
-    with beside or nullcontext():
+    with nullcontext() if beside is None else beside(run_dir):
         started = time.time()
         try:
             with (

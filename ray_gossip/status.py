@@ -54,7 +54,7 @@ def show(run_dir: Path, stream: TextIO, *, watch: bool = False) -> int:
     """
     found = replay(run_dir)
     console = Console(file=stream)
-    if not watch:
+    if not watch or found.summary is not None or found.is_abandoned:
         for part in _picture(found):
             console.print(part, soft_wrap=True)
         return code_of(found)
