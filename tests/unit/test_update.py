@@ -15,7 +15,7 @@ from ray_gossip.errors import ConfigError, UserError
 from ray_gossip.training.trainer import Trainer
 from tests.unit.trainers import build_model, make_trainer, state_of
 
-STEPS = 20
+STEPS = 8
 RATE = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.0, "schedule": "constant", "warmup_steps": 0}
 
 
