@@ -1,7 +1,8 @@
 """How a run stands, and why its rounds did not average, from another shell: read from its folder.
 
-Exit codes: 0 it is well; 2 there is no run; 3 something is wrong: a trouble that is not over, a peer that was lost, or
-a run that ended without a model; 4 its driver writes no more, and it has not ended.
+Exit codes: 0 it is well; 2 there is no run, or none that can be read; 3 something is wrong: a
+trouble that is not over, a peer that was lost, or a run that ended without a model; 4 its driver writes no more, and it
+has not ended.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def as_json(found: Replay) -> dict[str, Any]:
         "stands": _stands(found),
         "is_well": code_of(found) == WELL,
         "silent_s": found.silent_s,
+        "num_unread": found.num_unread,
         "rounds": dict(state.rounds),
         "causes": dict(state.causes.most_common()),
         "consensus_distance": found.summary["consensus_distance"] if found.summary else state.consensus_distance,

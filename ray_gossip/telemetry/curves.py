@@ -1,8 +1,9 @@
 """Which curves TensorBoard shows. Pure: records in, points out.
 
 Runs: `peer-00`, `peer-01`, ... and `swarm`. Where a tag stands in both, the swarm's is the mean over the
-peers, so that TensorBoard draws it over theirs; `bands/..._min` and `bands/..._max` are the swarm's alone: Custom
-Scalars draws them around the mean. A peer whose value is not finite is left out of these three.
+peers, so that TensorBoard draws it over theirs; `bands/...`, the mean once more, and `bands/..._min` and
+`bands/..._max` around it are the swarm's alone: Custom Scalars draws them. A peer whose value is
+not finite is left out of all of these.
 
 The x axis of a peer is its own `local_step`. That of the swarm is the mean `local_step` over the peers that
 the point is made of, so that its curves lie where the peers' lie; it never goes back when a newcomer lowers

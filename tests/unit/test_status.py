@@ -215,6 +215,8 @@ def test_lines_that_say_nothing_are_left_out_and_counted(
     shown = capsys.readouterr().out
     assert "\n1 lines of events.jsonl cannot be read: left out\n" in shown
     assert "rounds: 12 averaged;" in shown
+    assert cli.main(["status", "--json", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["num_unread"] == 1
 
 
 @pytest.mark.parametrize(
