@@ -14,6 +14,7 @@ from ray_gossip.resources import Node, check_fits
 from ray_gossip.swarm.autoscaler import may_grow
 from ray_gossip.swarm.local import local_ray, own_signal_handlers
 
+_TOO_SLOW = "timed out during startup"  # as Ray says it after 30 s: a second try may find a machine with less to do
 _DIAL_S = 5.0  # longest that the cluster's first answer may take
 
 
@@ -49,10 +50,13 @@ def connected_address() -> str | None:
 @contextlib.contextmanager
 def _local() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(local_ray())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
+        for is_last in (False, True):
+            try:
+                stack.enter_context(local_ray())
+                break
+            except (OSError, RuntimeError, ValueError) as error:
+                if is_last or _TOO_SLOW not in str(error):
+                    raise UserError(f"cannot start Ray on this machine: {_first_line(error)}") from error
         yield
 
 

@@ -150,6 +150,16 @@ class Run:
         self.wait_for("SwarmRound")
         self.look()
 
+    def wait_for_process(self, command: str) -> None:
+        """Until the run has one with this in its command line."""
+
+        def is_there() -> bool:
+            found = any(command in process.command for process in self.look())
+            assert found or self.running, f"ended without {command}: {self.finish()}"
+            return found
+
+        wait_for(is_there, within_s=RUN_S, what=command)
+
     def look(self) -> set[Process]:
         """Take note of the processes of the run that live now."""
         self.processes |= family(self.pid)

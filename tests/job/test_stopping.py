@@ -11,8 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.job.networks import PACED
 from tests.job.processes import family, wait_until_gone
-from tests.job.runs import RUN_S, Run
-from tests.job.waiting import wait_for
+from tests.job.runs import Run
 
 ENDLESS = (*PACED, "swarm.num_peers=2", "train.local_steps=1000000", "train.eval_every=20")
 STOP_S = 15.0  # promised
@@ -48,7 +47,7 @@ def test_what_was_written_before_ctrl_c_is_readable(ray: str, tmp_path: Path) ->
 
 def test_ctrl_c_while_ray_starts_leaves_no_process(tmp_path: Path) -> None:
     with Run(tmp_path / "run", *ENDLESS) as run:
-        wait_for(lambda: any("gcs_server" in p.command for p in run.look()), within_s=RUN_S, what="the start of Ray")
+        run.wait_for_process("gcs_server")
         run.press_ctrl_c()
         while run.running:
             run.look()  # it goes on starting Ray, to stop it in order
@@ -59,7 +58,7 @@ def test_ctrl_c_while_ray_starts_leaves_no_process(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_peers_start_leaves_no_process(tmp_path: Path) -> None:
     with Run(tmp_path / "run", *ENDLESS) as run:
-        wait_for(lambda: any("p2pd" in p.command for p in run.look()), within_s=RUN_S, what="the first peer's p2pd")
+        run.wait_for_process("p2pd")
         run.press_ctrl_c()
         assert run.finish(within_s=STOP_S).code == 130, run
         wait_until_gone(run.processes, within_s=END_OF_PROCESSES_S)
