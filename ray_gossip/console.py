@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ray_gossip.lines import Quality, distance_line, headline, mean, number, quality, rounds_line, status_line
+from ray_gossip.lines import Measure, distance_line, headline, mean, measures, number, rounds_line, status_line
 from ray_gossip.records import PeerLost, PeerStarted
 from ray_gossip.telemetry import PeerState, SwarmState
 
@@ -135,7 +135,7 @@ class LiveView:
             self._task,
             description=phase,
             completed=sum(peer.local_step for peer in peers),
-            total=None if phase == "starting" else len(peers) * state.total_steps,
+            total=None if phase == "starting" or state.total_steps is None else len(peers) * state.total_steps,
         )
         lines = Text(f"{rounds_line(state)}\n{distance_line(state)}")
         trouble = Text("\n".join(f"trouble: {each.text}" for each in state.present_troubles()), style="bold red")
@@ -147,16 +147,17 @@ def table(state: SwarmState) -> Table:
     peers = [peer for _, peer in sorted(state.peers.items())]
     shown = peers if len(peers) <= _MAX_ROWS else peers[: _MAX_ROWS - 1]
     grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    measure = quality(peers)
-    for name in ("peer", "state", "device", f"step/{state.total_steps}", "loss", measure.name, "samples/s"):
+    shown_measures = measures(state)
+    step = "step" if state.total_steps is None else f"step/{state.total_steps}"
+    for name in ("peer", "state", "device", step, *(measure.name for measure in shown_measures), "samples/s"):
         grid.add_column(name, justify="left" if name in ("state", "device") else "right", no_wrap=True)
     grid.add_column("last round", no_wrap=True, min_width=13)
     grid.add_column("with", no_wrap=True)
     styles = {"lost": "red", "left": "dim", "starting": "dim"}
     for peer in shown:
-        grid.add_row(*_cells(peer, measure), style=styles.get(peer.status))
+        grid.add_row(*_cells(peer, shown_measures), style=styles.get(peer.status))
     if len(shown) < len(peers):
-        grid.add_row(*_cells_of_many(peers[len(shown) :], measure), style="dim")
+        grid.add_row(*_cells_of_many(peers[len(shown) :], shown_measures), style="dim")
     return grid
 
 
@@ -166,29 +167,27 @@ def _phase(peers: Sequence[PeerState]) -> str:
     return next((phase for status, phase in phases if status in statuses), "starting")
 
 
-def _cells(peer: PeerState, measure: Quality) -> list[str | Text]:
+def _cells(peer: PeerState, shown: Sequence[Measure]) -> list[str | Text]:
     return [
         str(peer.peer_index),
         peer.status,
         peer.device.split(" ")[0],  # the name of the GPU behind it would take the room of two columns
         str(peer.local_step),
-        number(peer.loss, ".3f"),
-        number(measure.of(peer), ".3f"),
+        *(number(measure.of(peer), ".3f") for measure in shown),
         number(peer.samples_per_s or None, ",.0f"),
         _last_round(peer),
         _groupmates(peer),
     ]
 
 
-def _cells_of_many(peers: Sequence[PeerState], measure: Quality) -> list[str]:
+def _cells_of_many(peers: Sequence[PeerState], shown: Sequence[Measure]) -> list[str]:
     num_lost = sum(peer.lost is not None for peer in peers)
     return [
         f"+{len(peers)}",
         f"{num_lost} lost" if num_lost else "",
         "mean",
         number(mean([peer.local_step for peer in peers]), ".0f"),
-        number(mean([peer.loss for peer in peers]), ".3f"),
-        number(mean([measure.of(peer) for peer in peers]), ".3f"),
+        *(number(mean([measure.of(peer) for peer in peers]), ".3f") for measure in shown),
         number(mean([peer.samples_per_s or None for peer in peers]), ",.0f"),
         "",
         "",

@@ -13,6 +13,7 @@ from typing import Any
 from ray_gossip.config import Config, parse, read
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import Factories, Factory, name_of
+from ray_gossip.ray_train import run_dir_of, swarm_of
 from ray_gossip.screen import screen
 from ray_gossip.storage import is_uri
 
@@ -54,9 +55,15 @@ def _is_function(own: object) -> bool:
 
 class GossipTrainer:
     """Trains one model by gossip on a Ray cluster: the one that is connected, or that RAY_ADDRESS names, else a local
-    one for this run.
+    one for this run. Either with a training loop of your own, as Ray Train's TorchTrainer has it, or with a model and
+    data.
 
     Args:
+        train_loop_per_worker: a function that trains, of one argument or none. It runs in every peer, and calls
+            `ray_gossip.join(model)` there. Any function will do that cloudpickle can send to the peers.
+        train_loop_config: its argument; None: {}.
+        scaling_config: Ray Train's ScalingConfig: how many peers, and what each gets. Goes before the config's `swarm`.
+        run_config: Ray Train's RunConfig: name and storage_path are the folder of the results.
         model: the user's own, instead of `model.name` in the config: a function, or its name package.module:function,
             see `ray_gossip.config.ModelConfig.factory`. Any function will do that cloudpickle can send to the peers.
         data: the same for the data set, see `ray_gossip.config.DataConfig.factory`.
@@ -71,9 +78,13 @@ class GossipTrainer:
 
     def __init__(
         self,
+        train_loop_per_worker: Factory | None = None,
+        *,
+        train_loop_config: Any = None,
+        scaling_config: Any = None,
+        run_config: Any = None,
         model: Factory | str | None = None,
         data: Factory | str | None = None,
-        *,
         config: Config | Mapping[str, Any] | Path | str | None = None,
         num_peers: int | None = None,
         cpus_per_peer: float | None = None,
@@ -84,6 +95,13 @@ class GossipTrainer:
         if run_dir is not None and is_uri(run_dir):
             raise ConfigError(f"run_dir={run_dir} is a URI, which only a sweep writes to; name a folder")
         values = read(config).model_dump()
+        values["swarm"] |= swarm_of(scaling_config)
+        named = run_dir_of(run_config)
+        if named is not None and run_dir is not None:
+            raise ConfigError("run_dir and run_config.name both name the folder of the results: keep one of them")
+        loop = train_loop_per_worker
+        if loop is not None:
+            values["train"] |= _loop_keys(loop, train_loop_config, others={"model": model, "data": data})
         swarm = {"num_peers": num_peers, "cpus_per_peer": cpus_per_peer, "gpus_per_peer": gpus_per_peer}
         values["swarm"] |= {key: value for key, value in swarm.items() if value is not None}
         for section, own in (("model", model), ("data", data)):
@@ -96,9 +114,12 @@ class GossipTrainer:
                 values[section] |= {"name": None, "factory": own if isinstance(own, str) else name_of(own)}
         self.config = parse(values)
         self._factories = Factories(
-            model=None if isinstance(model, str) else model, data=None if isinstance(data, str) else data
+            model=None if isinstance(model, str) else model,
+            data=None if isinstance(data, str) else data,
+            loop=loop,
+            loop_config={} if train_loop_config is None else train_loop_config,
         )
-        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._run_dir = named if run_dir is None else Path(run_dir)
         self._verbose = verbose
 
     def fit(self) -> Result:
@@ -123,4 +144,20 @@ class GossipTrainer:
                 factories=self._factories,
             )
         path = Path(summary["run_dir"]).absolute()
-        return Result(metrics=summary, path=path, checkpoint=Checkpoint(path))
+        return Result(metrics={**summary["reported"], **summary}, path=path, checkpoint=Checkpoint(path))
+
+
+def _loop_keys(loop: Factory, argument: Any, *, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the `train` section for a loop. Its argument stands there where it is plain, for a person to read."""
+    if not _is_function(loop):
+        raise ConfigError(f"train_loop_per_worker is a {type(loop).__name__}, not a function that trains")
+    for name, given in others.items():
+        if given is not None:
+            own = given if isinstance(given, str) else name_of(given)
+            raise ConfigError(f"{name}={own} is for runs without a loop of their own: the loop makes its own")
+    keys = {"loop": name_of(loop)}
+    try:
+        parse({"train": {**keys, "loop_args": argument or {}}})
+    except ConfigError:
+        return keys
+    return {**keys, "loop_args": argument or {}}

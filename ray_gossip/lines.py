@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -36,9 +37,8 @@ def status_line(state: SwarmState) -> str:
     span = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)}..{max(steps)}"
     parts = [
         f"{len(live)} of {len(peers)} peers",
-        f"step {span}/{state.total_steps}",
-        f"loss {number(mean([peer.loss for peer in live]), '.3f')}",
-        f"{quality(peers).name} {number(mean([quality(peers).of(peer) for peer in live]), '.3f')}",
+        f"step {span}" + (f"/{state.total_steps}" if state.total_steps is not None else ""),
+        *(f"{each.name} {number(mean([each.of(peer) for peer in live]), '.3f')}" for each in measures(state)),
         *([f"{speed:,.0f} samples/s"] if (speed := sum(peer.samples_per_s for peer in live)) else []),
         rounds_line(state),
         distance_line(state),
@@ -47,28 +47,43 @@ def status_line(state: SwarmState) -> str:
     return "; ".join(parts)
 
 
-class Quality(NamedTuple):
-    """What says how good a peer's own model is."""
+class Measure(NamedTuple):
+    """What says how far a peer has come."""
 
     name: str
     of: Callable[[PeerState], float | None]
 
 
-def quality(peers: Sequence[PeerState]) -> Quality:
-    """Accuracy, unless what they learn has none."""
+def measures(state: SwarmState) -> Sequence[Measure]:
+    """Training loss and accuracy, or test loss where what they learn has no accuracy; of loops of the user's own, what
+    they reported first."""
+    peers = [peer for _, peer in sorted(state.peers.items())]
+    if state.total_steps is None:
+        names = dict.fromkeys(name for peer in peers for name in peer.reported)
+        return [Measure(name, partial(_reported, name)) for name in [*names][:_MOST_MEASURES]]
+    loss = Measure("loss", lambda peer: peer.loss)
     if any(peer.evaluation and peer.evaluation.accuracy is None for peer in peers):
-        return Quality("test loss", lambda peer: peer.evaluation.loss if peer.evaluation else None)
-    return Quality("accuracy", lambda peer: peer.accuracy)
+        return [loss, Measure("test loss", lambda peer: peer.evaluation.loss if peer.evaluation else None)]
+    return [loss, Measure("accuracy", lambda peer: peer.accuracy)]
+
+
+_MOST_MEASURES = 2  # in a line, or in a row of the table
+
+
+def _reported(name: str, peer: PeerState) -> float | None:
+    return peer.reported.get(name)
 
 
 def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
     """An event in one line."""
     match news:
         case PeerStarted():
+            if not news.num_parameters:
+                return f"peer {news.peer_index} is up on {news.node}: {news.device}; its loop begins"
             return (
                 f"peer {news.peer_index} is up on {news.node}: {news.device}, "
                 f"{news.num_parameters:,} parameters, {news.averaged_bytes / 1e6:.3g} MB averaged, "
-                f"{news.num_samples:,} samples"
+                f"{f'{news.num_samples:,} samples' if news.num_samples else 'a loop of its own'}"
             )
         case PeerLost():
             return f"peer {news.peer_index} is lost: {_first_line(news.cause)}"
@@ -89,13 +104,15 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
     name, own = ("accuracy", accuracies) if accuracies or not losses else ("loss", losses)
     merged = number(summary[f"merged_{name}"], ".4f")
     peers = f"peers {min(own):.3f} to {max(own):.3f}" if own else "no peer was evaluated"
+    reported = ", ".join(f"{each} {number(value, '.4g')}" for each, value in summary["reported"].items())
     of_merged = "".join(f", {each} {number(value, '.4g')}" for each, value in summary["merged_metrics"].items())
     rounds = ", ".join(f"{count} {outcome}" for outcome, count in summary["rounds"].items())
     distance = number(summary["consensus_distance"], ".3g")
     speed = number(summary["samples_per_s"], ",.0f")
     all_runs = run_dir.parent if run_dir.parent.name == "runs" else run_dir
     lines = [
-        (name, f"merged model {merged}{of_merged}, {peers}"),
+        *([("reported", f"{reported}: mean over the peers")] if reported else []),
+        *([] if reported else [(name, f"merged model {merged}{of_merged}, {peers}")]),
         ("rounds", rounds),
         *(("trouble", each["text"] + "; over in the end" * each["is_over"]) for each in summary["troubles"]),
         ("distance", f"consensus distance {distance} at the end"),

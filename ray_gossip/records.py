@@ -61,8 +61,8 @@ class Progress(Record):
     local_step: int  # optimizer updates so far
     samples: int  # samples seen so far
     data_epoch: float  # passes over the shard so far
-    loss: float  # mean training loss since the last report
-    lr: float
+    loss: float | None = None  # mean training loss since the last report; None: of a loop of the user's own
+    lr: float | None = None  # None: not known
     samples_per_s: float
 
 
@@ -76,6 +76,14 @@ class Evaluation(Record):
     loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the user's own
     batch_norm: Statistics = "none"  # where the merged model's statistics come from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Record):
+    """What a loop of the user's own wants to be seen, at its names."""
+
+    local_step: int
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +144,21 @@ BEGAN_APART = "this peer began with another model than"  # how a notice says so:
 
 KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
-    for kind in (PeerStarted, Progress, Evaluation, RoundReport, PeerFinished, PeerLost, PeerLeft, Notice)
+    for kind in (PeerStarted, Progress, Evaluation, Reported, RoundReport, PeerFinished, PeerLost, PeerLeft, Notice)
 }
 
 
 def to_json(record: Record, *, with_sketches: bool = False) -> dict[str, Any]:
-    """A record as a JSON object; `event` names its type. Sketches are for the driver only, not for its files."""
-    fields = {k: v for k, v in dataclasses.asdict(record).items() if with_sketches or not k.startswith("sketch")}
+    """A record as a JSON object; `event` names its type. Sketches are for the driver only, not for its files. What is
+    not known is left out where it need not be there: a null may be a number that is none, too."""
+    unknown = {
+        field.name for field in dataclasses.fields(record) if field.default is getattr(record, field.name) is None
+    }
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(record).items()
+        if name not in unknown and (with_sketches or not name.startswith("sketch"))
+    }
     return {"event": type(record).__name__, **fields}
 
 

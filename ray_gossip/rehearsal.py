@@ -82,11 +82,15 @@ def _in_doubt(config: Config, factories: Factories, *, imports: bool) -> Config:
         "model": imports and config.model.factory is not None and factories.model is None,
         "data": imports and config.data.factory is not None and factories.data is None,
         "optimizer": not is_known if optimizer.factory is None else imports,
-        "train": imports and (":" in config.train.loss or bool(config.train.metrics)),
+        "train": imports and (":" in config.train.loss or bool(config.train.metrics) or _names_loop(config, factories)),
     }
     return Config().model_copy(
         update={key: getattr(config, key) for key, is_doubtful in doubtful.items() if is_doubtful}
     )
+
+
+def _names_loop(config: Config, factories: Factories) -> bool:
+    return config.train.loop is not None and factories.loop is None
 
 
 def _check_name(name: str) -> None:

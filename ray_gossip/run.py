@@ -114,6 +114,8 @@ class Run:
 
     def _how_to_join(self) -> str:
         started = next(peer.started for peer in self.state.live_peers() if peer.started)
+        if self.config.train.loop is not None:
+            return f"a loop elsewhere joins with ray_gossip.join(model, initial_peers=['{started.multiaddrs[0]}'])"
         words = ["ray-gossip", "peer", str(self.run_dir / "config.yaml"), "--initial_peer", started.multiaddrs[0]]
         return f"from another shell, join with: {shlex.join(words)}"
 

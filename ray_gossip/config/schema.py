@@ -49,6 +49,9 @@ class Config(Section):
             )
         if self.engine == "hivemind" and gossip.seconds is not None:
             raise ValueError("gossip.seconds is unknown to engine=hivemind, which counts samples; set gossip.steps")
+        if self.train.loop is not None and (self.engine == "hivemind" or gossip.average_momentum):
+            key = "gossip.average_momentum" if self.engine == "gossip" else "engine=hivemind"
+            raise ValueError(f"{key} needs the optimizer, which train.loop keeps to itself; leave it out")
         if self.engine == "hivemind" and self.train.precision == "fp16":
             raise ValueError("train.precision=fp16 needs a scaler that engine=hivemind does not take; use bf16 or fp32")
         return self

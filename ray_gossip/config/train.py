@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.mistakes import hint, shown
-from ray_gossip.config.own import check_function
+from ray_gossip.config.own import Args, check_function
 from ray_gossip.config.section import Count, Positive, Seconds, Section
 
 _LOSSES = ("cross_entropy", "mse")
@@ -22,6 +22,12 @@ class TrainConfig(Section):
 
     local_steps: Annotated[Positive, Meaning(shared=True)] = 1000
     """Local steps of every peer, 1 or more."""
+    loop: Annotated[str | None, Meaning(shared=True)] = None
+    """A training loop of your own instead of all that the sections data, model, optimizer and train say of training:
+    package.module:function, importable as `data.factory` is. It is called with a mapping, `loop_args`, in every peer,
+    and calls ray_gossip.join(model) there."""
+    loop_args: Args = Field(default_factory=dict)
+    """What `loop` is called with."""
     loss: Annotated[str, Meaning(shared=True)] = "cross_entropy"
     """What training minimises. cross_entropy: of classes. mse: mean squared error, of labels that are numbers. Or a
     function of your own, package.module:function, importable as `data.factory` is: it is called with what the model
@@ -51,6 +57,13 @@ class TrainConfig(Section):
     """Training samples, from all shards, on which the merged model's BatchNorm statistics are measured afresh before
     it is evaluated and saved. 0: they are the mean of the peers', which is worse after short runs and with skewed
     shards, but keeps every peer to its own shard."""
+
+    @field_validator("loop")
+    @classmethod
+    def _function(cls, loop: str | None) -> str | None:
+        if loop is not None:
+            check_function(loop)
+        return loop
 
     @field_validator("loss")
     @classmethod

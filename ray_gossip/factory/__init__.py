@@ -7,12 +7,12 @@ anything starts; the rest where the function is called, which is in every peer, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray_gossip.config import Config
-from ray_gossip.factory.call import Factory, check_call, find_function, make, run
+from ray_gossip.factory.call import Factory, check_call, find, find_function, make, run
 from ray_gossip.factory.source import check_source, names_in
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Factory",
     "check",
     "check_call",
+    "find",
     "find_function",
     "make",
     "name_of",
@@ -37,6 +38,8 @@ class Factories:
 
     model: Factory | None = None
     data: Factory | None = None
+    loop: Factory | None = None  # a training loop, and what it is called with
+    loop_config: Any = None
 
 
 NAMED = Factories()  # all that there are, if any, are named in the config
@@ -52,15 +55,17 @@ def check(config: Config, factories: Factories = NAMED, *, how: Callable[..., No
     """
     for key, name, args, offered in _named(config, factories):
         how(key, name, args=args, offered=offered)
-    for key, name in _functions(config):
-        how(key, name, args={}, offered={}, takes=CALLED_WITH)
+    for key, name, takes in _functions(config, factories):
+        how(key, name, args={}, offered={}, takes=takes)
 
 
-def _functions(config: Config) -> Iterator[tuple[str, str]]:
-    """Key and name of what is called with a batch."""
+def _functions(config: Config, factories: Factories) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Key and name of what is called by position, and what it is called with."""
     if ":" in config.train.loss:
-        yield "train.loss", config.train.loss
-    yield from ((f"train.metrics.{name}", path) for name, path in config.train.metrics.items())
+        yield "train.loss", config.train.loss, CALLED_WITH
+    yield from ((f"train.metrics.{name}", path, CALLED_WITH) for name, path in config.train.metrics.items())
+    if config.train.loop is not None and factories.loop is None:
+        yield "train.loop", config.train.loop, ("config",)
 
 
 def _named(config: Config, factories: Factories) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:

@@ -65,6 +65,10 @@ class Commands:
         """The members of the swarm now, as far as this peer can see."""
         return self._call("_read_members")
 
+    def tell_members(self, note: bytes) -> Future[View]:
+        """Declare this note, in place of the one before, and read the members with theirs."""
+        return self._call("_tell_members", note=note)
+
     def gossip_round(
         self,
         round: int,

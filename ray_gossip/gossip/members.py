@@ -37,6 +37,7 @@ class Member:
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: str = ""  # a digest of the model with which it began
     data: str = ""  # a digest of the samples that it knows; empty: it has its own
+    note: bytes = b""  # what the samplers of its loop tell those of others
 
     @property
     def name(self) -> str:

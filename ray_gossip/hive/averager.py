@@ -190,10 +190,6 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             self._mixer.keep(self._kept[self._kept_in])
         return replace(result, kept_in=self._kept_in)
 
-    @property
-    def _own(self) -> Member:
-        return self._membership.own
-
     async def _join(self, from_round: int, is_founder: bool, began_as: str) -> View:
         self._start(is_founder=is_founder)
         return await self._membership.join(from_round, began_as=began_as)
@@ -223,6 +219,9 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
     async def _read_members(self) -> View:
         return await self._membership.read()
 
+    async def _tell_members(self, note: bytes) -> View:
+        return await self._membership.tell(note)
+
     async def rpc_download_state(
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
@@ -234,12 +233,12 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
 
     async def _download(self, donor: str) -> Handover | str:
         """The model of a donor, or of any; else why there is none."""
-        asked = [donor] if donor else donors(await self._membership.read(), self._own.peer_id)
+        asked = [donor] if donor else donors(await self._membership.read(), self._membership.own.peer_id)
         return await fetch(asked, stub=self._stub, size=self._shape.size, layout=self._shape.layout)
 
     async def _neighbours(self, known: tuple[str, ...]) -> Neighbours:
         """The other members, and where the daemon is connected to them; if to none, it dials the multiaddrs known."""
-        others = [member for member in self._membership.view.present if member.peer_id != self._own.peer_id]
+        others = [member for member in self._membership.view.present if member.peer_id != self._membership.own.peer_id]
         ids = {member.peer_id for member in others}
         connected = [(each.peer_id.to_base58(), each.addrs) for each in await self._p2p.list_peers()]
         found = [f"{address}/p2p/{peer_id}" for peer_id, all_ in connected if peer_id in ids for address in all_]
@@ -288,7 +287,9 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
         """A host asks whether this peer is still coming."""
-        return self._rendezvous.answer_coming(request, context.remote_id.to_base58(), has_left=self._own.left)
+        return self._rendezvous.answer_coming(
+            request, context.remote_id.to_base58(), has_left=self._membership.own.left
+        )
 
     async def rpc_tell(
         self, request: averaging_pb2.JoinRequest, context: P2PContext

@@ -113,6 +113,12 @@ class Membership:
             self._renewing.cancel()
         await self._declare()
 
+    async def tell(self, note: bytes) -> View:
+        """Declare what this peer has to tell the others, and read what they have told."""
+        self.own = replace(self.own, note=note)
+        await self._declare()
+        return await self.read()
+
     async def reunite(self, peer_ids: Sequence[str]) -> None:
         """Let these nodes of the DHT know this one, and what it declares."""
         await self._reunion.meet(peer_ids)

@@ -122,12 +122,16 @@ class Network(Commands):
 
     def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
         self._began_as = began_as
-        future = super().declare(from_round, is_founder=is_founder, began_as=began_as)
-        future.add_done_callback(self._note_members)
-        return future
+        return self._noted(super().declare(from_round, is_founder=is_founder, began_as=began_as))
 
     def read_members(self) -> Future[View]:
-        future = super().read_members()
+        return self._noted(super().read_members())
+
+    def tell_members(self, note: bytes) -> Future[View]:
+        self._own = replace(self._own, note=note)
+        return self._noted(super().tell_members(note))
+
+    def _noted(self, future: Future[View]) -> Future[View]:
         future.add_done_callback(self._note_members)
         return future
 

@@ -50,17 +50,21 @@ class PeerActor:
         try:
             factories = _unpack(luggage)
             from ray_gossip.gossip.seat import Listen
+            from ray_gossip.loop.worker import LoopWorker
             from ray_gossip.peer import Founder, Peer
 
-            self._peer = Peer(
-                config,
-                listen=Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
-                founder=Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
-                initial_peers=lambda: _founder(first_peer[0]) if first_peer else (),
-                node=machine_id(),
-                factories=factories,
-                start=start,
-            )
+            place: dict[str, Any] = {
+                "listen": Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
+                "founder": Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
+                "initial_peers": lambda: _founder(first_peer[0]) if first_peer else (),
+                "node": machine_id(),
+                "factories": factories,
+            }
+            self._peer: Peer | LoopWorker
+            if config.train.loop is None:
+                self._peer = Peer(config, **place, start=start)
+            else:
+                self._peer = LoopWorker(config, **place)
         except Exception as error:
             self._failure = Failure.of(error)
 

@@ -17,6 +17,7 @@ last one when all have ended. The time of a point is the record's `wall_time`.
 | `train/samples_per_s` | peer | its speed since the last report |
 | `eval/accuracy` | peer, swarm, bands | a peer's own parameters on the test split, 0 to 1 |
 | `eval/loss`, `eval/...` | peer, swarm, bands | the same; those of `train.metrics` by their names |
+| names of your own | peer, swarm, bands | what a loop of your own reports: `peer.report({"loss": ...})` |
 | `merged/accuracy`, `merged/loss`, `merged/...` | peer, swarm | the merged model, after the final rounds |
 | `round/outcome` | peer | 1 averaged, 0 alone, -1 partial, -2 failed: below 0 something went wrong |
 | `round/matchmaking_s` | peer | from the round's start until the group was complete |
@@ -56,11 +57,13 @@ from ray_gossip.records import (
     PeerStarted,
     Progress,
     Record,
+    Reported,
     RoundReport,
 )
 from ray_gossip.telemetry.layout import band
 from ray_gossip.telemetry.state import SwarmRound, SwarmState
 
+_Measure = Progress | Evaluation | Reported
 _OUTCOME: dict[Outcome, int] = {"averaged": 1, "alone": 0, "partial": -1, "failed": -2}
 
 
@@ -77,12 +80,12 @@ class Curves:
 
     def __init__(self, state: SwarmState) -> None:
         self._state = state
-        self._news: dict[str, dict[int, Progress | Evaluation]] = defaultdict(dict)  # since the swarm's last point
+        self._news: dict[str, dict[int, _Measure]] = defaultdict(dict)  # since the swarm's last point
         self._last_step: dict[str, int] = defaultdict(int)
         self._num_troubles = 0
 
     def points(self, record: Record) -> Iterator[Point]:
-        if isinstance(record, (Progress, Evaluation, RoundReport)):
+        if isinstance(record, (Progress, Evaluation, Reported, RoundReport)):
             for tag, value in _of_peer(record).items():
                 yield Point(f"peer-{record.peer_index:02d}", tag, value, record.local_step, record.wall_time)
         values, step = self._of_swarm(record)
@@ -96,7 +99,7 @@ class Curves:
                 return {"swarm/peers": len(live)}, self._step("train", [peer.local_step for peer in live])
             case RoundReport() | Notice() if len(self._state.present_troubles()) != self._num_troubles:
                 return self._troubles(), self._step("train", [])  # not with the next sweep, which may never come
-            case Progress() | Evaluation():
+            case Progress() | Evaluation() | Reported():
                 kind = _kind(record)
                 sweep = self._sweep(kind, record)
                 values = _of_sweep(sweep) | (self._totals() if sweep and kind == "train" else {})
@@ -113,7 +116,7 @@ class Curves:
                 return values, self._step("rounds", [record.local_step])
         return {}, 0
 
-    def _sweep(self, kind: str, record: Progress | Evaluation) -> Sequence[Progress | Evaluation]:
+    def _sweep(self, kind: str, record: _Measure) -> Sequence[_Measure]:
         """The newest record of every peer, once each that owes reports has sent one; until then none."""
         news = self._news[kind]
         news[record.peer_index] = record
@@ -150,19 +153,20 @@ class Curves:
         return self._last_step[kind]
 
 
-def _kind(record: Progress | Evaluation) -> str:
+def _kind(record: _Measure) -> str:
     if isinstance(record, Progress):
         return "train"
+    if isinstance(record, Reported):
+        return " ".join(["reported", *sorted(record.metrics)])  # those of an epoch do not wait for those of a step
     return "eval" if record.model == "peer" else "merged"
 
 
-def _of_peer(record: Progress | Evaluation | RoundReport) -> dict[str, float]:
+def _of_peer(record: _Measure | RoundReport) -> dict[str, float]:
     if isinstance(record, Progress):
-        return {
-            "train/loss": record.loss,
-            "train/lr": record.lr,
-            "train/samples_per_s": record.samples_per_s,
-        }
+        known = {"train/loss": record.loss, "train/lr": record.lr, "train/samples_per_s": record.samples_per_s}
+        return {tag: value for tag, value in known.items() if value is not None}
+    if isinstance(record, Reported):
+        return dict(record.metrics)
     if isinstance(record, Evaluation):
         kind = _kind(record)
         accuracy = {} if record.accuracy is None else {"accuracy": record.accuracy}
@@ -185,7 +189,7 @@ def _hidden_share(record: RoundReport) -> float:
     return max(0.0, 1.0 - record.blocked_s / took_s) if took_s > 0 else 1.0
 
 
-def _of_sweep(records: Iterable[Progress | Evaluation]) -> dict[str, float]:
+def _of_sweep(records: Iterable[_Measure]) -> dict[str, float]:
     of_tag: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for tag, value in _of_peer(record).items():

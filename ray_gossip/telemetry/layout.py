@@ -22,9 +22,11 @@ def custom_scalars(config: Config) -> Any:
     """The `Summary.Value` that holds the layout."""
     from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Layout
 
-    measures = {} if config.train.loss == "mse" else {"eval/accuracy": "accuracy on the test split"}
-    measures |= {"eval/loss": "loss on the test split", "train/loss": "training loss"}
-    measures |= {f"eval/{name}": f"{name} on the test split" for name in config.train.metrics}
+    measures: dict[str, str] = {}  # of a loop of the user's own, nobody knows what it will report
+    if config.train.loop is None:
+        measures |= {} if config.train.loss == "mse" else {"eval/accuracy": "accuracy on the test split"}
+        measures |= {"eval/loss": "loss on the test split", "train/loss": "training loss"}
+        measures |= {f"eval/{name}": f"{name} on the test split" for name in config.train.metrics}
     learning = [_margin(f"{title}: mean, lowest and highest of the peers", tag) for tag, title in measures.items()]
     mixing = [
         _lines("consensus distance, before and after a round", "swarm/consensus_distance.*"),
@@ -38,7 +40,8 @@ def custom_scalars(config: Config) -> Any:
     ]
     peers = [_lines(f"{title}, by peer", f"^{tag}$") for tag, title in measures.items()]
     categories = {"how well it learns": learning, "how it mixes": mixing, "how fast it is": speed, "peers": peers}
-    layout = Layout(category=[Category(title=title, chart=charts) for title, charts in categories.items()])
+    shown = {title: charts for title, charts in categories.items() if charts}
+    layout = Layout(category=[Category(title=title, chart=charts) for title, charts in shown.items()])
     return _value("custom_scalars__config__", "custom_scalars", layout.SerializeToString())
 
 

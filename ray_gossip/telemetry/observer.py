@@ -20,7 +20,8 @@ class Observer:
     def __init__(self, config: Config, *, peers: Iterable[int] | None = None) -> None:
         self.config = config
         indices = range(config.swarm.num_peers) if peers is None else peers
-        self.state = SwarmState(peers=indices, total_steps=config.train.local_steps)
+        total_steps = config.train.local_steps if config.train.loop is None else None
+        self.state = SwarmState(peers=indices, total_steps=total_steps)
         self._watch = Watch(self.state, config.gossip)
 
     def see(self, record: Record) -> list[Record]:

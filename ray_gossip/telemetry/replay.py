@@ -104,7 +104,7 @@ def _record(line: bytes) -> Record | None:
     try:
         values = json.loads(line)
         kind = _KINDS[values["event"]]
-        known = {field.name: field.type for field in dataclasses.fields(kind)}
+        known = {field.name: field for field in dataclasses.fields(kind)}
         taken = {name: _value(value, known[name]) for name, value in values.items() if name in known}
         record: Record = kind(**{**({"sketch": ()} if "sketch" in known else {}), **taken})
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -112,8 +112,8 @@ def _record(line: bytes) -> Record | None:
     return record
 
 
-def _value(value: Any, kind: Any) -> Any:
-    if value is None and kind == "float":
+def _value(value: Any, field: dataclasses.Field[Any]) -> Any:
+    if value is None and (field.type == "float" or field.default is None):  # not known would have been left out
         return math.nan
     return tuple(value) if isinstance(value, list) else value
 

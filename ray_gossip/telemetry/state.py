@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from ray_gossip.records import (
     PeerStarted,
     Progress,
     Record,
+    Reported,
     RoundReport,
 )
 
@@ -60,7 +61,7 @@ class PeerState:
     """The latest record of each kind from one peer, and what follows from them."""
 
     peer_index: int
-    total_steps: int  # local steps that it is asked to do
+    total_steps: int | None  # local steps that it is asked to do; None: a loop of the user's own knows
     started: PeerStarted | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None  # of its own parameters
@@ -70,6 +71,7 @@ class PeerState:
     lost: PeerLost | None = None
     left: PeerLeft | None = None
     bytes_sent: int = 0  # since it started
+    reported: dict[str, float] = field(default_factory=dict)  # by its loop, the latest of each name
 
     @property
     def status(self) -> Status:
@@ -79,7 +81,7 @@ class PeerState:
             return "left"
         if self.finished:
             return "finished"
-        if self.local_step >= self.total_steps:
+        if self.total_steps is not None and self.local_step >= self.total_steps:
             return "final"
         return "training" if self.progress else "starting"
 
@@ -104,6 +106,7 @@ class PeerState:
 
     @property
     def loss(self) -> float | None:
+        """In training, as of late."""
         return self.progress.loss if self.progress else None
 
     @property
@@ -129,10 +132,10 @@ class SwarmState:
 
     Args:
         peers: indices of those that are started; more may join later.
-        total_steps: local steps of every peer.
+        total_steps: local steps of every peer; None: its own loop knows.
     """
 
-    def __init__(self, *, peers: Iterable[int], total_steps: int) -> None:
+    def __init__(self, *, peers: Iterable[int], total_steps: int | None) -> None:
         self.total_steps = total_steps
         self.peers = {index: self._new_peer(index) for index in peers}
         self.founders = frozenset(self.peers)
@@ -169,6 +172,8 @@ class SwarmState:
                 peer.evaluation = record
             case Evaluation(model="merged"):
                 peer.merged = record
+            case Reported():
+                peer.reported |= record.metrics
             case RoundReport():
                 peer.round = record
                 self.rounds[record.outcome] += 1

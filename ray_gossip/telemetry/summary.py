@@ -38,6 +38,8 @@ def summarise(
         "num_peers": len(state.founders),
         "merged_accuracy": merged.accuracy if merged else None,
         "merged_loss": merged.loss if merged else None,
+        "reported": _means(peers),
+        "peer_reported": [dict(peer.reported) for peer in peers],
         "merged_metrics": dict(merged.metrics) if merged else {},
         "merged_batch_norm": merged.batch_norm if merged else None,
         "peer_accuracy": [None if peer.lost else peer.accuracy for peer in peers],
@@ -61,6 +63,15 @@ def summarise(
         "run_dir": str(run_dir),
         "model": str(model) if model else None,
     }
+
+
+def _means(peers: Sequence[PeerState]) -> dict[str, float]:
+    """Over the peers, of what their loops reported last."""
+    found: dict[str, list[float]] = {}
+    for peer in peers:
+        for name, value in peer.reported.items() if not peer.lost else ():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _merged(peers: Sequence[PeerState]) -> Evaluation | None:

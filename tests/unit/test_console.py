@@ -206,6 +206,7 @@ class TestTheSummary:
             "merged_accuracy": 0.9694,
             "merged_loss": 0.1234,
             "merged_metrics": {},
+            "reported": {},
             "peer_accuracy": [0.95, None, 0.94],
             "peer_loss": [0.25, None, 0.5],
             "rounds": {"averaged": 80, "partial": 0, "alone": 0, "failed": 2},
@@ -235,6 +236,11 @@ class TestTheSummary:
     def test_names_the_loss_where_there_is_no_accuracy_and_the_metrics_of_ones_own(self) -> None:
         found = {"merged_accuracy": None, "peer_accuracy": [None] * 3, "merged_metrics": {"mae": 0.61}}
         assert "\nloss      merged model 0.1234, mae 0.61, peers 0.250 to 0.500\n" in self.text(Path("a"), **found)
+
+    def test_says_what_loops_of_ones_own_reported(self) -> None:
+        assert "\nreported  loss 0.25, f1 0.5: mean over the peers\n" in self.text(
+            Path("a"), reported={"loss": 0.25, "f1": 0.5}
+        )
 
     def test_points_tensorboard_at_the_run_itself_when_it_lies_elsewhere(self) -> None:
         assert "tensorboard --logdir /data/mine\n" in self.text(Path("/data/mine"))

@@ -26,14 +26,16 @@ gossip
 hive
 sidecar
 telemetry
-testing peer loop
+testing peer
+loop
 lines
 console
 status swarm
 run
 tuning
 driver
-standalone gossip_trainer arguments
+ray_train arguments
+standalone gossip_trainer
 cli
 __main__
 """

@@ -49,7 +49,12 @@ def test_a_config_is_read_in_every_form(as_file: bool, tmp_path: Path) -> None:
 def test_a_trainers_arguments_go_before_its_config() -> None:
     config = parse({"swarm": {"num_peers": 3, "final_s": 9}, "model": {"name": "mlp"}})
     trainer = GossipTrainer(
-        lambda: nn.Linear(64, 10), "my.data:load", config=config, num_peers=2, cpus_per_peer=0.5, gpus_per_peer=0
+        model=lambda: nn.Linear(64, 10),
+        data="my.data:load",
+        config=config,
+        num_peers=2,
+        cpus_per_peer=0.5,
+        gpus_per_peer=0,
     )
     swarm, model, data = trainer.config.swarm, trainer.config.model, trainer.config.data
     assert (swarm.num_peers, swarm.cpus_per_peer, swarm.final_s) == (2, 0.5, 9)

@@ -110,6 +110,8 @@ class TestTheSummary:
             "num_peers": 4,
             "merged_accuracy": 0.97,
             "merged_loss": 0.5,
+            "reported": {},
+            "peer_reported": [{}] * 4,
             "merged_metrics": {},
             "merged_batch_norm": "none",
             "peer_accuracy": [0.9, 0.91, 0.92, 0.93],

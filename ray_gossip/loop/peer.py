@@ -1,0 +1,274 @@
+"""A loop's peer: `step()` after every optimizer step, `report()` what is to be seen, `leave()`."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ray_gossip.causes import NO_OTHERS, lacking
+from ray_gossip.data.dealing import Deck
+from ray_gossip.errors import UserError
+from ray_gossip.gossip.engine import GossipEngine
+from ray_gossip.gossip.protocols import FinalResult
+from ray_gossip.gossip.seat import Seat
+from ray_gossip.loop.sampler import Item, PeerSampler, PeerStream
+from ray_gossip.loop.session import Session, numbers
+from ray_gossip.loop.shares import Shares
+from ray_gossip.loop.state import LoopState
+from ray_gossip.loop.voice import HOW_TO_MEET, Voice
+from ray_gossip.records import Outcome, Progress, Record, Reported, RoundReport
+from ray_gossip.training.averaged import ModelState
+
+
+class LoopPeer:
+    """This process as a member of a swarm. Made by `join`; as a context manager, it leaves in the end.
+
+    Args:
+        averaged: what of the model is averaged.
+        optimizer: whose steps are counted; None: the loop calls `step`.
+        session: of the driver that has started this loop, if one has.
+        device: on which the driver expects the model.
+        seed: the swarm's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        averaged: ModelState,
+        engine: GossipEngine,
+        seat: Seat,
+        voice: Voice,
+        *,
+        optimizer: Optimizer | None = None,
+        session: Session | None = None,
+        device: torch.device | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.averaged = model, averaged
+        self._engine, self.multiaddrs = engine, seat.multiaddrs  # where others can dial this peer
+        self._voice, self._session = voice, session
+        self.peer_index = engine.peer_index
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")  # for the loop to use
+        self._process = os.getpid()  # a child that is forked from it inherits this object, and is no peer
+        self._has_left = self._is_told_left = False
+        self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
+        self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
+        self.samples = 0  # of its steps so far, as far as it was told
+        self.bytes_sent = 0
+        self.final: FinalResult | None = None  # how the final rounds ended, if there were any
+        self._began_at = self._ended_at = time.monotonic()
+        self._taken = (self._began_at, 0, 0)  # when progress was last taken, and the samples and steps until then
+        self._state = LoopState(averaged)
+        self._optimizer = optimizer
+        self._counting = None if optimizer is None else optimizer.register_step_post_hook(self._stepped)
+        engine.attach(self._state)
+        self._seed, self._founders = seed, seat.charter.num_peers
+        self._shares: Shares | None = None  # once there is a sampler
+        atexit.register(self.leave, agree=False)  # a loop that fails: else others wait for this peer now and then
+
+    @property
+    def rank(self) -> int:
+        """Its number in the swarm, 0, 1, 2, ...: the peer index."""
+        return self.peer_index
+
+    @property
+    def world_size(self) -> int:
+        """Peers that are in the swarm as of late, this one included."""
+        return max(1, len(self._present))
+
+    @property
+    def train_s(self) -> float:
+        """Seconds from the beginning to the last step."""
+        return self._ended_at - self._began_at
+
+    def begin_at(self, local_step: int) -> None:
+        """It is in the swarm, at this local step. Called by `join`."""
+        self.local_step = local_step
+        self._began_at = self._ended_at = time.monotonic()
+        self._taken = (self._began_at, 0, local_step)
+        self._heard([])
+
+    def step(self, *, samples: int | None = None) -> list[RoundReport]:
+        """Tell the swarm that an optimizer step is done; call it after each.
+
+        Mostly it returns at once. When a round is due, it copies the parameters out; when one has ended, it adds what
+        came of it; when one is due while the one before is still in flight, it waits for that.
+
+        Args:
+            samples: in this step's batch; only `gossip.weight_by_samples` and the speed that a driver shows ask for it.
+                None: not known; then each step weighs as one.
+
+        Returns:
+            The rounds that have ended. Parameters have changed where `outcome` is "averaged".
+
+        Raises:
+            SwarmError: the network side of this peer died again and again.
+            UserError: another process has joined, from which this one was forked; or the optimizer counts its steps.
+        """
+        if self._counting is not None:
+            raise UserError("join(optimizer=...) counts the optimizer's steps: leave peer.step() out, or the optimizer")
+        if samples is not None:
+            self.samples += samples
+        return self._count(1 if samples is None else samples)
+
+    def sampler(self, dataset: Sized, *, shuffle: bool = True) -> PeerSampler:
+        """This peer's share of a map-style data set, the same in every peer: `DataLoader(dataset, sampler=...)`. Dealt
+        anew when peers come or go. A loop that has several makes them in the same order in every peer.
+
+        Args:
+            shuffle: another order in each epoch, by the swarm's `seed`; False: as they come.
+
+        Raises:
+            UserError: it is empty.
+        """
+        if not len(dataset):
+            raise UserError("peer.sampler(dataset): it has no samples")
+        if self._shares is None:
+            own, present = self.peer_index, self._present
+            self._shares = Shares(self._engine.averager.tell_members, own=own, present=present)
+        return PeerSampler(Deck(len(dataset), self._founders, self._seed, shuffle), self._shares)
+
+    def shard_of(self, stream: Iterable[Item]) -> PeerStream[Item]:
+        """This peer's share of an iterable data set, the same in every peer: every n-th item of it for one of n peers,
+        also in the workers of a DataLoader."""
+        return PeerStream(stream, own=self.peer_index, members=lambda: self._present)
+
+    @property
+    def _present(self) -> tuple[int, ...]:
+        """Peer indices of those that are there as of late."""
+        roster = self._engine.roster
+        return roster.present if roster is not None else (self.peer_index,)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Show numbers of this peer: curves in TensorBoard, and columns of the table. In a loop that no driver has
+        started, nobody sees them.
+
+        Args:
+            metrics: name -> number, or tensor with one element, which this waits for.
+
+        Raises:
+            TypeError: a value is no number.
+        """
+        values = numbers(metrics)
+        if self._session is not None:
+            self._session.check()
+            self._session.records.put(
+                Reported(peer_index=self.peer_index, wall_time=time.time(), local_step=self.local_step, metrics=values)
+            )
+
+    def leave(self, *, agree: bool = True) -> Outcome | None:
+        """End this peer's part; the model stays as it is then. Once it has left, it does nothing.
+
+        Args:
+            agree: first average with all peers that come to the same end, so that all hold the same model; waits for
+                them at most `swarm.final_s`. False: leave at once, while others go on.
+
+        Returns:
+            "averaged": all that came within `swarm.final_s` of the first of them agree; those that did not come are
+            named on standard error. "alone" when nobody else came; None where that was not asked.
+        """
+        if self._has_left or os.getpid() != self._process:
+            return None
+        self._has_left = True
+        atexit.unregister(self.leave)
+        if self._counting is not None:
+            self._counting.remove()
+        outcome: Outcome | None = None
+        try:
+            if self._shares is not None:
+                self._shares.tell_last()
+            if agree:
+                self.final = final = self._engine.finish(self.local_step)
+                self._heard(final.reports)
+                self.bytes_sent += final.bytes_sent
+                outcome = final.outcome
+                for text in self._wrong_with(final) if self._session is None else ():
+                    self._voice.tell(text)
+                if outcome == "averaged":
+                    self._engine.say_goodbye()
+        finally:
+            self._engine.shutdown()
+        return outcome
+
+    def progress(self) -> list[Record]:
+        """What a driver is told now and then: how far the loop is, if it has gone on."""
+        now, (before, samples, local_step) = time.monotonic(), self._taken
+        if self.local_step == local_step:
+            return []
+        self._taken = (now, self.samples, self.local_step)
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        return [
+            Progress(
+                peer_index=self.peer_index,
+                wall_time=time.time(),
+                local_step=self.local_step,
+                samples=self.samples,
+                data_epoch=math.nan,
+                loss=None,
+                lr=float(groups[0]["lr"]) if groups else None,
+                samples_per_s=(self.samples - samples) / max(now - before, 1e-9),
+            )
+        ]
+
+    def __enter__(self) -> LoopPeer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave(agree=error is None)
+
+    def _stepped(self, *_: Any) -> None:
+        """Of the optimizer's hook."""
+        self._count(1)
+
+    def _count(self, samples: int) -> list[RoundReport]:
+        if os.getpid() != self._process:
+            raise UserError(f"process {self._process} has joined, not this one, which was forked from it: join here")
+        if self._session is not None:
+            self._session.check()
+        if self._has_left:
+            if not self._is_told_left:
+                self._is_told_left = True
+                self._voice.tell("it trains on after leave(): nobody averages with it any more")
+            return []
+        self.local_step += 1
+        self._state.samples += samples
+        if self._shares is not None:
+            self._shares.exchange()
+        reports = self._engine.after_step(self.local_step)
+        self._ended_at = time.monotonic()
+        return self._heard(reports)
+
+    def _heard(self, reports: Sequence[RoundReport]) -> list[RoundReport]:
+        """Without the sketches, which are for a driver: a list of reports would keep 16 KB of each."""
+        self.rounds.update(report.outcome for report in reports)
+        self.bytes_sent += sum(report.bytes_sent for report in reports)
+        self._voice.rounds(reports, self._engine.roster)
+        while self._engine.notices:
+            self._voice.tell(self._engine.notices.pop(0))
+        return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
+
+    def _wrong_with(self, final: FinalResult) -> list[str]:
+        """What is to be said of the end; mostly nothing."""
+        silent = [lacking(final.silent)] if final.silent else []
+        if final.outcome == "averaged":
+            return [*([f"the final average lacks some of the swarm: {final.cause}"] if final.cause else []), *silent]
+        if not (self._voice.has_met or final.silent or final.cause != NO_OTHERS):
+            return [f"no other peer was ever here, so that nothing was averaged; {HOW_TO_MEET}"]
+        cause = f" ({final.cause})" if final.cause else ""
+        return [
+            f"no agreement in the end: the final round was {final.outcome}{cause}; the model is this peer's own",
+            *silent,
+        ]

@@ -1,0 +1,86 @@
+"""A loop of the user's own under a driver: the swarm that `join` finds there, and where its records go.
+
+One for a process, because a process hosts one peer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from ray_gossip.config import Config
+from ray_gossip.records import Notice, Record
+from ray_gossip.sidecar.network import Network
+
+if TYPE_CHECKING:
+    import torch
+
+_current: Session | None = None
+
+
+class Stopped(BaseException):
+    """The driver has asked this loop to end. No `Exception`, so that a loop that catches those ends all the same."""
+
+
+@dataclass
+class Session:
+    """What a loop's peer is given, and what it gives."""
+
+    config: Config
+    network: Network  # with a seat in the swarm
+    founders: int  # that begin together
+    device: torch.device
+    node: str
+    records: SimpleQueue[Record] = field(default_factory=SimpleQueue)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    peer: Any = None  # the LoopPeer, once it has joined
+
+    @property
+    def peer_index(self) -> int:
+        return self.network.seat.peer_index
+
+    def say(self, text: str) -> None:
+        self.records.put(Notice(peer_index=self.peer_index, wall_time=time.time(), text=text))
+
+    def check(self) -> None:
+        """Raise Stopped if the loop is to end."""
+        if self.stopping.is_set():
+            raise Stopped("the run is being stopped")
+
+
+def current() -> Session | None:
+    """That of this process; None: no driver has started it."""
+    return _current
+
+
+@contextlib.contextmanager
+def within(session: Session) -> Iterator[None]:
+    """Code that runs meanwhile, in any thread, finds this session."""
+    global _current
+    _current = session
+    try:
+        yield
+    finally:
+        _current = None
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as numbers: of a tensor with one element, that.
+
+    Raises:
+        TypeError: a name is no text, or a value is no number.
+    """
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            raise TypeError(f"report({{{name!r}: ...}}): the name of a metric must be a text")
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"report({{{name!r}: ...}}): {type(value).__name__} is not one number") from None
+    return found

@@ -1,0 +1,111 @@
+"""Samplers of several peers tell each other what they have begun, by the declarations of the members."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from ray_gossip.data.dealing import Dealing, Deck, Note, packed, unpacked
+from ray_gossip.errors import SwarmError
+from ray_gossip.gossip.members import Member, View
+
+_EVERY_S = 2.0  # what a peer that is killed has begun since is begun once more by others
+_POLL_S = 0.5
+_ANSWER_S = 5.0
+_SEVERAL = 2  # when so many vanish at once, this peer is cut off
+_AWAITED_S = 30.0  # a peer that stands still for so long is waited for no longer
+
+
+class Shares:
+    """The dealings of one peer's samplers.
+
+    Args:
+        tell: declares what is given as this peer's note, and reads the members.
+    """
+
+    def __init__(self, tell: Callable[[bytes], Future[View]], *, own: int, present: Iterable[int]) -> None:
+        self._tell, self.own = tell, own
+        self._dealings: list[Dealing] = []
+        self._present = self._before = frozenset(present)
+        self._asked: Future[View] | None = None
+        self._asked_at = float("-inf")
+
+    def add(self, deck: Deck) -> Dealing:
+        """For one more sampler: its peers' are those that they have made at the same point of their loops."""
+        dealing = Dealing(deck, own=self.own, members=self._present)
+        self._dealings.append(dealing)
+        return dealing
+
+    def exchange(self) -> None:
+        """Now and then; waits for nothing."""
+        if self._asked is not None and self._asked.done():
+            done, self._asked = self._asked, None
+            with contextlib.suppress(SwarmError):  # the network side is being started again: another time
+                self._learn(done.result())
+        if self._dealings and self._asked is None and time.monotonic() - self._asked_at > _EVERY_S:
+            self._ask()
+
+    def exchange_now(self) -> View | None:
+        """Wait until the others can hear what has been begun, and have been heard; None: the network side does not
+        answer just now."""
+        try:
+            view = self._ask().result(timeout=_ANSWER_S)
+        except (SwarmError, FutureTimeoutError, TimeoutError):
+            return None
+        finally:
+            self._asked = None
+        self._learn(view)
+        return view
+
+    def tell_last(self) -> None:
+        """Before this peer leaves: what it has begun, nobody else is to begin."""
+        deadline = time.monotonic() + _ANSWER_S
+        while self.exchange_now() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def wait_until_known(self, dealing: Dealing) -> None:
+        """Return when all others that share the deck deal to this peer, too: what is dealt to it, nobody else begins.
+        They hear of a newcomer within seconds; of founders, they know."""
+        number, deadline = self._dealings.index(dealing), time.monotonic() + _AWAITED_S
+        while True:
+            view = self.exchange_now()
+            others = self._others(view) if view is not None else []
+            notes = [note for member, notes in others if not member.left and (note := _of(notes, number, dealing.deck))]
+            if (view is not None and all(self.own in note.members for note in notes)) or time.monotonic() > deadline:
+                return
+            time.sleep(_POLL_S)
+
+    def _ask(self) -> Future[View]:
+        self._asked_at = time.monotonic()
+        self._asked = self._tell(packed(dealing.note() for dealing in self._dealings))
+        return self._asked
+
+    def _learn(self, view: View) -> None:
+        others = self._others(view)
+        present = {member.peer_index for member, _ in others if not member.left}
+        if not present and len(self._before - {self.own}) >= _SEVERAL and not any(member.left for member, _ in others):
+            return  # nobody, where several were: this peer was cut off, and keeps to its share
+        left = {member.peer_index for member, _ in others if member.left}
+        # one view may lack a member for a moment; whoever is missing twice is gone
+        self._present, self._before = frozenset((present | self._before) - left), frozenset(present)
+        for number, dealing in enumerate(self._dealings):
+            absent = {member.peer_index for member, notes in others if _shares_not(member, notes, number, dealing.deck)}
+            dealing.deal_among(self._present - absent)
+            for _, notes in others:
+                if note := _of(notes, number, dealing.deck):
+                    dealing.learn(note)
+
+    def _others(self, view: View) -> list[tuple[Member, list[Note]]]:
+        return [(each, unpacked(each.note)) for each in view.members if each.peer_index != self.own]
+
+
+def _of(notes: list[Note], number: int, deck: Deck) -> Note | None:
+    return notes[number] if number < len(notes) and notes[number].deck == deck else None
+
+
+def _shares_not(member: Member, notes: list[Note], number: int, deck: Deck) -> bool:
+    """It trains on other data: it has begun a round, and has no such sampler."""
+    return _of(notes, number, deck) is None and member.round >= member.from_round

@@ -1,0 +1,77 @@
+"""Ray Train's own configs, as they are meant here. Read by their fields, so that this loads no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_gossip.errors import ConfigError
+from ray_gossip.storage import is_uri
+
+_WHY = {
+    "failure_config": "a peer that dies stops nobody, and nothing is started again as a whole",
+    "checkpoint_config": "the merged model is saved at the end",
+}
+
+
+def swarm_of(scaling: Any) -> dict[str, Any]:
+    """The keys of the `swarm` section that a ScalingConfig stands for.
+
+    Raises:
+        ConfigError: it asks for something that there is not here.
+    """
+    if scaling is None:
+        return {}
+    known = ("num_workers", "use_gpu", "resources_per_worker", "placement_strategy", "accelerator_type")
+    _refuse_others("scaling_config", scaling, known)
+    if not isinstance(scaling.num_workers, int):
+        raise ConfigError(f"scaling_config.num_workers={scaling.num_workers}: a swarm begins with one number of peers")
+    resources = dict(scaling.resources_per_worker or {})
+    gpus = resources.pop("GPU", 1.0 if scaling.use_gpu else 0.0)
+    swarm: dict[str, Any] = {"num_peers": scaling.num_workers, "gpus_per_peer": gpus}
+    swarm["cpus_per_peer"] = resources.pop("CPU", 1.0)  # as Ray Train reserves it
+    swarm["placement"] = scaling.placement_strategy
+    if scaling.accelerator_type is not None:
+        swarm["accelerator_type"] = scaling.accelerator_type
+    if resources:
+        swarm["resources_per_peer"] = resources
+    return swarm
+
+
+def run_dir_of(run: Any) -> Path | None:
+    """The folder that a RunConfig names; None: any new one.
+
+    Raises:
+        ConfigError: it asks for something that there is not here.
+    """
+    if run is None:
+        return None
+    _refuse_others("run_config", run, ("name", "storage_path"))
+    place = run.storage_path
+    if place is not None and is_uri(place):
+        raise ConfigError(f"run_config.storage_path={place} is a URI, which only a sweep writes to; name a folder")
+    return Path(place) / str(run.name)  # both have values of Ray Train's own where none were given
+
+
+def _refuse_others(called: str, config: Any, known: tuple[str, ...]) -> None:
+    """Raise ConfigError for a field that was set and means nothing here."""
+    if not dataclasses.is_dataclass(config):
+        raise ConfigError(f"{called} is a {type(config).__name__}, not Ray Train's {called.title().replace('_', '')}")
+    usual = _usual(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in known and not _is_same(value, usual.get(field.name)):
+            why = _WHY.get(field.name, "it has no meaning for a swarm")
+            raise ConfigError(f"{called}.{field.name}={value}: {why}; leave it out")
+
+
+def _usual(kind: type) -> Mapping[str, Any]:
+    """What the fields are when nothing was said: some are filled in by the class itself."""
+    made = kind()
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+
+
+def _is_same(value: Any, usual: Any) -> bool:
+    return value is usual or (type(value) is type(usual) and repr(value) == repr(usual))

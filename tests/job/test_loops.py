@@ -1,0 +1,81 @@
+"""Training loops of the user's own, under a driver: by config, and from Python as with Ray Train."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.job.runs import ROOT, finish_in
+from tests.job.test_yours import SCRIPT
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "tests" / "yours" / "loops", tmp_path / "loops")
+    return tmp_path
+
+
+def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: str, folder: Path) -> None:
+    words = ["train.loop=loops.digits:train_loop", "train.loop_args={lr: 0.1, epochs: 6}", "swarm.num_peers=2"]
+    command = [SCRIPT, "train", *words, "gossip.group_size=2", "gossip.steps=20", "--run-dir", "run"]
+    done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+    assert done.returncode == 0, done
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["reported"]["accuracy"] > 0.9
+    assert summary["rounds"]["averaged"] >= 20
+    assert summary["final_outcome"] == ["averaged", "averaged"]
+    assert summary["consensus_distance"] < 1e-3
+    state = torch.load(folder / "run" / "model.pt", weights_only=True)
+    assert state["0.weight"].shape == (64, 64)
+    boards = {run: EventAccumulator(str(folder / "run" / run)).Reload() for run in ("peer-00", "peer-01", "swarm")}
+    for run, board in boards.items():
+        accuracies = board.Scalars("accuracy")
+        assert len(accuracies) == 6 or run == "swarm", run  # a point of the swarm waits for the slower one
+        assert accuracies[-1].value > 0.9
+    assert "reported  loss " in done.stdout
+
+
+def changed(script: Path) -> Path:
+    """The script with the lines of the diff beside it; it has three of them."""
+    lines = script.with_suffix(".diff").read_text().splitlines()
+    text = script.read_text()
+    assert len(lines) <= 6
+    for old, new in zip(lines[::2], lines[1::2], strict=True):
+        assert (old[0], new[0]) == ("-", "+")
+        assert text.count(f"{old[1:]}\n") == 1
+        text = text.replace(old[1:], new[1:])
+    ours = script.with_name(f"our_{script.name}")
+    ours.write_text(text)
+    return ours
+
+
+def test_a_script_of_ray_train_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
+    script = folder / "loops" / "torch_trainer.py"
+    models = []
+    for each, num_workers in ((script, 1), (changed(script), 1), (changed(script), 2)):
+        place, saved = folder / f"{each.stem}-{num_workers}", folder / f"{each.stem}-{num_workers}-models"
+        saved.mkdir()
+        command = [sys.executable, str(each), str(num_workers), str(place), str(saved)]
+        done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+        assert done.returncode == 0, done
+        models.append([torch.load(model, weights_only=True) for model in saved.iterdir()])
+    (theirs,), (alone,), two = models
+    assert len(two) == 2
+    assert len(theirs) == 6
+    for name, tensor in theirs.items():
+        assert torch.equal(tensor, alone[name]), name  # bit for bit
+    run = folder / "our_torch_trainer-2" / "digits"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["final_outcome"] == ["averaged", "averaged"]
+    assert summary["rounds"]["averaged"] > 0
+    assert summary["reported"]["epoch"] == 3
+    merged = torch.load(run / "model.pt", weights_only=True)
+    assert not torch.equal(merged["0.weight"], alone["0.weight"])
+    for peer in ("peer-00", "peer-01"):
+        assert len(EventAccumulator(str(run / peer)).Reload().Scalars("loss")) == 4

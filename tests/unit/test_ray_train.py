@@ -1,0 +1,87 @@
+"""Ray Train's configs: what they mean here, and a line for what has no meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from ray_gossip import GossipTrainer
+from ray_gossip.errors import ConfigError
+from ray_gossip.ray_train import run_dir_of, swarm_of
+
+
+def loop(config: dict[str, Any]) -> None:
+    """Trains nothing."""
+
+
+def test_a_scaling_config_is_the_swarm() -> None:
+    scaling = ScalingConfig(
+        num_workers=3,
+        use_gpu=True,
+        resources_per_worker={"CPU": 2, "fast": 1},
+        placement_strategy="SPREAD",
+        accelerator_type="H100",
+    )
+    swarm = GossipTrainer(loop, train_loop_config={"lr": 0.1}, scaling_config=scaling).config.swarm
+    assert (swarm.num_peers, swarm.gpus_per_peer, swarm.cpus_per_peer, swarm.placement) == (3, 1, 2, "SPREAD")
+    assert (swarm.accelerator_type, swarm.resources_per_peer) == ("H100", {"fast": 1})
+    assert swarm_of(ScalingConfig(num_workers=2)) == {
+        "num_peers": 2,
+        "gpus_per_peer": 0.0,
+        "cpus_per_peer": 1.0,
+        "placement": "PACK",
+    }
+    assert swarm_of(None) == {}
+
+
+def test_a_run_config_is_the_folder() -> None:
+    assert run_dir_of(None) is None
+    assert run_dir_of(RunConfig(name="a")) == Path.home() / "ray_results" / "a"
+    assert run_dir_of(RunConfig(name="a", storage_path="/data")) == Path("/data/a")
+
+
+def test_the_loop_and_its_argument_stand_in_the_config_where_they_are_plain() -> None:
+    plain = GossipTrainer(loop, train_loop_config={"lr": 0.1}).config.train
+    assert (plain.loop, plain.loop_args) == ("tests.unit.test_ray_train:loop", {"lr": 0.1})
+    other = GossipTrainer(loop, train_loop_config={"data": object()}).config.train
+    assert (other.loop, other.loop_args) == ("tests.unit.test_ray_train:loop", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            {"scaling_config": ScalingConfig(num_workers=(1, 4))},
+            r"num_workers=\(1, 4\): a swarm begins with one number",
+        ),
+        (
+            {"scaling_config": ScalingConfig(use_tpu=True)},
+            r"scaling_config\.use_tpu=True: it has no meaning for a swarm",
+        ),
+        ({"scaling_config": 4}, "scaling_config is a int, not Ray Train's ScalingConfig"),
+        (
+            {"run_config": RunConfig(failure_config=FailureConfig(max_failures=3))},
+            r"run_config\.failure_config=.*stops no",
+        ),
+        (
+            {"run_config": RunConfig(checkpoint_config=CheckpointConfig(num_to_keep=2))},
+            r"run_config\.checkpoint_config=",
+        ),
+        ({"run_config": RunConfig(name="a", storage_path="s3://b")}, r"is a URI, which only a sweep writes to"),
+        ({"run_config": RunConfig(name="a"), "run_dir": "b"}, "keep one of them"),
+        ({"model": "a:b"}, "model=a:b is for runs without a loop of their own"),
+        ({"config": {"engine": "hivemind"}}, "engine=hivemind needs the optimizer, which train.loop keeps to itself"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_in_a_line(arguments: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as error:
+        GossipTrainer(loop, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loop_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="train_loop_per_worker is a int, not a function that trains"):
+        GossipTrainer(3)  # type: ignore[arg-type]

@@ -1,0 +1,34 @@
+"""A training loop of the user's own, as one would write it for Ray Train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import ray_gossip
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
+    data = TensorDataset(images, torch.tensor(digits.target))
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=0.9)
+    peer = ray_gossip.join(model, optimizer=optimizer)
+    torch.manual_seed(peer.rank)
+    loader = DataLoader(data, batch_size=32, shuffle=True)
+    for epoch in range(config["epochs"]):
+        right = 0
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            outputs = model(inputs)
+            loss = nn.functional.cross_entropy(outputs, labels)
+            loss.backward()
+            optimizer.step()
+            right += int((outputs.argmax(1) == labels).sum())
+        peer.report({"loss": loss, "accuracy": right / len(data), "epoch": epoch})
