@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         known = re.findall(r"(?<!\w)--[a-z][\w-]*", commands[options.command].format_help())
         close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         parser.error(f"unknown option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
-    if words and options.command in ("keys", "status", "why"):
+    if words and options.command in ("init", "keys", "status", "why"):
         parser.error(f"{options.command} takes no {words[0]}")
     options.config += words
     return options
@@ -103,6 +103,15 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         epilog="example: ray-gossip data prepare configs/tiny_imagenet.yaml data.root=/data",
     )
     prepare.add_argument("config", nargs="*", metavar="CONFIG.yaml | key=value", help="as for train")
+    init = commands.add_parser(
+        "init",
+        help="write a config and a training loop of your own, to begin with",
+        description="Write config.yaml and train.py: a training loop that runs as it is, for you to change.",
+        epilog="example: ray-gossip init digits && cd digits && ray-gossip train config.yaml",
+    )
+    folder = "where (default: this folder)"
+    init.add_argument("folder", nargs="?", type=_folder, default=Path(), metavar="FOLDER", help=folder)
+    init.set_defaults(config=[])
     keys = commands.add_parser(
         "keys",
         help="list the keys of a config",

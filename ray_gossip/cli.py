@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -211,6 +212,16 @@ def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
     return 0
 
 
+def _init(options: argparse.Namespace, _: _OrderlyStop) -> int:
+    from ray_gossip.starter import FILES, write_starter
+
+    folder: Path = options.folder
+    write_starter(folder)
+    change = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
+    print(f"wrote {' and '.join(str(folder / name) for name in FILES)}; next: {change}ray-gossip train config.yaml")
+    return 0
+
+
 def _keys(options: argparse.Namespace, _: _OrderlyStop) -> int:
     from ray_gossip.config.catalogue import catalogue
     from ray_gossip.tuning.settings import SweepConfig
@@ -242,6 +253,7 @@ _COMMANDS = {
     "tune": _tune,
     "peer": _peer,
     "data": _prepare_data,
+    "init": _init,
     "keys": _keys,
     "status": _status,
     "why": _why,

@@ -41,6 +41,25 @@ def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: s
     assert "reported  loss " in done.stdout
 
 
+def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path: Path) -> None:
+    done = finish_in(tmp_path, [SCRIPT, "init", "mine"], environment={})
+    assert done.returncode == 0, done
+    _, _, command = done.stdout.strip().partition("; next: cd mine && ")
+    assert command == "ray-gossip train config.yaml"
+    words = [SCRIPT, *command.split()[1:], "--run-dir", "run"]
+    done = finish_in(tmp_path / "mine", words, environment={"RAY_ADDRESS": ray})
+    assert done.returncode == 0, done
+    summary = json.loads((tmp_path / "mine" / "run" / "summary.json").read_text())
+    assert summary["num_peers"] == 4
+    assert summary["reported"]["accuracy"] > 0.9
+    assert summary["final_outcome"] == ["averaged"] * 4
+    again = finish_in(tmp_path, [SCRIPT, "init", "mine"], environment={})
+    assert (again.returncode, again.stderr) == (
+        2,
+        "ray-gossip: mine/config.yaml is there already: move it away, or name another folder\n",
+    )
+
+
 def changed(script: Path) -> Path:
     """The script with the lines of the diff beside it; it has three of them."""
     lines = script.with_suffix(".diff").read_text().splitlines()

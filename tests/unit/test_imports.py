@@ -18,7 +18,7 @@ errors
 causes records storage folders screen tensor_memory
 addresses board
 config
-resources factory
+resources factory starter
 mixing data
 training
 rehearsal models
@@ -38,6 +38,7 @@ ray_train arguments
 standalone gossip_trainer
 cli
 __main__
+templates
 """
 
 HOMES = {
@@ -47,7 +48,7 @@ HOMES = {
     "pyarrow": {"storage"},
     "tensorboard": {"telemetry", "tuning"},
     "torchvision": {"data", "models"},
-    "sklearn": {"data"},
+    "sklearn": {"data", "templates"},
     "pydantic": {"config", "gossip", "records", "tuning"},
 }
 
