@@ -37,7 +37,9 @@ def test_a_report_fits_into_a_message_between_processes() -> None:
     assert len(pack(report())) < 12_000
 
 
-@pytest.mark.parametrize("wire", [b"", b"nonsense", b"\x93\x01\x02\x03", pack(progress(4)).replace(b"loss", b"lost")])
+@pytest.mark.parametrize(
+    "wire", [b"", b"nonsense", b"\x93\x01\x02\x03", pack(progress(4)).replace(b"local_step", b"local_stop")]
+)
 def test_what_is_no_record_is_refused(wire: bytes) -> None:
     with pytest.raises(ValueError, match="this is no record"):
         unpack(wire)
