@@ -129,7 +129,18 @@ class Curves:
     def _end(self) -> dict[str, float]:
         """The last points, whichever peer was done first: totals and the consensus distance after the final
         rounds, as in the summary, and what each peer ended with."""
-        ended = [peer.evaluation for peer in self._state.peers.values() if peer.finished and peer.evaluation]
+        finished = [(peer, peer.finished) for peer in self._state.peers.values() if peer.finished]
+        ended: list[_Measure] = [peer.evaluation for peer, _ in finished if peer.evaluation]
+        ended += [
+            Reported(
+                peer_index=peer.peer_index,
+                wall_time=end.wall_time,
+                local_step=peer.local_step,
+                metrics=peer.reported,
+            )
+            for peer, end in finished
+            if peer.reported
+        ]
         distance = self._state.final_consensus_distance
         last = {} if distance is None else {"swarm/consensus_distance": distance}
         return _of_sweep(ended) | self._totals() | last

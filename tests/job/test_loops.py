@@ -36,11 +36,9 @@ def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: s
     boards = {run: EventAccumulator(str(folder / "run" / run)).Reload() for run in ("peer-00", "peer-01", "swarm")}
     for run, board in boards.items():
         accuracies = board.Scalars("accuracy")
-        if run == "swarm":  # whose point waits for the slower peer
-            assert accuracies
-        else:
-            assert len(accuracies) == 6
-            assert accuracies[-1].value > 0.9
+        assert len(accuracies) == 6 or run == "swarm", run  # a point of the swarm waits for the slower one
+        assert accuracies[-1].value > 0.9
+        assert run != "swarm" or accuracies[-1].value == pytest.approx(summary["reported"]["accuracy"])
     assert "reported  loss " in done.stdout
 
 
@@ -80,24 +78,24 @@ def changed(script: Path) -> Path:
 def test_a_script_of_ray_train_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
     script = folder / "loops" / "torch_trainer.py"
     models = []
-    for each, num_workers in ((script, 1), (changed(script), 1), (changed(script), 2)):
+    for each, num_workers in ((script, 1), (changed(script), 1), (changed(script), 4)):
         place, saved = folder / f"{each.stem}-{num_workers}", folder / f"{each.stem}-{num_workers}-models"
         saved.mkdir()
         command = [sys.executable, str(each), str(num_workers), str(place), str(saved)]
         done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
         assert done.returncode == 0, done
         models.append([torch.load(model, weights_only=True) for model in saved.iterdir()])
-    (theirs,), (alone,), two = models
-    assert len(two) == 2
+    (theirs,), (alone,), four = models
+    assert len(four) == 4
     assert len(theirs) == 6
     for name, tensor in theirs.items():
         assert torch.equal(tensor, alone[name]), name  # bit for bit
-    run = folder / "our_torch_trainer-2" / "digits"
+    run = folder / "our_torch_trainer-4" / "digits"
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["final_outcome"] == ["averaged", "averaged"]
+    assert summary["final_outcome"] == ["averaged"] * 4
     assert summary["rounds"]["averaged"] > 0
     assert summary["reported"]["epoch"] == 3
     merged = torch.load(run / "model.pt", weights_only=True)
     assert not torch.equal(merged["0.weight"], alone["0.weight"])
-    for peer in ("peer-00", "peer-01"):
+    for peer in ("peer-00", "peer-01", "peer-02", "peer-03"):
         assert len(EventAccumulator(str(run / peer)).Reload().Scalars("loss")) == 4

@@ -22,6 +22,7 @@ from ray_gossip.records import (
     PeerStarted,
     Progress,
     Record,
+    Reported,
     RoundReport,
 )
 from ray_gossip.telemetry import RunLog, SwarmRound, SwarmState
@@ -75,6 +76,10 @@ def evaluation(
         loss=0.5,
         metrics=metrics or {},
     )
+
+
+def reported(peer: int, step: int, accuracy: float) -> Reported:
+    return Reported(peer_index=peer, wall_time=1002.0, local_step=step, metrics={"accuracy": accuracy})
 
 
 def report(

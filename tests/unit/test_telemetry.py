@@ -37,6 +37,7 @@ from tests.unit.telemetry_records import (
     lost,
     progress,
     report,
+    reported,
     scalars,
     sketches,
     started,
@@ -261,6 +262,15 @@ class TestTheEndOfTheSwarmsCurves:
             step, last = curve(log, "swarm", tag)[-1]
             assert step == 200
             assert last == pytest.approx(value), tag
+
+    def test_has_what_each_loop_reported_last_though_nobody_answered_the_reports_of_the_slower_one(
+        self, write: Write
+    ) -> None:
+        records: list[Record] = [*map(started, range(2)), reported(0, 100, 0.8), reported(0, 200, 0.9)]
+        records += [reported(1, 100, 0.4), reported(1, 200, 0.5)]
+        log = write([*records, progress(0, 200), progress(1, 200), finished(0), finished(1)])
+        assert curve(log, "swarm", "accuracy") == [(150, pytest.approx(0.65)), (200, pytest.approx(0.7))]
+        assert [value for _, value in curve(log, "swarm", "bands/accuracy_min")] == pytest.approx([0.4, 0.5])
 
     def test_has_the_distance_of_the_end_last_though_the_last_peer_completes_a_round_with_its_end(
         self, write: Write
