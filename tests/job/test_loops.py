@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: str, folder: Path) -> None:
-    words = ["train.loop=loops.digits:train_loop", "train.loop_args={lr: 0.1, epochs: 6}", "swarm.num_peers=2"]
+    words = ["train.loop=loops.digits:train_loop", "train.loop_args={lr: 0.1, epochs: 60}", "swarm.num_peers=2"]
     command = [SCRIPT, "train", *words, "gossip.group_size=2", "gossip.steps=20", "--run-dir", "run"]
     done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
@@ -36,7 +36,7 @@ def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: s
     boards = {run: EventAccumulator(str(folder / "run" / run)).Reload() for run in ("peer-00", "peer-01", "swarm")}
     for run, board in boards.items():
         accuracies = board.Scalars("accuracy")
-        assert len(accuracies) == 6 or run == "swarm", run  # a point of the swarm waits for the slower one
+        assert len(accuracies) == 60 or run == "swarm", run  # a point of the swarm waits for the slower one
         assert accuracies[-1].value > 0.9
         assert run != "swarm" or accuracies[-1].value == pytest.approx(summary["reported"]["accuracy"])
     assert "reported  loss " in done.stdout
@@ -94,8 +94,8 @@ def test_a_script_of_ray_train_changes_three_lines_and_alone_gives_what_it_gave(
     summary = json.loads((run / "summary.json").read_text())
     assert summary["final_outcome"] == ["averaged"] * 4
     assert summary["rounds"]["averaged"] > 0
-    assert summary["reported"]["epoch"] == 3
+    assert summary["reported"]["epoch"] == 19
     merged = torch.load(run / "model.pt", weights_only=True)
     assert not torch.equal(merged["0.weight"], alone["0.weight"])
     for peer in ("peer-00", "peer-01", "peer-02", "peer-03"):
-        assert len(EventAccumulator(str(run / peer)).Reload().Scalars("loss")) == 4
+        assert len(EventAccumulator(str(run / peer)).Reload().Scalars("loss")) == 20
