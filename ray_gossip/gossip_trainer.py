@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from ray_gossip.config import Config, parse, read
 from ray_gossip.errors import ConfigError
-from ray_gossip.factory import Factories, Factory, name_of
+from ray_gossip.factory import Factories, Factory, check_positional, name_of
 from ray_gossip.ray_train import run_dir_of, swarm_of
 from ray_gossip.screen import screen
 from ray_gossip.storage import is_uri
@@ -100,6 +101,8 @@ class GossipTrainer:
         if named is not None and run_dir is not None:
             raise ConfigError("run_dir and run_config.name both name the folder of the results: keep one of them")
         loop = train_loop_per_worker
+        if loop is None and train_loop_config is not None:
+            raise ConfigError("train_loop_config is for a train_loop_per_worker, and there is none")
         if loop is not None:
             values["train"] |= _loop_keys(loop, train_loop_config, others={"model": model, "data": data})
         swarm = {"num_peers": num_peers, "cpus_per_peer": cpus_per_peer, "gpus_per_peer": gpus_per_peer}
@@ -155,9 +158,15 @@ def _loop_keys(loop: Factory, argument: Any, *, others: Mapping[str, Any]) -> di
         if given is not None:
             own = given if isinstance(given, str) else name_of(given)
             raise ConfigError(f"{name}={own} is for runs without a loop of their own: the loop makes its own")
-    keys = {"loop": name_of(loop)}
+    name = name_of(loop)
+    if inspect.iscoroutinefunction(loop) or inspect.isgeneratorfunction(loop):
+        raise ConfigError(f"train_loop_per_worker={name} has async or yield in it: calling it would run nothing of it")
+    with contextlib.suppress(TypeError, ValueError):  # some that are written in C have no signature
+        if (signature := inspect.signature(loop)).parameters:
+            check_positional("train_loop_per_worker", name, signature, takes=("config",))
+    keys = {"loop": name, "loop_args": {} if argument is None else argument}
     try:
-        parse({"train": {**keys, "loop_args": argument or {}}})
+        parse({"train": keys})
     except ConfigError:
-        return keys
-    return {**keys, "loop_args": argument or {}}
+        return {"loop": name}
+    return keys

@@ -50,6 +50,11 @@ def run_dir_of(run: Any) -> Path | None:
         return None
     _refuse_others("run_config", run, ("name", "storage_path"))
     place = run.storage_path
+    for key, value in (("name", run.name), ("storage_path", place)):
+        if not isinstance(value, (str, Path)):
+            raise ConfigError(f"run_config.{key}={value!r} is no text")
+    if len(Path(run.name).parts) != 1 or run.name == "..":
+        raise ConfigError(f"run_config.name={run.name} is no name of one folder; what is above it is storage_path")
     if place is not None and is_uri(place):
         raise ConfigError(f"run_config.storage_path={place} is a URI, which only a sweep writes to; name a folder")
     return Path(place) / str(run.name)  # both have values of Ray Train's own where none were given
@@ -57,8 +62,9 @@ def run_dir_of(run: Any) -> Path | None:
 
 def _refuse_others(called: str, config: Any, known: tuple[str, ...]) -> None:
     """Raise ConfigError for a field that was set and means nothing here."""
-    if not dataclasses.is_dataclass(config):
-        raise ConfigError(f"{called} is a {type(config).__name__}, not Ray Train's {called.title().replace('_', '')}")
+    wanted = called.title().replace("_", "")
+    if wanted not in {kind.__name__ for kind in type(config).__mro__}:
+        raise ConfigError(f"{called} is a {type(config).__name__}, not Ray Train's {wanted}(...)")
     usual = _usual(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ray.util.placement_group import PlacementGroup
 
 from ray_gossip.config import Config, skipped
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, Record
 from ray_gossip.swarm import Swarm
@@ -91,7 +91,9 @@ class Run:
         """
         model = self._swarm.model()
         if model is None:
-            raise SwarmError(f"every peer was lost; {self.run_dir / 'events.jsonl'} says why")
+            causes = [one_line(peer.lost.cause) for peer in self.state.peers.values() if peer.lost]
+            why = f": {causes[0]}" if causes else ""
+            raise SwarmError(f"every peer was lost{why}; more is in {self.run_dir / 'events.jsonl'}")
         self.summary = self._log.write_summary(model=self._log.save("model.pt", model))
         return self.summary
 

@@ -16,10 +16,10 @@ def write_starter(folder: Path) -> None:
     Raises:
         ConfigError: one of them is there already, or the folder cannot be written to.
     """
-    for name in FILES:
-        if (folder / name).exists():
-            raise ConfigError(f"{folder / name} is there already: move it away, or name another folder")
     try:
+        for name in FILES:
+            if (folder / name).exists():
+                raise ConfigError(f"{folder / name} is there already: move it away, or name another folder")
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (folder / name).write_text(resources.files("ray_gossip").joinpath("templates", name).read_text())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_gossip.config import Config
-from ray_gossip.factory.call import Factory, check_call, find, find_function, make, run
+from ray_gossip.factory.call import Factory, check_call, check_positional, find, find_function, make, run
 from ray_gossip.factory.source import check_source, names_in
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Factory",
     "check",
     "check_call",
+    "check_positional",
     "find",
     "find_function",
     "make",

@@ -75,14 +75,22 @@ class Entry:
                 "this peer begins without the others"
             )
         self._check_data(view)
-        first = view.members[0]
-        if first.began_as != began_as and first.peer_index != self._peer_index and not has_taken_over:
-            self._load_state(deadline, donor=first.peer_id)
-            self._ask(self._averager.start_anew)
-            self._notices.append(
-                f"{BEGAN_APART} {first.name}, and has taken over that one's: let the random "
-                "numbers of your model come from torch, which is seeded"
-            )
+        return view if has_taken_over else self._as_the_first(view, began_as, deadline)
+
+    def _as_the_first(self, view: View, began_as: str, deadline: float) -> View:
+        """Begin with the model of the first of those that are there; where that one dies over it, of the next."""
+        while (first := view.present[0]).began_as != began_as and first.peer_index != self._peer_index:
+            answer = self._take_over(donor=first.peer_id)
+            if isinstance(answer, int):
+                self._ask(self._averager.start_anew)
+                if self._data:  # else the model is of the user's own loop, and any
+                    self._notices.append(
+                        f"{BEGAN_APART} {first.name}, and has taken over that one's: let the random "
+                        "numbers of your model come from torch, which is seeded"
+                    )
+                break
+            self._check_time(deadline, answer)
+            view = self._ask(self._averager.read_members)
         return view
 
     def join_running(self) -> Entered:
@@ -122,22 +130,31 @@ class Entry:
                     f"data: {member.name} has other samples, or in another order: every peer must read the same"
                 )
 
-    def _load_state(self, deadline: float, *, donor: str = "") -> int:
-        """Download the model of a peer and take it over; returns the local step at which that peer is."""
-        while True:
-            handover: Handover | str = self._ask(lambda: self._averager.download(donor=donor), within_s=math.inf)
-            if isinstance(handover, Handover):
-                if frozen := self._snapshot.take_over(handover):
-                    self._notices.append(
-                        f"frozen parameters were others here than in the swarm, and are the swarm's now: "
-                        f"{', '.join(frozen[:_NAMED])}{', ...' if len(frozen) > _NAMED else ''}"
-                    )
-                return handover.local_step
-            if time.monotonic() > deadline:
-                raise SwarmError(
-                    f"no peer gave its model within swarm.start_s={self._swarm.start_s:g} s; the last one: {handover}"
-                )
-            time.sleep(_POLL_S)
+    def _load_state(self, deadline: float) -> int:
+        """Begin with the model of any peer; returns the local step at which that one is."""
+        while not isinstance(answer := self._take_over(), int):
+            self._check_time(deadline, answer)
+        return answer
+
+    def _take_over(self, *, donor: str = "") -> int | str:
+        """Begin with the model of this peer, or of any: the local step at which it is. Or why it gave none."""
+        handover: Handover | str = self._ask(lambda: self._averager.download(donor=donor), within_s=math.inf)
+        if isinstance(handover, str):
+            return handover
+        if frozen := self._snapshot.take_over(handover):
+            self._notices.append(
+                f"frozen parameters were others here than in the swarm, and are the swarm's now: "
+                f"{', '.join(frozen[:_NAMED])}{', ...' if len(frozen) > _NAMED else ''}"
+            )
+        return handover.local_step
+
+    def _check_time(self, deadline: float, latest: str) -> None:
+        """A moment before the next try. Raises SwarmError when it is too late for one."""
+        if time.monotonic() > deadline:
+            raise SwarmError(
+                f"no peer gave its model within swarm.start_s={self._swarm.start_s:g} s; the last one: {latest}"
+            )
+        time.sleep(_POLL_S)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._swarm.start_s

@@ -78,16 +78,16 @@ def join(
         }
         return _take_place(session, model, optimizer, given=[name for name, is_given in own.items() if is_given])
     settings = read(config)
-    _check(model, settings)
-    if founders < 1:
-        raise UserError(f"founders={founders}: it counts this peer, so give 1 or more")
+    _check(model, optimizer, settings)
+    if not isinstance(founders, int) or founders < 1:
+        raise UserError(f"founders={founders!r}: it counts this peer, so give 1 or more")
     averaged = ModelState(model)
     for option, addresses in (
         ("host_maddrs", host_maddrs),
         ("announce_maddrs", announce_maddrs),
         ("initial_peers", initial_peers),
     ):
-        if isinstance(addresses, str):
+        if isinstance(addresses, str) or not isinstance(addresses, Sequence):
             raise UserError(f"{option}={addresses}: give a list of addresses, {option}=[...]")
         for address in addresses:
             check_multiaddr(option, address, names_peer=option == "initial_peers")
@@ -131,7 +131,7 @@ def _take_place(session: Session, model: nn.Module, optimizer: Optimizer | None,
         )
     if session.peer is not None:
         raise UserError("this loop has joined already, and a process hosts one peer: join once, with one model")
-    _check(model, session.config)
+    _check(model, optimizer, session.config)
     averaged, network = ModelState(model), session.network
     network.open(StateShape.of(averaged), node=session.node)
     engine = GossipEngine(session.config, network, network.seat)
@@ -157,10 +157,12 @@ def _founded(config: Config) -> Charter:
     return replace(Charter.of(config, run_id=f"loop-{secrets.token_hex(4)}", has_driver=False), num_peers=1)
 
 
-def _check(model: nn.Module, config: Config) -> None:
+def _check(model: nn.Module, optimizer: Optimizer | None, config: Config) -> None:
     if config.engine != "gossip" or config.gossip.average_momentum:
         key = "gossip.average_momentum" if config.engine == "gossip" else "engine=hivemind"
         raise UserError(f"{key} needs the optimizer, which a loop of your own keeps to itself: leave it out")
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is {type(model).__name__}, not a torch.nn.Module: give the model itself")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise UserError(f"the optimizer is {type(optimizer).__name__}, not a torch.optim.Optimizer")
     models.check(model, called="the model")

@@ -64,7 +64,7 @@ class LoopPeer:
         self._has_left = self._is_told_left = False
         self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
-        self.samples = 0  # of its steps so far, as far as it was told
+        self._told = 0  # samples, by `step`
         self.bytes_sent = 0
         self.final: FinalResult | None = None  # how the final rounds ended, if there were any
         self._began_at = self._ended_at = time.monotonic()
@@ -86,6 +86,11 @@ class LoopPeer:
     def world_size(self) -> int:
         """Peers that are in the swarm as of late, this one included."""
         return max(1, len(self._present))
+
+    @property
+    def samples(self) -> int:
+        """Of its steps so far: as many as `step` was told, else as many as its samplers gave; 0: neither."""
+        return self._told or (self._shares.num_given if self._shares is not None else 0)
 
     @property
     def train_s(self) -> float:
@@ -118,8 +123,10 @@ class LoopPeer:
         """
         if self._counting is not None:
             raise UserError("join(optimizer=...) counts the optimizer's steps: leave peer.step() out, or the optimizer")
+        if samples is not None and samples < 0:
+            raise UserError(f"step(samples={samples}): a batch has 0 or more")
         if samples is not None:
-            self.samples += samples
+            self._told += samples
         return self._count(1 if samples is None else samples)
 
     def sampler(self, dataset: Sized, *, shuffle: bool = True) -> PeerSampler:
@@ -132,6 +139,9 @@ class LoopPeer:
         Raises:
             UserError: it is empty.
         """
+        if not isinstance(dataset, Sized):
+            kind = type(dataset).__name__
+            raise UserError(f"peer.sampler(dataset): a {kind} has no length; for an iterable one, peer.shard_of(...)")
         if not len(dataset):
             raise UserError("peer.sampler(dataset): it has no samples")
         if self._shares is None:
@@ -158,7 +168,7 @@ class LoopPeer:
             metrics: name -> number, or tensor with one element, which this waits for.
 
         Raises:
-            TypeError: a value is no number.
+            TypeError: a value is no number, or a name is none.
         """
         values = numbers(metrics)
         if self._session is not None:

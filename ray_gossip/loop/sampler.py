@@ -53,6 +53,8 @@ class PeerSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is of this epoch, as with DistributedSampler; without it, epochs follow each other."""
+        if not isinstance(epoch, int) or epoch < 0:
+            raise UserError(f"set_epoch({epoch!r}): give the number of an epoch, 0, 1, ...")
         self._epoch = epoch
 
     def epochs(self, num_epochs: int) -> Iterator[int]:
@@ -77,6 +79,7 @@ class PeerSampler(Sampler[int]):
         last = self.epoch
         while self._rest or self._begin(last):
             self._num_given += 1
+            self._shares.num_given += 1
             yield self._rest.pop()
         self._epoch = None
 
@@ -110,13 +113,21 @@ class PeerSampler(Sampler[int]):
         earlier ones have saved, one after the other.
 
         Raises:
-            UserError: it is of another data set, or of another seed.
+            UserError: it is of another data set, or of another seed, or damaged.
         """
-        note, deck = note_of(state), self._dealing.deck
+        deck = self._dealing.deck
+        try:
+            note, offsets = note_of(state), {(epoch, block): offset for epoch, block, offset in state["offsets"]}
+            for (epoch, block), offset in offsets.items():
+                start, end = deck.places(block)
+                if epoch < 0 or not 0 <= block < deck.num_blocks or not 0 <= offset < end - start:
+                    raise ValueError(f"offset {offset} in block {block} of epoch {epoch}")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"the saved sampler is damaged: {type(error).__name__}: {error}") from error
         if replace(note.deck, founders=deck.founders) != deck:
             raise UserError(f"the saved sampler is of {note.deck}, this one of {deck}: give it the same data and seed")
         self._dealing.learn(replace(note, deck=deck))
-        self._offsets |= {(epoch, number): offset for epoch, number, offset in state["offsets"]}
+        self._offsets |= offsets
 
     def _meet(self) -> None:
         if not self._is_known:

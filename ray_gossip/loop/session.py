@@ -20,6 +20,7 @@ from ray_gossip.sidecar.network import Network
 if TYPE_CHECKING:
     import torch
 
+_LONGEST_NAME = 100
 _current: Session | None = None
 
 
@@ -75,12 +76,16 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         TypeError: a name is no text, or a value is no number.
     """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"report({metrics!r}): give names and numbers, report({{'loss': loss}})")
     found: dict[str, float] = {}
     for name, value in metrics.items():
-        if not isinstance(name, str):
-            raise TypeError(f"report({{{name!r}: ...}}): the name of a metric must be a text")
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+            raise TypeError(
+                f"report({{{name!r}: ...}}): the name of a metric must be a text of one line, 1 to {_LONGEST_NAME} long"
+            )
         try:
             found[name] = float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"report({{{name!r}: ...}}): {type(value).__name__} is not one number") from None
     return found

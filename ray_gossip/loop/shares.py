@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from ray_gossip.data.dealing import Dealing, Deck, Note, packed, unpacked
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.gossip.members import Member, View
 
 _EVERY_S = 2.0  # what a peer that is killed has begun since is begun once more by others
@@ -32,6 +32,8 @@ class Shares:
         self._present = self._before = frozenset(present)
         self._asked: Future[View] | None = None
         self._asked_at = float("-inf")
+        self._is_over = False
+        self.num_given = 0  # samples, by all samplers
 
     def add(self, deck: Deck) -> Dealing:
         """For one more sampler: its peers' are those that they have made at the same point of their loops."""
@@ -62,7 +64,7 @@ class Shares:
 
     def tell_last(self) -> None:
         """Before this peer leaves: what it has begun, nobody else is to begin."""
-        deadline = time.monotonic() + _ANSWER_S
+        deadline, self._is_over = time.monotonic() + _ANSWER_S, True
         while self.exchange_now() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
@@ -71,8 +73,11 @@ class Shares:
         They hear of a newcomer within seconds; of founders, they know."""
         number, deadline = self._dealings.index(dealing), time.monotonic() + _AWAITED_S
         while True:
+            if self._is_over:
+                raise UserError("this peer has left, and no samples are dealt to it any more")
             view = self.exchange_now()
             others = self._others(view) if view is not None else []
+            _check_same_data(others, number, dealing.deck)
             notes = [note for member, notes in others if not member.left and (note := _of(notes, number, dealing.deck))]
             if (view is not None and all(self.own in note.members for note in notes)) or time.monotonic() > deadline:
                 return
@@ -104,6 +109,16 @@ class Shares:
 
 def _of(notes: list[Note], number: int, deck: Deck) -> Note | None:
     return notes[number] if number < len(notes) and notes[number].deck == deck else None
+
+
+def _check_same_data(others: Iterable[tuple[Member, list[Note]]], number: int, deck: Deck) -> None:
+    """Raise UserError where another peer deals other samples: they would overlap, or be left out."""
+    for member, notes in others:
+        if number < len(notes) and not member.left and notes[number].deck != deck:
+            raise UserError(
+                f"{member.name} samples {notes[number].deck}, this peer {deck}: give peer.sampler the same data in "
+                "every peer, and make several samplers in the same order"
+            )
 
 
 def _shares_not(member: Member, notes: list[Note], number: int, deck: Deck) -> bool:

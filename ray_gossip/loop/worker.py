@@ -130,12 +130,19 @@ class LoopWorker:
         session = self._session
         try:
             with within(session):
-                self._loop(*([self._argument] if inspect.signature(self._loop).parameters else []))
+                self._call_loop()
                 if session.peer is None:
                     raise UserError("train.loop ended without ray_gossip.join(model): nothing was averaged")
                 self._finish()
         except BaseException as error:  # of another thread: `run` raises it
             self._error = error
+
+    def _call_loop(self) -> None:
+        try:
+            self._loop(*([self._argument] if inspect.signature(self._loop).parameters else []))
+        except SystemExit as end:  # else Ray takes it for the end of the process
+            if end.code not in (None, 0):
+                raise UserError(f"the loop called sys.exit({end.code!r})") from end
 
     def _finish(self) -> None:
         """The final rounds, unless the loop has left by itself, and what it ends with."""

@@ -118,7 +118,9 @@ def pack(factories: Factories) -> bytes:
     try:
         return cloudpickle.dumps((here, cloudpickle.dumps(factories)))
     except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise UserError(f"cannot send the model or data function to the peers: {error}") from error
+        raise UserError(
+            f"cannot send model, data, train_loop_per_worker or train_loop_config to the peers: {error}"
+        ) from error
 
 
 def _unpack(luggage: bytes) -> Factories:

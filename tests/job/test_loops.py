@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.job.runs import ROOT, finish_in
 from tests.job.test_yours import SCRIPT
+
+FAILED_S = 100.0  # until a declaration has expired, on busy cores too; swarm.start_s is 180
 
 
 @pytest.fixture
@@ -40,6 +44,32 @@ def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: s
         assert accuracies[-1].value > 0.9
         assert run != "swarm" or accuracies[-1].value == pytest.approx(summary["reported"]["accuracy"])
     assert "reported  loss " in done.stdout
+
+
+def run_loop(ray: str, folder: Path, loop: str, args: str) -> subprocess.CompletedProcess[str]:
+    words = [f"train.loop=loops.digits:{loop}", f"train.loop_args={args}", "swarm.num_peers=2", "gossip.group_size=2"]
+    command = [SCRIPT, "train", *words, "gossip.steps=20", "--run-dir", "run"]
+    return finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_loop_that_calls_sys_exit_has_ended_or_failed(ray: str, folder: Path, code: int) -> None:
+    done = run_loop(ray, folder, "exits", f"{{lr: 0.1, epochs: 20, code: {code}}}")
+    assert done.returncode == (0 if code == 0 else 1), done
+    assert "began with different models" not in done.stdout + done.stderr
+    if code == 0:
+        assert json.loads((folder / "run" / "summary.json").read_text())["final_outcome"] == ["averaged"] * 2
+    else:
+        assert "the loop called sys.exit(3)" in done.stderr.splitlines()[-1]
+
+
+def test_a_loop_that_fails_on_one_peer_at_once_holds_up_no_other(ray: str, folder: Path) -> None:
+    began = time.monotonic()
+    done = run_loop(ray, folder, "fails_on_rank_0", "{steps: 200}")
+    assert done.returncode == 0, done
+    assert time.monotonic() - began < FAILED_S, done
+    (lost,) = json.loads((folder / "run" / "summary.json").read_text())["peers_lost"]
+    assert (lost["peer_index"], "rank 0 has a bug" in lost["cause"]) == (0, True)
 
 
 def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.entry import Entry
-from ray_gossip.gossip.members import View
+from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.members import Member, View
 from tests.unit.dictionary_dht import member
 
 START_S = 1.0
@@ -61,6 +63,33 @@ def entry(sidecars: Sidecars) -> Entry:
 def test_a_peer_asks_again_what_its_network_side_has_not_answered_because_it_died() -> None:
     running = View((member("A", 1, round=4),))
     assert entry(Sidecars(Interrupted("it died"), running)).state_of_one_that_has_not_begun() is None
+
+
+class Models:
+    """A snapshot that takes over any model."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(digest=lambda: "own")
+        self.num_taken = 0
+
+    def take(self, local_step: int) -> None:
+        pass
+
+    def take_over(self, handover: Handover) -> list[str]:
+        self.num_taken += 1
+        return []
+
+
+@pytest.mark.parametrize("others", [[], [member("B", 1, began_as="b")]], ids=["itself", "another"])
+def test_a_founder_whose_first_has_died_begins_with_the_model_of_the_next(others: list[Member]) -> None:
+    first, own = member("A", 0, began_as="a"), member("C", 2, began_as="own")
+    given = Handover(local_step=0, state=torch.zeros(0))
+    answers = ["done", View((first, *others, own)), "it cannot be reached", View((*others, own)), given, "done"]
+    beginning, models = entry(Sidecars(*answers)), Models()
+    beginning._snapshot, beginning._peer_index = cast(Any, models), 2
+    view = beginning.found(founders=2, local_step=0)
+    assert view == View((*others, own))
+    assert models.num_taken == len(others)
 
 
 @pytest.mark.parametrize(

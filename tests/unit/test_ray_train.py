@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from ray_gossip import GossipTrainer
@@ -80,6 +83,37 @@ def test_what_has_no_meaning_is_refused_in_a_line(arguments: dict[str, Any], lin
     with pytest.raises(ConfigError, match=line) as error:
         GossipTrainer(loop, **arguments)
     assert "\n" not in str(error.value)
+
+
+async def coroutine(config: dict[str, Any]) -> None:
+    """Is never run."""
+
+
+def generator(config: dict[str, Any]) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "line"),
+    [
+        (coroutine, {}, "coroutine has async or yield in it"),
+        (generator, {}, "generator has async or yield in it"),
+        (lambda a, b: None, {}, r"has the parameters \(a, b\), but is called with \(config\)"),
+        (None, {"train_loop_config": {"lr": 1}}, "train_loop_config is for a train_loop_per_worker"),
+        (loop, {"scaling_config": RunConfig()}, "scaling_config is a RunConfig, not Ray Train's ScalingConfig"),
+        (loop, {"scaling_config": ScalingConfig}, "scaling_config is a type, not Ray Train's ScalingConfig"),
+        (loop, {"run_config": RunConfig(name=3)}, r"run_config\.name=3 is no text"),
+        (loop, {"run_config": RunConfig(name="../x", storage_path="/data")}, "is no name of one folder"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_starts(function: Any, arguments: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        GossipTrainer(function, **arguments)
+
+
+def test_the_argument_of_a_loop_may_be_anything() -> None:
+    for argument in (torch.ones(3), np.ones(3)):
+        assert GossipTrainer(loop, train_loop_config=argument).config.train.loop_args == {}
 
 
 def test_a_loop_that_is_none_is_refused() -> None:

@@ -278,6 +278,52 @@ def test_what_a_saved_state_does_not_fit() -> None:
         alone(11).load_state_dict(sampler.state_dict())
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"deck": None},
+        {"begun": []},
+        {"begun": {"0": "xyz"}},
+        {"first": -5},
+        {"members": "zz"},
+        {"offsets": [[1]]},
+        {"offsets": [["a", 1, 2]]},
+        {"offsets": [[0, 4, 99]]},
+        {"offsets": [[0, 11, 0]]},
+        {"offsets": [[-1, 0, 0]]},
+    ],
+)
+def test_a_damaged_state_is_refused(damage: dict[str, Any]) -> None:
+    sampler = alone(10)
+    for state in ({**sampler.state_dict(), **damage}, {}, None):
+        with pytest.raises(UserError, match="the saved sampler is damaged"):
+            sampler.load_state_dict(state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("epoch", [-1, "1", 0.5])
+def test_a_number_that_is_no_epoch_is_refused(epoch: Any) -> None:
+    with pytest.raises(UserError, match="give the number of an epoch"):
+        alone(10).set_epoch(epoch)
+
+
+def test_peers_with_data_of_other_sizes_are_told() -> None:
+    own, note = Member(peer_id="0", peer_index=0), Dealing(Deck(60, founders=2, seed=0), own=1).note()
+    other = Member(peer_id="1", peer_index=1, note=packed([note]))
+    shared = Shares(lambda told: done(View((replace(own, note=told), other))), own=0, present=[0, 1])
+    sampler = PeerSampler(Deck(100, founders=2, seed=0), shared)
+    with pytest.raises(UserError, match=r"peer-01 samples .*num_samples=60.*num_samples=100.*the same data"):
+        list(sampler)
+
+
+def test_a_peer_that_has_left_is_dealt_nothing() -> None:
+    own = Member(peer_id="0", peer_index=0)
+    shared = Shares(lambda note: done(View((replace(own, note=note),))), own=0, present=[0])
+    sampler = PeerSampler(Deck(10, founders=1, seed=0), shared)
+    shared.tell_last()
+    with pytest.raises(UserError, match="this peer has left"):
+        list(sampler)
+
+
 def test_an_epoch_that_is_left_in_the_middle_goes_on_and_epochs_begin_where_the_others_are() -> None:
     sampler = alone(10)
     first = [index for _, index in zip(range(4), sampler, strict=False)]

@@ -32,5 +32,7 @@ def test_init_overwrites_nothing_and_says_where_it_cannot_write(
     assert not (tmp_path / "config.yaml").exists()
     assert main(["init", "train.py"]) == 2
     assert "cannot write to train.py" in capsys.readouterr().err
+    assert main(["init", "x" * 300]) == 2
+    assert "File name too long" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["init", "a", "b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -10,6 +11,24 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ray_gossip
+
+
+def exits(config: dict[str, Any]) -> None:
+    """As scripts end that call sys.exit(main())."""
+    train_loop(config)
+    sys.exit(config["code"])
+
+
+def fails_on_rank_0(config: dict[str, Any]) -> None:
+    """Models that differ, because nobody has seeded them."""
+    model = nn.Linear(64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    peer = ray_gossip.join(model, optimizer=optimizer)
+    if peer.rank == 0:
+        raise RuntimeError("rank 0 has a bug")
+    for _ in range(config["steps"]):
+        model(torch.ones(1, 64)).sum().backward()
+        optimizer.step()
 
 
 def train_loop(config: dict[str, Any]) -> None:
