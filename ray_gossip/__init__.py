@@ -2,6 +2,7 @@
 
 GossipTrainer(...).fit()     a whole run from Python
 join(model, ...)             a peer in a training loop of your own
+shard_of(dataset)            this peer's part of it, where a trainer joins later
 UserError, SwarmError        what they raise, see `ray_gossip.errors`
 """
 
@@ -14,7 +15,7 @@ from ray_gossip.errors import ConfigError, DataError, RayGossipError, ResourceEr
 
 if TYPE_CHECKING:
     from ray_gossip.gossip_trainer import GossipTrainer
-    from ray_gossip.loop import join
+    from ray_gossip.loop import join, shard_of
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,9 +27,10 @@ __all__ = [
     "SwarmError",
     "UserError",
     "join",
+    "shard_of",
 ]
 
-_HOMES = {"GossipTrainer": "ray_gossip.gossip_trainer", "join": "ray_gossip.loop"}
+_HOMES = {"GossipTrainer": "ray_gossip.gossip_trainer", "join": "ray_gossip.loop", "shard_of": "ray_gossip.loop"}
 
 
 def __getattr__(name: str) -> Any:

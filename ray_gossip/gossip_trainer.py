@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_gossip.config import Config, parse, read
 from ray_gossip.errors import ConfigError
-from ray_gossip.factory import Factories, Factory, check_positional, name_of
+from ray_gossip.factory import Factories, Factory, check_positional, loop_takes, name_of
 from ray_gossip.ray_train import run_dir_of, swarm_of
 from ray_gossip.screen import screen
 from ray_gossip.storage import is_uri
@@ -162,8 +162,7 @@ def _loop_keys(loop: Factory, argument: Any, *, others: Mapping[str, Any]) -> di
     if inspect.iscoroutinefunction(loop) or inspect.isgeneratorfunction(loop):
         raise ConfigError(f"train_loop_per_worker={name} has async or yield in it: calling it would run nothing of it")
     with contextlib.suppress(TypeError, ValueError):  # some that are written in C have no signature
-        if (signature := inspect.signature(loop)).parameters:
-            check_positional("train_loop_per_worker", name, signature, takes=("config",))
+        check_positional("train_loop_per_worker", name, inspect.signature(loop), takes=loop_takes(argument))
     keys = {"loop": name, "loop_args": {} if argument is None else argument}
     try:
         parse({"train": keys})

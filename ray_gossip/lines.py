@@ -108,7 +108,7 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
     of_merged = "".join(f", {each} {number(value, '.4g')}" for each, value in summary["merged_metrics"].items())
     rounds = ", ".join(f"{count} {outcome}" for outcome, count in summary["rounds"].items())
     distance = number(summary["consensus_distance"], ".3g")
-    speed = number(summary["samples_per_s"], ",.0f")
+    speed = f"{number(summary['samples_per_s'], ',.0f')} samples/s, " * (summary["samples_per_s"] != 0)  # 0: not known
     all_runs = run_dir.parent if run_dir.parent.name == "runs" else run_dir
     lines = [
         *([("reported", f"{reported}: mean over the peers")] if reported else []),
@@ -117,7 +117,7 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         *(("trouble", each["text"] + "; over in the end" * each["is_over"]) for each in summary["troubles"]),
         ("distance", f"consensus distance {distance} at the end"),
         ("averaged", f"{summary['averaged_tensors'] or '-'} tensors, {(summary['averaged_bytes'] or 0) / 1e6:.3g} MB"),
-        ("speed", f"{speed} samples/s, {summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
+        ("speed", f"{speed}{summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
         *(("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}") for lost in summary["peers_lost"]),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),
         ("curves", shlex.join(["tensorboard", "--logdir", str(all_runs)])),

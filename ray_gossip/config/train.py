@@ -24,8 +24,8 @@ class TrainConfig(Section):
     """Local steps of every peer, 1 or more."""
     loop: Annotated[str | None, Meaning(shared=True)] = None
     """A training loop of your own instead of all that the sections data, model, optimizer and train say of training:
-    package.module:function, importable as `data.factory` is. It is called with a mapping, `loop_args`, in every peer,
-    and calls ray_gossip.join(model) there."""
+    package.module:function, importable as `data.factory` is. It is called in every peer with a mapping, `loop_args`, or
+    with nothing if it has no parameters, and calls ray_gossip.join(model) there."""
     loop_args: Args = Field(default_factory=dict)
     """What `loop` is called with."""
     loss: Annotated[str, Meaning(shared=True)] = "cross_entropy"

@@ -24,6 +24,7 @@ __all__ = [
     "check_positional",
     "find",
     "find_function",
+    "loop_takes",
     "make",
     "name_of",
     "names_in",
@@ -66,7 +67,13 @@ def _functions(config: Config, factories: Factories) -> Iterator[tuple[str, str,
         yield "train.loss", config.train.loss, CALLED_WITH
     yield from ((f"train.metrics.{name}", path, CALLED_WITH) for name, path in config.train.metrics.items())
     if config.train.loop is not None and factories.loop is None:
-        yield "train.loop", config.train.loop, ("config",)
+        yield "train.loop", config.train.loop, loop_takes(config.train.loop_args)
+
+
+def loop_takes(argument: Any) -> tuple[str]:
+    """What a training loop is called with: with nothing, if it has no parameters and there is nothing to tell."""
+    is_empty = argument is None or (isinstance(argument, Mapping) and not argument)
+    return ("[config]",) if is_empty else ("config",)
 
 
 def _named(config: Config, factories: Factories) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:

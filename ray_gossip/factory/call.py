@@ -91,13 +91,19 @@ def check_call(
 
 
 def check_positional(key: str, name: str, signature: inspect.Signature, *, takes: Sequence[str]) -> None:
-    """Raise ConfigError if it does not take so many arguments."""
+    """Raise ConfigError if it does not take so many arguments.
+
+    Args:
+        takes: their names; in brackets, [config], what a function without parameters is called without.
+    """
+    if takes and takes[0].startswith("[") and not signature.parameters:
+        return
     try:
         signature.bind(*takes)
     except TypeError:
         parameters = ", ".join(signature.parameters)
         raise ConfigError(
-            f"{key}={name} has the parameters ({parameters}), but is called with ({', '.join(takes)})"
+            f"{key}={name} has the parameters ({parameters}), but is called with ({', '.join(takes).strip('[]')})"
         ) from None
 
 

@@ -64,7 +64,8 @@ class LoopPeer:
         self._has_left = self._is_told_left = False
         self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
-        self._told = 0  # samples, by `step`
+        self._is_told = False  # of samples, by `step` or `saw`
+        self._told = self._told_before = 0  # how many; and until the last step
         self.bytes_sent = 0
         self.final: FinalResult | None = None  # how the final rounds ended, if there were any
         self._began_at = self._ended_at = time.monotonic()
@@ -123,11 +124,16 @@ class LoopPeer:
         """
         if self._counting is not None:
             raise UserError("join(optimizer=...) counts the optimizer's steps: leave peer.step() out, or the optimizer")
-        if samples is not None and samples < 0:
-            raise UserError(f"step(samples={samples}): a batch has 0 or more")
         if samples is not None:
-            self._told += samples
-        return self._count(1 if samples is None else samples)
+            self.saw(samples)
+        return self._count()
+
+    def saw(self, samples: int) -> None:
+        """Tell of samples in the gradient of the step to come, where it is the optimizer whose steps are counted."""
+        if samples < 0:
+            raise UserError(f"{samples} samples: a batch has 0 or more")
+        self._is_told = True
+        self._told += samples
 
     def sampler(self, dataset: Sized, *, shuffle: bool = True) -> PeerSampler:
         """This peer's share of a map-style data set, the same in every peer: `DataLoader(dataset, sampler=...)`. Dealt
@@ -241,9 +247,9 @@ class LoopPeer:
 
     def _stepped(self, *_: Any) -> None:
         """Of the optimizer's hook."""
-        self._count(1)
+        self._count()
 
-    def _count(self, samples: int) -> list[RoundReport]:
+    def _count(self) -> list[RoundReport]:
         if os.getpid() != self._process:
             raise UserError(f"process {self._process} has joined, not this one, which was forked from it: join here")
         if self._session is not None:
@@ -254,7 +260,8 @@ class LoopPeer:
                 self._voice.tell("it trains on after leave(): nobody averages with it any more")
             return []
         self.local_step += 1
-        self._state.samples += samples
+        self._state.samples += self._told - self._told_before if self._is_told else 1
+        self._told_before = self._told
         if self._shares is not None:
             self._shares.exchange()
         reports = self._engine.after_step(self.local_step)

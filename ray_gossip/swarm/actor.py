@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -109,14 +110,14 @@ class PeerActor:
 
 
 def pack(factories: Factories) -> bytes:
-    """The user's own functions for the way to the peers, and where modules are found here.
+    """The user's own functions for the way to the peers, where modules are found here, and the folder of the command.
 
     Raises:
         UserError: they hold something that cannot be sent to another process.
     """
     here = [str(Path(folder).absolute()) for folder in sys.path]  # "" is the folder of the command
     try:
-        return cloudpickle.dumps((here, cloudpickle.dumps(factories)))
+        return cloudpickle.dumps((here, str(Path.cwd()), cloudpickle.dumps(factories)))
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise UserError(
             f"cannot send model, data, train_loop_per_worker or train_loop_config to the peers: {error}"
@@ -124,10 +125,13 @@ def pack(factories: Factories) -> bytes:
 
 
 def _unpack(luggage: bytes) -> Factories:
-    """Also makes importable what is so for the driver, last of all: for peers on its machine, and where folders are
-    shared. Elsewhere Ray's `working_dir` brings the user's modules along."""
-    folders, packed = cloudpickle.loads(luggage)
+    """Also makes importable what is so for the driver, last of all, and goes to its folder, so that a script finds and
+    leaves its files there: for peers on its machine, and where folders are shared. Elsewhere Ray's `working_dir` brings
+    the user's modules along."""
+    folders, own, packed = cloudpickle.loads(luggage)
     sys.path += [folder for folder in folders if folder not in sys.path]
+    if os.access(own, os.X_OK):
+        os.chdir(own)
     factories: Factories = cloudpickle.loads(packed)
     return factories
 

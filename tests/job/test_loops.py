@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.job.runs import ROOT, finish_in
+from tests.job.scripts import changed
 from tests.job.test_yours import SCRIPT
 
 FAILED_S = 100.0  # until a declaration has expired, on busy cores too; swarm.start_s is 180
@@ -91,24 +92,10 @@ def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path:
     )
 
 
-def changed(script: Path) -> Path:
-    """The script with the lines of the diff beside it; it has three of them."""
-    lines = script.with_suffix(".diff").read_text().splitlines()
-    text = script.read_text()
-    assert len(lines) <= 6
-    for old, new in zip(lines[::2], lines[1::2], strict=True):
-        assert (old[0], new[0]) == ("-", "+")
-        assert text.count(f"{old[1:]}\n") == 1
-        text = text.replace(old[1:], new[1:])
-    ours = script.with_name(f"our_{script.name}")
-    ours.write_text(text)
-    return ours
-
-
 def test_a_script_of_ray_train_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
     script = folder / "loops" / "torch_trainer.py"
-    models = []
-    for each, num_workers in ((script, 1), (changed(script), 1), (changed(script), 4)):
+    ours, models = changed(script, to="our_torch_trainer.py"), []
+    for each, num_workers in ((script, 1), (ours, 1), (ours, 4)):
         place, saved = folder / f"{each.stem}-{num_workers}", folder / f"{each.stem}-{num_workers}-models"
         saved.mkdir()
         command = [sys.executable, str(each), str(num_workers), str(place), str(saved)]

@@ -348,3 +348,14 @@ def test_a_function_that_is_handed_over_has_a_name_in_the_config() -> None:
     assert factory.name_of(lambda: None).endswith("<locals>.<lambda>")
     config = parse({"model": {"factory": factory.name_of(lambda: None)}})
     assert config.model.factory is not None
+
+
+def test_a_loop_without_parameters_is_called_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script_of_mine.py").write_text("def main():\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for how in (factory.check_source, factory.check_call):
+        factory.check(parse({"train": {"loop": "script_of_mine:main"}}), how=how)
+        with pytest.raises(ConfigError) as error:
+            factory.check(parse({"train": {"loop": "script_of_mine:main", "loop_args": {"lr": 0.1}}}), how=how)
+        assert str(error.value) == "train.loop=script_of_mine:main has the parameters (), but is called with (config)"
+    sys.modules.pop("script_of_mine")

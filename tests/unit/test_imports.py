@@ -28,6 +28,7 @@ sidecar
 telemetry
 testing peer
 loop
+integrations
 lines
 console
 status swarm
@@ -49,6 +50,8 @@ HOMES = {
     "tensorboard": {"telemetry", "tuning"},
     "torchvision": {"data", "models"},
     "sklearn": {"data", "templates"},
+    "lightning": {"integrations"},
+    "transformers": {"integrations"},
     "pydantic": {"config", "gossip", "records", "tuning"},
 }
 

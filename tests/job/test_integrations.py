@@ -1,0 +1,87 @@
+"""Scripts for other trainers, changed in three lines, under a driver: alone as before, and with others as peers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.job.runs import ROOT, finish_in
+from tests.job.scripts import changed
+from tests.job.test_yours import SCRIPT
+
+NUM_PEERS = 4
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in an actor of at most one CPU: sums of other threads round otherwise
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "tests" / "yours" / "loops", tmp_path / "loops")
+    return tmp_path
+
+
+def train(ray: str, folder: Path, script: Path, num_peers: int) -> Path:
+    """Run the script's `main` in each peer; the run's folder."""
+    run = folder / f"run-{num_peers}"
+    words = [f"train.loop=loops.{script.stem}:main", f"swarm.num_peers={num_peers}", "gossip.steps=10"]
+    done = finish_in(folder, [SCRIPT, "train", *words, "--run-dir", str(run)], environment={"RAY_ADDRESS": ray})
+    assert done.returncode == 0, done
+    assert "whole data set" not in done.stdout
+    return run
+
+
+def merged(run: Path) -> dict[str, Any]:
+    model: dict[str, Any] = torch.load(run / "model.pt", weights_only=True)
+    return model
+
+
+def check_swarm(run: Path, *, curve: str, num_points: int) -> None:
+    """All final rounds averaged, a curve of each peer, and the swarm's."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["final_outcome"] == ["averaged"] * NUM_PEERS
+    assert summary["rounds"]["averaged"] > 0
+    assert summary["consensus_distance"] < 1e-3
+    assert summary["samples_per_s"] > 0
+    for peer in range(NUM_PEERS):
+        assert len(EventAccumulator(str(run / f"peer-{peer:02d}")).Reload().Scalars(curve)) == num_points
+    swarm = EventAccumulator(str(run / "swarm")).Reload().Scalars(curve)
+    assert swarm[-1].value == pytest.approx(summary["reported"][curve])
+    assert swarm[-1].value < swarm[0].value
+
+
+def test_a_lightning_script_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
+    script = folder / "loops" / "lightning_script.py"
+    done = finish_in(folder, [sys.executable, str(script)], environment=_ONE_THREAD)
+    assert done.returncode == 0, done
+    (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    theirs = torch.load(checkpoint, weights_only=False)["state_dict"]
+    ours = changed(script, to="our_lightning.py")
+    alone = merged(train(ray, folder, ours, 1))
+    assert {name: tensor.tolist() for name, tensor in theirs.items()} == {
+        name: tensor.tolist() for name, tensor in alone.items()
+    }  # bit for bit
+    run = train(ray, folder, ours, NUM_PEERS)
+    check_swarm(run, curve="val_loss", num_points=20)
+    assert merged(run).keys() == alone.keys()
+
+
+def test_a_transformers_script_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
+    script = folder / "loops" / "transformers_script.py"
+    done = finish_in(folder, [sys.executable, str(script)], environment=_ONE_THREAD)
+    assert done.returncode == 0, done
+    theirs = load_file(folder / "gpt" / "model.safetensors")
+    ours = changed(script, to="our_transformers.py")
+    alone = merged(train(ray, folder, ours, 1))
+    assert len(theirs) == 28
+    for name, tensor in theirs.items():
+        assert torch.equal(tensor, alone[name]), name  # bit for bit
+    run = train(ray, folder, ours, NUM_PEERS)
+    check_swarm(run, curve="eval_loss", num_points=4)
+    assert merged(run).keys() == alone.keys()
