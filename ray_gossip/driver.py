@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ray_gossip.config import Config
 from ray_gossip.console import open_view
@@ -21,6 +21,9 @@ from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import check_uri, is_uri
 from ray_gossip.telemetry import RUN_FILES, Summary
 from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
+
+if TYPE_CHECKING:
+    from ray_gossip.tuning.within import WithinTrial
 
 
 def new_run_id() -> str:
@@ -36,6 +39,7 @@ def train(
     stream: TextIO,
     factories: Factories = NAMED,
     beside: Callable[[Path], AbstractContextManager[None]] | None = None,
+    within: WithinTrial | None = None,
 ) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
@@ -43,6 +47,7 @@ def train(
         address: the Ray cluster to use; None starts a local one.
         run_dir: new folder for this run; None: `runs/<run_id>`.
         factories: the user's own model and data, where they are handed over instead of named in the config.
+        within: the trial of a Tuner in which this run is, if it is in one.
         beside: asked with the run's folder, entered once all has been checked, left when the summary has been shown.
 
     Returns:
@@ -66,12 +71,24 @@ def train(
             with (
                 open_view(stream) as view,
                 cluster([config.swarm], address=address),
-                Run(config, run_id=run_id, run_dir=run_dir, started_at=started, factories=factories) as run,
+                Run(
+                    config,
+                    run_id=run_id,
+                    run_dir=run_dir,
+                    started_at=started,
+                    group=within.group(config.swarm) if within is not None else None,
+                    factories=factories,
+                ) as run,
             ):
                 try:
                     for _ in run.records():
                         view.update(run.state)
-                    return run.finish()
+                        if within is not None:
+                            within.see(run.state)
+                    summary = run.finish()
+                    if within is not None:
+                        within.end(run.state, summary)
+                    return summary
                 except BaseException as error:
                     why = "interrupted: stopping the peers; once more to stop at once"
                     run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_gossip.config import Config, parse, read
 from ray_gossip.errors import ConfigError
@@ -17,6 +17,9 @@ from ray_gossip.factory import Factories, Factory, check_positional, loop_takes,
 from ray_gossip.ray_train import run_dir_of, swarm_of
 from ray_gossip.screen import screen
 from ray_gossip.storage import is_uri
+
+if TYPE_CHECKING:
+    from ray_gossip.tuning.within import WithinTrial
 
 
 @dataclass(frozen=True)
@@ -136,18 +139,29 @@ class GossipTrainer:
         from ray_gossip import driver
         from ray_gossip.swarm import connected_address
 
+        within = _this_trial()
         address = connected_address() or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
             stream = screen(sys.stdout) if self._verbose else stack.enter_context(Path(os.devnull).open("w"))
             summary = driver.train(
                 self.config,
                 address=None if address in (None, "", "local") else address,
-                run_dir=self._run_dir,
+                run_dir=self._run_dir or (within.run_dir if within is not None else None),
+                within=within,
                 stream=stream,
                 factories=self._factories,
             )
         path = Path(summary["run_dir"]).absolute()
         return Result(metrics={**summary["reported"], **summary}, path=path, checkpoint=Checkpoint(path))
+
+
+def _this_trial() -> WithinTrial | None:
+    """The trial of a Tuner whose function calls `fit`; in one, Ray Tune is loaded."""
+    if "ray.tune" not in sys.modules:
+        return None
+    from ray_gossip.tuning.within import this_trial
+
+    return this_trial()
 
 
 def _loop_keys(loop: Factory, argument: Any, *, others: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
                 f"report({{{name!r}: ...}}): the name of a metric must be a text of one line, 1 to {_LONGEST_NAME} long"
             )
         try:
-            found[name] = float(value)
+            found[name] = float(value.detach() if hasattr(value, "detach") else value)  # torch warns of a gradient
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"report({{{name!r}: ...}}): {type(value).__name__} is not one number") from None
     return found

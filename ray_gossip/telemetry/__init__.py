@@ -15,7 +15,7 @@ from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
 from ray_gossip.telemetry.observer import Observer
 from ray_gossip.telemetry.replay import Replay, replay
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
-from ray_gossip.telemetry.summary import Summary, summarise
+from ray_gossip.telemetry.summary import Summary, means, summarise
 from ray_gossip.telemetry.tally import peers_named
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "SwarmState",
     "Trouble",
     "dump_json",
+    "means",
     "peers_named",
     "replay",
     "summarise",

@@ -71,6 +71,8 @@ class PeerState:
     lost: PeerLost | None = None
     left: PeerLeft | None = None
     bytes_sent: int = 0  # since it started
+    measured_step: int = 0  # the local step of the latest of these
+    num_measured: int = 0  # times that its loop has reported, or its own parameters were evaluated
     reported: dict[str, float] = field(default_factory=dict)  # by its loop, the latest of each name
 
     @property
@@ -84,6 +86,10 @@ class PeerState:
         if self.total_steps is not None and self.local_step >= self.total_steps:
             return "final"
         return "training" if self.progress else "starting"
+
+    def measure(self, record: Evaluation | Reported) -> None:
+        self.measured_step = record.local_step
+        self.num_measured += 1
 
     @property
     def is_live(self) -> bool:
@@ -170,10 +176,12 @@ class SwarmState:
                     self.first_step_time = min(record.wall_time, self.first_step_time or record.wall_time)
             case Evaluation(model="peer"):
                 peer.evaluation = record
+                peer.measure(record)
             case Evaluation(model="merged"):
                 peer.merged = record
             case Reported():
                 peer.reported |= record.metrics
+                peer.measure(record)
             case RoundReport():
                 peer.round = record
                 self.rounds[record.outcome] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def summarise(
         "num_peers": len(state.founders),
         "merged_accuracy": merged.accuracy if merged else None,
         "merged_loss": merged.loss if merged else None,
-        "reported": _means(peers),
+        "reported": means(peer.reported for peer in peers if not peer.lost),
         "peer_reported": [dict(peer.reported) for peer in peers],
         "merged_metrics": dict(merged.metrics) if merged else {},
         "merged_batch_norm": merged.batch_norm if merged else None,
@@ -65,11 +65,11 @@ def summarise(
     }
 
 
-def _means(peers: Sequence[PeerState]) -> dict[str, float]:
-    """Over the peers, of what their loops reported last."""
+def means(measures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each name, over those that have it."""
     found: dict[str, list[float]] = {}
-    for peer in peers:
-        for name, value in peer.reported.items() if not peer.lost else ():
+    for measure in measures:
+        for name, value in measure.items():
             found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
 

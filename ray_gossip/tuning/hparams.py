@@ -22,7 +22,7 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ray_gossip.tuning.metrics import METRICS
+from ray_gossip.tuning.metrics import shown
 from ray_gossip.tuning.space import Distribution, Range
 from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
 
@@ -39,7 +39,7 @@ def write_columns(folder: Path, sweep: Sweep, points: Sequence[Point]) -> None:
         for key, value in point.items():
             values.setdefault(key, []).append(value)
     columns = [hparams.HParam(_name(key), _domain(sweep.space.get(key), seen)) for key, seen in values.items()]
-    metrics = [hparams.Metric(f"{_RESULT}{name}", display_name=name) for name in METRICS]
+    metrics = [hparams.Metric(f"{_RESULT}{name}", display_name=name) for name in shown(sweep.settings.tune.objectives)]
     writer = EventFileWriter(str(folder))
     writer.add_event(_event(hparams.hparams_config_pb(columns, metrics)))
     writer.close()
@@ -52,8 +52,9 @@ class HParamsLogger(LoggerCallback):
     again, its file is then written anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sweep: Sweep) -> None:
         self._files: dict[str, _EventFile] = {}
+        self._metrics = shown(sweep.settings.tune.objectives)
 
     def log_trial_start(self, trial: Trial) -> None:
         values = {_name(key): _value(value) for key, value in trial.config.items()}
@@ -71,7 +72,7 @@ class HParamsLogger(LoggerCallback):
             self.log_trial_start(trial)
         values = [
             Summary.Value(tag=f"{_RESULT}{name}", simple_value=result[name])
-            for name in METRICS
+            for name in self._metrics
             if math.isfinite(result.get(name, math.nan))
         ]
         self._files[trial.trial_id].add(_event(Summary(value=values), step=int(result["local_step"])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray_gossip.tuning.metrics import comparable
 from ray_gossip.tuning.outcome import Outcome
-from ray_gossip.tuning.settings import LARGER_IS_BETTER
+from ray_gossip.tuning.settings import larger_is_better
 from ray_gossip.tuning.space import Choice, Distribution
 from ray_gossip.tuning.sweep import Sweep
 
@@ -30,7 +30,7 @@ def importance(sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, float]:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {key: _optuna(distribution) for key, distribution in sweep.space.items()}
-    study = optuna.create_study(direction="maximize" if objective in LARGER_IS_BETTER else "minimize")
+    study = optuna.create_study(direction="maximize" if larger_is_better(objective) else "minimize")
     for point, value in told:
         params = {key: _plain(point[key]) for key in distributions}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))

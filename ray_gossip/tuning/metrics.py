@@ -12,6 +12,7 @@
 | `consensus_distance` | after the latest complete round; in the end, of what the peers ended with |
 | `rounds_averaged`, `_partial`, `_alone`, `_failed` | peer-rounds so far |
 | `samples_per_s`, `live_peers` | now |
+| what a loop of the user's own reports | at its own name, mean over the live peers, unless ours has a value there |
 | `finished` | 1 when the trial did all its local steps, else 0 |
 
 A trial that goes on from a checkpoint counts on from there: what it cost to get to that state, in whatever trial.
@@ -23,12 +24,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ray_gossip.errors import ConfigError
-from ray_gossip.telemetry import PeerState, Summary, SwarmState
-from ray_gossip.tuning.settings import LARGER_IS_BETTER, OF_ACCURACY, Objective
+from ray_gossip.telemetry import PeerState, Summary, SwarmState, means
+from ray_gossip.tuning.settings import OF_ACCURACY, Objective, is_reported, larger_is_better, metric_of
 
 Metrics = dict[str, float]
 
-# what HParams and the report show of a trial
+# of any trial
 METRICS = (
     "merged_accuracy",
     "merged_loss",
@@ -45,6 +46,11 @@ METRICS = (
     "local_step",
     "finished",
 )
+
+
+def shown(objectives: Iterable[Objective]) -> tuple[str, ...]:
+    """What HParams and the report show of a trial of a sweep with these objectives."""
+    return tuple(dict.fromkeys([*METRICS, *(metric_of(each) for each in objectives if is_reported(each))]))
 
 
 class Scores:
@@ -69,9 +75,8 @@ class Scores:
         self._reached = tuple(self._before.get(key, math.nan) for key in ("seconds_to_target", "bytes_to_target"))
 
     def evaluated_step(self) -> int:
-        """The local step up to which every live peer has been evaluated; 0: none."""
-        peers = self._state.live_peers()
-        return min((peer.evaluation.local_step if peer.evaluation else 0 for peer in peers), default=0)
+        """The local step up to which every live peer has been evaluated, or has reported; 0: none."""
+        return min((peer.measured_step for peer in self._state.live_peers()), default=0)
 
     def metrics(self, *, local_step: int, summary: Summary | None = None) -> Metrics:
         """What there is to say now.
@@ -99,8 +104,9 @@ class Scores:
         best = max((each for each in (accuracy, merged) if each is not None and math.isfinite(each)), default=0.0)
         if self._target is not None and best >= self._target and math.isnan(self._reached[0]):
             self._reached = (train_s, float(bytes_sent))
+        reported = means(peer.reported for peer in peers) | means(each.metrics for each in evaluated)
         rounds = {f"rounds_{outcome}": count for outcome, count in state.rounds.items()}
-        return {
+        ours = {
             "local_step": local_step,
             "peer_accuracy": accuracy,
             "peer_loss": loss,
@@ -117,14 +123,15 @@ class Scores:
             "live_peers": len(peers),
             "finished": int(summary is not None),
         }
+        return ours | {name: value for name, value in reported.items() if math.isnan(ours.get(name, math.nan))}
 
 
 def comparable(objective: Objective, metrics: Metrics) -> float:
     """An objective as a number that can be compared. A trial that was stopped early has no merged model: its peers'
     own stand for it. A target that was not reached is infinitely far."""
     stand_ins = {"merged_accuracy": "peer_accuracy", "merged_loss": "peer_loss"}
-    worst = -math.inf if objective in LARGER_IS_BETTER else math.inf
-    for key in (objective, stand_ins.get(objective, objective)):
+    worst = -math.inf if larger_is_better(objective) else math.inf
+    for key in (metric_of(objective), stand_ins.get(objective, objective)):
         value = metrics.get(key)
         if value is not None and math.isfinite(value):
             return float(value)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from ray.tune import ExperimentAnalysis
 from ray.tune.experiment import Trial
 
-from ray_gossip.tuning.metrics import METRICS, Metrics, comparable
+from ray_gossip.tuning.metrics import Metrics, comparable, shown
 from ray_gossip.tuning.progress import cause_of
-from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
+from ray_gossip.tuning.settings import Objective, larger_is_better, metric_of
 from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point
 
 End = Literal["finished", "stopped_early", "failed", "unfinished"]
@@ -37,14 +37,16 @@ class Outcome:
         return None if name == NO_BASELINE else str(name)
 
 
-def read_outcomes(place: str) -> list[Outcome]:
+def read_outcomes(place: str, objectives: Sequence[Objective]) -> list[Outcome]:
     """All trials that were ever started, in the order of their names; none, if Tune has not written anything yet."""
     try:
         analysis = ExperimentAnalysis(place)
     except ValueError:
         return []
-    histories = analysis.trial_dataframes
-    return sorted((_outcome(trial, histories.get(trial.trial_id)) for trial in analysis.trials), key=lambda o: o.name)
+    histories, names = analysis.trial_dataframes, shown(objectives)
+    return sorted(
+        (_outcome(trial, histories.get(trial.trial_id), names) for trial in analysis.trials), key=lambda o: o.name
+    )
 
 
 def rank(outcomes: Sequence[Outcome], objective: Objective) -> list[Outcome]:
@@ -54,7 +56,7 @@ def rank(outcomes: Sequence[Outcome], objective: Objective) -> list[Outcome]:
     order: dict[End, int] = {"finished": 0, "stopped_early": 1, "unfinished": 1, "failed": 2}
 
     def key(each: Outcome) -> tuple[int, bool, float]:
-        value = each.metrics.get(objective)
+        value = each.metrics.get(metric_of(objective))
         is_without = each.end == "finished" and (value is None or not math.isfinite(value))
         return order[each.end], is_without, _loss(each, objective)
 
@@ -74,15 +76,15 @@ def pareto(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list
 
 def _loss(outcome: Outcome, objective: Objective) -> float:
     value = comparable(objective, outcome.metrics)
-    return -value if objective in LARGER_IS_BETTER else value
+    return -value if larger_is_better(objective) else value
 
 
-def _outcome(trial: Trial, results: Any) -> Outcome:
+def _outcome(trial: Trial, results: Any, names: Sequence[str]) -> Outcome:
     history: list[Metrics] = []
     for row in results.to_dict("records") if results is not None else []:
         if row.get("iterations_since_restore") == 1:  # it was started again, from a checkpoint or from the beginning
             history = [each for each in history if each["local_step"] < row["local_step"]]
-        history.append({name: row[name] for name in METRICS if name in row})
+        history.append({name: row[name] for name in names if name in row})
     return Outcome(
         name=str(trial),
         point=dict(trial.config),

@@ -6,10 +6,11 @@ import io
 import math
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_gossip.tuning.metrics import comparable
 from ray_gossip.tuning.outcome import Outcome
+from ray_gossip.tuning.settings import is_reported, metric_of
 from ray_gossip.tuning.space import Choice, Range
 from ray_gossip.tuning.sweep import Sweep
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = ("accuracy_bytes.png", "accuracy_seconds.png", "parallel.png")
+NAMES = ("bytes.png", "seconds.png", "parallel.png")
 
 _AXES = {"bytes_sent": ("megabytes sent by all peers", 1e6), "train_s": ("seconds of training", 1.0)}
 
@@ -29,9 +30,10 @@ def draw(
     shown = [outcome for outcome in outcomes if outcome.metrics]
     if not shown:
         return {}
+    measure = _measure_of(sweep)
     pictures = {
-        NAMES[0]: _accuracy_over("bytes_sent", shown, best=best, front=front),
-        NAMES[1]: _accuracy_over("train_s", shown, best=best, front=front),
+        NAMES[0]: _quality_over("bytes_sent", measure, shown, best=best, front=front),
+        NAMES[1]: _quality_over("train_s", measure, shown, best=best, front=front),
     }
     varied = [outcome for outcome in shown if outcome.baseline is None]
     if varied and sweep.space:
@@ -39,10 +41,27 @@ def draw(
     return {name: _as_png(figure) for name, figure in pictures.items()}
 
 
-def _accuracy_over(
-    metric: str, outcomes: Sequence[Outcome], *, best: Outcome | None, front: Sequence[Outcome]
+class _Measure(NamedTuple):
+    """What says how good a trial is, on its way and in the end."""
+
+    label: str
+    peers: str  # metric: mean over the peers
+    merged: str | None  # metric of the merged model, if it is evaluated
+
+
+def _measure_of(sweep: Sweep) -> _Measure:
+    compared = sweep.settings.compared
+    if is_reported(compared):
+        return _Measure(metric_of(compared), metric_of(compared), None)
+    if compared == "merged_loss":
+        return _Measure("test loss", "peer_loss", "merged_loss")
+    return _Measure("test accuracy", "peer_accuracy", "merged_accuracy")
+
+
+def _quality_over(
+    metric: str, measure: _Measure, outcomes: Sequence[Outcome], *, best: Outcome | None, front: Sequence[Outcome]
 ) -> Figure:
-    """The peers' mean accuracy of every trial on its way, and the merged model's where it ended."""
+    """The measure of every trial on its way, mean of its peers, and that of the merged model where it ended."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -52,7 +71,7 @@ def _accuracy_over(
     colours = (colormaps["tab10"](index % 10) for index in count())
     lows = []
     for outcome in sorted(outcomes, key=lambda each: each is best):  # the best one on top
-        points = [(each[metric] / unit, each["peer_accuracy"]) for each in outcome.history]
+        points = [(each[metric] / unit, each.get(measure.peers, math.nan)) for each in outcome.history]
         points = [point for point in points if all(map(math.isfinite, point))]
         if not points:
             continue
@@ -62,16 +81,18 @@ def _accuracy_over(
         style |= {"color": "black", "linewidth": 2.2} if outcome is best else {}
         axes.plot(*zip(*points, strict=True), label=_label(outcome, best=best, front=front), **style)
         lows.append(points[-1][1])
-        merged = outcome.metrics["merged_accuracy"]
+        merged = outcome.metrics[measure.merged] if measure.merged is not None else math.nan
         if math.isfinite(merged):
             axes.plot(points[-1][0], merged, marker="*" if outcome in front else "o", color=style["color"])
             axes.plot([points[-1][0]] * 2, [points[-1][1], merged], linestyle=":", linewidth=1.0, color=style["color"])
         elif stopped:
             axes.plot(*points[-1], marker="x", color="0.5")
     axes.set_xlabel(label)
-    axes.set_ylabel("test accuracy")
-    axes.set_title("Lines: mean of the peers' own models. Dots: the merged model. Crosses: stopped early", fontsize=10)
-    axes.set_ylim(top=1.01)
+    axes.set_ylabel(measure.label)
+    dots = "Dots: the merged model. " if measure.merged is not None else ""
+    axes.set_title(f"Lines: mean of the peers' own models. {dots}Crosses: stopped early", fontsize=10)
+    if measure.label.endswith("accuracy"):
+        axes.set_ylim(top=1.01)
     axes.set_xlim(left=0.0)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

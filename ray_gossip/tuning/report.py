@@ -18,6 +18,7 @@ from ray_gossip.tuning import plots
 from ray_gossip.tuning.importance import importance
 from ray_gossip.tuning.outcome import ENDS, Outcome, pareto, rank, read_outcomes
 from ray_gossip.tuning.progress import describe
+from ray_gossip.tuning.settings import is_reported, metric_of
 from ray_gossip.tuning.sweep import Sweep
 
 Report = dict[str, Any]
@@ -27,8 +28,8 @@ _HEADINGS = {"bytes_sent": "MB sent", "bytes_to_target": "MB to target", "train_
 
 def write_report(sweep: Sweep, *, place: str, folder: Path) -> Report:
     """Read what Tune and the trials have left at the sweep's place, and write the report into the folder."""
-    outcomes = read_outcomes(place)
     objectives = sweep.settings.tune.objectives
+    outcomes = read_outcomes(place, objectives)
     ranked = rank(outcomes, objectives[0])
     best = next((outcome for outcome in ranked if outcome.metrics.get("local_step")), None)
     front = pareto(outcomes, objectives) if len(objectives) > 1 else []
@@ -78,7 +79,8 @@ def print_report(report: Report, *, stream: TextIO) -> None:
 
 def _table(report: Report) -> Table:
     keys = list(dict.fromkeys(key for each in report["ranking"] for key in each["values"]))
-    columns = list(dict.fromkeys([*report["objectives"], "peer_accuracy", "bytes_sent", "train_s"]))
+    own = [] if any(map(is_reported, report["objectives"])) else ["peer_accuracy"]
+    columns = list(dict.fromkeys([*map(metric_of, report["objectives"]), *own, "bytes_sent", "train_s"]))
     table = Table(box=None, pad_edge=False)
     for name in ("trial", "end", *(key.removeprefix("gossip.") for key in keys)):
         table.add_column(name, overflow="fold")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ray_gossip.config import Config, meanings
 from ray_gossip.errors import ConfigError
+from ray_gossip.tuning.settings import UNDECIDED
 from ray_gossip.tuning.space import MOST_POINTS, Choice, Range
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check(sweep: Sweep) -> None:
             raise ConfigError(f"space.{key}: tune.searcher=optuna goes through no grid; write choice instead")
     if tune.scheduler == "pbt":
         _check_changeable(sweep)
-    if tune.scheduler != "none":
+    if tune.scheduler not in UNDECIDED and sweep.base.train.loop is None:
         _check_rungs(sweep)
     _check_size(sweep)
     if tune.searcher == "optuna" and find_spec("optuna") is None:

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from ray_gossip.errors import ConfigError
 from ray_gossip.tuning.metrics import comparable
-from ray_gossip.tuning.settings import LARGER_IS_BETTER, Objective
+from ray_gossip.tuning.settings import Objective, larger_is_better
 from ray_gossip.tuning.space import Choice, Distribution
 from ray_gossip.tuning.sweep import BASELINE, NO_BASELINE, Point, Sweep
 
@@ -85,7 +85,7 @@ def searcher(sweep: Sweep, points: list[Point]) -> Searcher:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = OptunaSearch.convert_search_space({key: _domain(each) for key, each in sweep.space.items()})
-    modes = ["max" if objective in LARGER_IS_BETTER else "min" for objective in settings.objectives]
+    modes = ["max" if larger_is_better(objective) else "min" for objective in settings.objectives]
     return Points(
         sweep,
         points,
@@ -104,7 +104,7 @@ def scheduler(sweep: Sweep, *, max_steps: int, num_at_once: int) -> TrialSchedul
     metric = sweep.settings.compared
     seen: dict[str, Any] = {
         "metric": metric,
-        "mode": "max" if metric in LARGER_IS_BETTER else "min",
+        "mode": "max" if larger_is_better(metric) else "min",
         "time_attr": "local_step",
     }
     grace_steps = sweep.settings.grace_steps

@@ -30,6 +30,7 @@ from ray_gossip.tuning.sweep import SWEEP_FILE, Point, Sweep
 from ray_gossip.tuning.trial import SwarmTrial, resources
 
 _CHECKPOINTS = 4  # of each trial
+_ENDLESS = 1_000_000_000  # local steps: how many a loop of the user's own will do, it alone knows
 
 
 def run_sweep(
@@ -113,7 +114,7 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
             # scheduler=pbt alone saves trials; the last ones are kept, since another may be about to go on from them
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            callbacks=[Progress(), HParamsLogger(), CSVLoggerCallback(), JsonLoggerCallback()],
+            callbacks=[Progress(), HParamsLogger(sweep), CSVLoggerCallback(), JsonLoggerCallback()],
             verbose=0,
         ),
     )
@@ -150,6 +151,8 @@ def _name(trial: Trial) -> str:
 
 
 def _max_steps(sweep: Sweep, points: list[Point]) -> int:
+    if sweep.base.train.loop is not None:
+        return _ENDLESS
     varied = sweep.space.get("train.local_steps")
     longest = max(varied.checked()) if varied else 0
     return max(int(longest), sweep.base.train.local_steps)

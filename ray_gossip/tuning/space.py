@@ -32,8 +32,12 @@ class Choice:
     values: tuple[Any, ...]
     each: bool = False  # `grid`: all of them in turn, instead of one by chance
 
-    def draw(self, chance: random.Random) -> Any:
-        return chance.choice(self.values)
+    def spread(self, num: int, chance: random.Random) -> list[Any]:
+        """So many draws: each value once before one comes again."""
+        drawn: list[Any] = []
+        while len(drawn) < num:
+            drawn += chance.sample(self.values, len(self.values))
+        return drawn[:num]
 
     def nearest(self, value: Any) -> Any:
         return value
@@ -54,15 +58,20 @@ class Range:
     low: float
     high: float
 
-    def draw(self, chance: random.Random) -> float:
+    def spread(self, num: int, chance: random.Random) -> list[float]:
+        """So many draws, one from each of so many equal parts of the range, in any order: a Latin hypercube."""
+        return [self._at((part + chance.random()) / num) for part in chance.sample(range(num), num)]
+
+    def _at(self, share: float) -> float:
+        """The value below which this share of all draws is, in [0, 1)."""
         match self.kind:
             case "uniform":
-                return chance.uniform(self.low, self.high)
+                value = self.low + share * (self.high - self.low)
             case "loguniform":
-                logarithm = chance.uniform(math.log(self.low), math.log(self.high))
-                return min(max(math.exp(logarithm), self.low), self.high)
+                value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
             case "randint":
-                return chance.randint(int(self.low), int(self.high))
+                return int(self.low) + int(share * (int(self.high) - int(self.low) + 1))
+        return min(max(value, self.low), self.high)
 
     def nearest(self, value: float) -> float:
         """To a value that may lie outside."""

@@ -26,7 +26,7 @@ BASELINE = "baseline"  # of a point: its name, or NO_BASELINE; no key of the con
 NO_BASELINE = "none"
 
 SWEEP_FILE = "sweep.yaml"  # in a sweep's folder, what was asked for; `--resume` needs nothing else
-SWEEP_FILES = ("report.json", "best.yaml", "accuracy_bytes.png", "accuracy_seconds.png", "parallel.png")  # in its end
+SWEEP_FILES = ("report.json", "best.yaml", "bytes.png", "seconds.png", "parallel.png")  # in its end
 
 _BASELINES: Mapping[Baseline, Point] = {
     "all": {"gossip.schedule": "all"},
@@ -35,6 +35,7 @@ _BASELINES: Mapping[Baseline, Point] = {
     "one_peer": {"swarm.num_peers": 1},
 }
 _NOTHING = object()
+_FEW = 3  # times `tune.reduction`, below which there are too few trials to stop some early
 _TRIES = 200  # in a row that give nothing new; then the space has no more points
 _SAMPLES = 50  # of what Optuna may suggest; what is wrong with most of them is seen before anything starts
 
@@ -115,7 +116,18 @@ class Sweep:
             num_fruitful, num_in_vain = num_fruitful + is_fruitful, 0 if is_fruitful else num_in_vain + 1
             if num_fruitful == num or num_in_vain == _TRIES or len(left_out) > spaces.MOST_POINTS:
                 break
-        return found, _told(found, left_out)
+        return found, [*_told(found, left_out), *self._not_varied(found)]
+
+    def _not_varied(self, found: Sequence[Point]) -> list[str]:
+        """A sentence about each key that has the same value everywhere, though it has others."""
+        same = {
+            key: found[0][key]
+            for key, each in self.space.items()
+            if len(found) > 1 and len(each.checked()) > 1 and all(point[key] == found[0][key] for point in found)
+        }
+        return [
+            f"space.{key} is {value} in all {len(found)} trials: raise tune.num_samples" for key, value in same.items()
+        ]
 
     def _draws(self) -> Iterator[tuple[Point, list[Point]]]:
         """Draws without end of what is left to chance, and all combinations of what is not; one draw, if nothing is."""
@@ -124,11 +136,11 @@ class Sweep:
         }
         combinations = [dict(zip(in_turn, values, strict=True)) for values in itertools.product(*in_turn.values())]
         by_chance = {key: distribution for key, distribution in self.space.items() if key not in in_turn}
-        chance = random.Random(self.base.seed)
-        while True:
-            yield {key: distribution.draw(chance) for key, distribution in by_chance.items()}, combinations
-            if not by_chance:
-                return
+        chance, num = random.Random(self.base.seed), self.settings.tune.num_samples
+        while by_chance:
+            spread = {key: distribution.spread(num, chance) for key, distribution in by_chance.items()}
+            yield from (({key: values[draw] for key, values in spread.items()}, combinations) for draw in range(num))
+        yield {}, combinations
 
     def goes_through(self, choice: Choice) -> bool:
         """Whether each of its values is tried in turn, instead of one by chance."""
@@ -176,12 +188,33 @@ def load(path: Path | None, overrides: Sequence[str]) -> Sweep:
     pinned = {override.partition("=")[0] for override in overrides}
     sweep = replace(sweep, space={key: sweep.space[key] for key in sweep.space if key not in pinned})
     rules.check(sweep)
+    sweep = _decided(sweep)
     for point in sweep.baselines():
         try:
             sweep.config(point)
         except ConfigError as error:
             raise ConfigError(f"tune.baselines={point[BASELINE]}: {error}") from None
     return sweep
+
+
+def _decided(sweep: Sweep) -> Sweep:
+    """With tune.scheduler=auto, the one that it stands for."""
+    tune = sweep.settings.tune
+    if tune.scheduler != "auto":
+        return sweep
+
+    def scheduled(name: str) -> Sweep:
+        tree = sweep.settings.model_dump(mode="json")
+        own = {"scheduler": name} | ({} if name == "asha" else dict.fromkeys(("grace_steps", "reduction")))
+        tune_tree = {key: value for key, value in (tree["tune"] | own).items() if value is not None}
+        return replace(sweep, settings=configs.parse_as(SweepConfig, tree | {"tune": tune_tree}))
+
+    num = tune.num_samples if tune.searcher == "optuna" else len(sweep.points()[0]) - len(tune.baselines)
+    with contextlib.suppress(ConfigError):  # too short, or a loop of which nothing is known
+        if num >= _FEW * tune.reduction:
+            rules.check(asha := scheduled("asha"))
+            return asha
+    return scheduled("none")
 
 
 def _parse(tree: Any) -> Sweep:

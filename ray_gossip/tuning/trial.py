@@ -6,6 +6,7 @@ A class and not a function, because Tune waits for the `cleanup` of a class; a f
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sys
 import time
@@ -70,7 +71,7 @@ class SwarmTrial(tune.Trainable):
         for _ in self._records:
             step = self._scores.evaluated_step()
             # the last evaluation belongs to the last result: no scheduler shall stop a trial that is done
-            is_new = self._local_step < step < self._config.train.local_steps
+            is_new = self._local_step < step < (run.state.total_steps or math.inf)
             if is_new:
                 self._local_step = step
             if is_new or time.monotonic() >= report_by:
@@ -92,7 +93,7 @@ class SwarmTrial(tune.Trainable):
     def _begin(self) -> Run:
         """Start the swarm: from the checkpoint, to whose records its own are added, or else from the beginning."""
         if self._start is None:
-            _set_earlier_attempt_aside(self._run_dir)
+            set_earlier_attempt_aside(self._run_dir)
         self._run = run = self._open.enter_context(
             Run(
                 self._config,
@@ -121,7 +122,7 @@ def resources(config: Config) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}, *[bundle(swarm)] * swarm.num_peers], strategy=swarm.placement)
 
 
-def _set_earlier_attempt_aside(run_dir: Path) -> None:
+def set_earlier_attempt_aside(run_dir: Path) -> None:
     """Move what an attempt that failed or was interrupted has left into a folder of its own, `attempt-1`, ..."""
     earlier = [path for pattern in _OF_A_RUN for path in run_dir.glob(pattern)]
     if earlier:

@@ -73,6 +73,57 @@ def test_a_loop_that_fails_on_one_peer_at_once_holds_up_no_other(ray: str, folde
     assert (lost["peer_index"], "rank 0 has a bug" in lost["cause"]) == (0, True)
 
 
+def test_a_tuner_over_a_function_that_calls_fit_has_hparams_and_the_curves_of_peers(ray: str, folder: Path) -> None:
+    command = [sys.executable, "loops/tuner.py", str(folder / "out")]
+    done = finish_in(folder, command, environment={"RAY_ADDRESS": ray, "PYTHONPATH": f"{folder}:{ROOT}"})
+    assert done.returncode == 0, done
+    _, lr, accuracy, best = next(line for line in done.stdout.splitlines() if line.startswith("best ")).split()
+    assert (float(lr), float(accuracy) > 0.9) == (0.1, True)
+    trials = sorted(path.parent for path in (folder / "out" / "sweep").glob("*/summary.json"))
+    assert len(trials) == 2
+    assert Path(best) in trials
+    for trial in trials:
+        results = [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
+        assert len(results) == 21  # each report of all peers, and the end
+        summary = json.loads((trial / "summary.json").read_text())
+        assert results[-1]["accuracy"] == pytest.approx(summary["reported"]["accuracy"])
+        assert summary["final_outcome"] == ["averaged", "averaged"]
+        own = EventAccumulator(str(trial)).Reload()
+        assert "_hparams_/session_start_info" in own.summary_metadata
+        assert "ray/tune/accuracy" in own.Tags()["scalars"]
+        for peer in ("peer-00", "peer-01"):
+            assert len(EventAccumulator(str(trial / peer)).Reload().Scalars("accuracy")) == 20
+
+
+def test_a_sweep_over_a_loop_ranks_what_it_reports(ray: str, folder: Path) -> None:
+    words = [
+        "train.loop=loops.digits:train_loop",
+        "train.loop_args.epochs=20",
+        "space.train.loop_args.lr.grid=[1e-5, 0.1]",
+    ]
+    swarm = ["swarm.num_peers=2", "gossip.group_size=2", "gossip.steps=20"]
+    command = [
+        SCRIPT,
+        "tune",
+        *words,
+        *swarm,
+        "tune.objectives=max:accuracy",
+        "tune.num_samples=1",
+        "--run-dir",
+        "sweep",
+    ]
+    done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+    assert done.returncode == 0, done
+    report = json.loads((folder / "sweep" / "report.json").read_text())
+    assert report["trials"]["finished"] == 2
+    assert report["best"]["values"]["train.loop_args.lr"] == 0.1
+    good, bad = (each["metrics"]["accuracy"] for each in report["ranking"])
+    assert good > 0.9 > bad
+    assert (folder / "sweep" / "seconds.png").exists()
+    hparams = EventAccumulator(str(folder / "sweep" / report["best"]["trial"])).Reload()
+    assert hparams.Scalars("trial/accuracy")[-1].value == pytest.approx(good)
+
+
 def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path: Path) -> None:
     done = finish_in(tmp_path, [SCRIPT, "init", "mine"], environment={})
     assert done.returncode == 0, done

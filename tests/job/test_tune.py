@@ -121,7 +121,7 @@ def test_tensorboard_has_the_hparams_of_every_trial_and_the_curves_of_its_peers(
 
 
 def test_there_are_pictures(sweep: Run) -> None:
-    for name in ("accuracy_bytes.png", "accuracy_seconds.png", "parallel.png"):
+    for name in ("bytes.png", "seconds.png", "parallel.png"):
         assert (sweep.run_dir / name).read_bytes().startswith(b"\x89PNG")
 
 

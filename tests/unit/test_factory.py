@@ -16,6 +16,7 @@ from ray_gossip import data, factory, models
 from ray_gossip.config import Config, DataConfig, dump, load, parse, skipped
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
+from ray_gossip.factory.source import check_source
 from ray_gossip.training.trainer import Trainer
 from tests.unit.trainers import accuracy_of
 
@@ -353,7 +354,7 @@ def test_a_function_that_is_handed_over_has_a_name_in_the_config() -> None:
 def test_a_loop_without_parameters_is_called_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "script_of_mine.py").write_text("def main():\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for how in (factory.check_source, factory.check_call):
+    for how in (check_source, factory.check_call):
         factory.check(parse({"train": {"loop": "script_of_mine:main"}}), how=how)
         with pytest.raises(ConfigError) as error:
             factory.check(parse({"train": {"loop": "script_of_mine:main", "loop_args": {"lr": 0.1}}}), how=how)

@@ -45,13 +45,16 @@ def points(*words: str) -> list[dict[str, Any]]:
         ("space.gossip.steps.randint=[5.5, 50]", "space.gossip.steps: randint needs two whole numbers"),
         ("space.gossip.steps=5", "space.gossip.steps=5 says not how to choose; write {choice: [5]}"),
         ("tune.scheduler=pbt", "space: nothing is swept"),
-        ("tune.perturb_steps=50", "tune: perturb_steps is for scheduler=pbt, not asha; leave it out"),
+        ("tune.perturb_steps=50", "tune: perturb_steps is for scheduler=pbt, not auto; leave it out"),
         ("tune.schedular=asha", "unknown key tune.schedular; did you mean tune.scheduler?"),
         ("tune.objectives=bytes_to_target", "objectives=bytes_to_target needs tune.target_accuracy"),
         ("tune.baselines=[everything]", "tune.baselines.0='everything' should be 'all', 'no_averaging'"),
         ("tune.num_samples=3", "space: nothing is swept"),
         ("tune.grace_steps=2000", "tune.grace_steps=2000 is above train.local_steps=1000"),
-        ("train.eval_every=1000", "train.eval_every=1000 is not below train.local_steps=1000"),
+        (
+            "tune.scheduler=asha; train.eval_every=1000",
+            "train.eval_every=1000 is not below train.local_steps=1000",
+        ),
         ("space.seed.choice=[1, 2, 1]", "space.seed: choice has 1 twice; leave one out"),
         (
             "space.gossip={steps: {choice: [1]}, seconds: {choice: [1]}}",
@@ -59,7 +62,7 @@ def points(*words: str) -> list[dict[str, Any]]:
         ),
         ("space={gossip.steps: {choice: [1]}, gossip: {steps: {choice: [2]}}}", "space.gossip.steps is there twice"),
         (
-            "space.train.local_steps.choice=[60, 2000]",
+            "tune.scheduler=asha; space.train.local_steps.choice=[60, 2000]",
             "space.train.local_steps=60 is below the 125 local steps at which",
         ),
         ("space.model.args.width.choice=[.nan]", "space.model.args: width=nan is no plain value"),
@@ -74,7 +77,7 @@ def points(*words: str) -> list[dict[str, Any]]:
 )
 def test_a_mistake_in_a_sweep_is_one_line_that_names_the_key(word: str, line: str) -> None:
     with pytest.raises(ConfigError) as mistake:
-        sweep(word)
+        sweep(*word.split("; "))
     assert line in str(mistake.value)
     assert "\n" not in str(mistake.value)
 
@@ -123,8 +126,8 @@ def test_trials_that_are_evaluated_at_different_steps_are_not_compared(tmp_path:
     with pytest.raises(
         ConfigError, match=r"^space\.train\.eval_every: tune\.scheduler=asha compares trials at the same"
     ):
-        sweeps.load(file, ())
-    assert len(sweeps.load(file, ["tune.scheduler=none"]).points()[0]) == 2
+        sweeps.load(file, ["tune.scheduler=asha"])
+    assert len(sweeps.load(file, ()).points()[0]) == 2
 
 
 @pytest.mark.parametrize("words", [["{each}.grid={values}"], ["{each}.choice={values}", "tune.searcher=grid"]])

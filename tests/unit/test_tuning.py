@@ -145,7 +145,9 @@ class TestWhatIsBest:
 
 class TestWhoIsStoppedEarly:
     def test_asha_stops_the_hopeless_but_no_baseline_and_nobody_before_the_first_evaluation(self) -> None:
-        asha: Any = scheduler(a_sweep("space.seed.choice=[0]", "tune.baselines=all"), max_steps=400, num_at_once=4)
+        asha: Any = scheduler(
+            a_sweep("space.seed.choice=[0]", "tune.baselines=all", "tune.scheduler=asha"), max_steps=400, num_at_once=4
+        )
         good, bad, baseline = (ATrial(name) for name in ("good", "bad", "all"))
         for trial in (good, bad, baseline):
             asha.on_trial_add(None, trial)

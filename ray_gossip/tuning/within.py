@@ -1,0 +1,69 @@
+"""A run inside a trial of the user's own `ray.tune.Tuner`: `GossipTrainer(...).fit()` in the function that is tuned."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util import get_current_placement_group
+from ray.util.placement_group import PlacementGroup
+
+from ray_gossip.config import SwarmConfig
+from ray_gossip.resources import bundle
+from ray_gossip.telemetry import Summary, SwarmState
+from ray_gossip.tuning.metrics import Scores
+from ray_gossip.tuning.trial import set_earlier_attempt_aside
+
+
+def this_trial() -> WithinTrial | None:
+    """That in which this process is; None: in none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is asked outside of a trial
+        is_within = tune.get_context().get_trial_id() is not None
+    return WithinTrial() if is_within else None
+
+
+class WithinTrial:
+    """Where the results of a run in this trial go, the room that the trial has reserved, and what Tune is told.
+
+    Tune gets a result each time that all live peers have reported, or been evaluated, once more, as of one worker group
+    of Ray Train: schedulers count them as `training_iteration`.
+    """
+
+    def __init__(self) -> None:
+        storage = tune.get_context().get_storage()
+        is_local = storage.storage_filesystem.type_name == "local"
+        # what is in the folder of the process goes to a URI where the Tuner's SyncConfig says sync_artifacts=True
+        self.run_dir = Path(storage.trial_fs_path) if is_local else Path.cwd()
+        self._num_told = 0
+        self._scores: Scores | None = None
+        set_earlier_attempt_aside(self.run_dir)
+
+    def group(self, swarm: SwarmConfig) -> PlacementGroup | None:
+        """The trial's own bundles, if they are made for the peers; None: the swarm reserves its own."""
+        group = get_current_placement_group()
+        wanted = {name: amount for name, amount in bundle(swarm).items() if amount}
+        specs = group.bundle_specs if group is not None else []
+        return group if len(specs) == swarm.num_peers and all(spec == wanted for spec in specs) else None
+
+    def see(self, state: SwarmState) -> None:
+        """Tell Tune, if there is something new.
+
+        Raises:
+            SystemExit: Tune has stopped the trial.
+        """
+        num = min((peer.num_measured for peer in state.live_peers()), default=0)
+        if num > self._num_told:
+            self._num_told = num
+            tune.report(self._metrics(state))
+
+    def end(self, state: SwarmState, summary: Summary) -> None:
+        """The last result, with what the summary says of the merged model."""
+        tune.report(self._metrics(state, summary))
+
+    def _metrics(self, state: SwarmState, summary: Summary | None = None) -> dict[str, Any]:
+        self._scores = self._scores or Scores(state, target_accuracy=None)
+        step = min((peer.local_step for peer in state.live_peers()), default=0)
+        return dict(self._scores.metrics(local_step=step, summary=summary))
