@@ -75,18 +75,21 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _load_config(words: Sequence[str]) -> Config:
     from ray_gossip import config as configs
 
-    _look_here_for_modules()
-    return configs.load(*_split(words))
+    file, overrides = _split(words)
+    _look_here_for_modules(file)
+    return configs.load(file, overrides)
 
 
-def _look_here_for_modules() -> None:
-    """For model.factory and data.factory, as `python -m` does."""
+def _look_here_for_modules(file: Path | None = None) -> None:
+    """For model.factory, data.factory and train.loop, as `python -m` does; last of all, beside the config."""
     try:
         here = str(Path.cwd())
     except FileNotFoundError:
         raise ConfigError("the folder in which the command is given is not there any more: change to another") from None
     if "" not in sys.path and here not in sys.path:
         sys.path.insert(0, here)
+    if file is not None and (beside := str(file.absolute().parent)) not in sys.path:
+        sys.path.append(beside)
 
 
 def _split(words: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -146,7 +149,7 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
 def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     from ray_gossip.tuning import sweep as sweeps
 
-    _look_here_for_modules()
+    _look_here_for_modules(_split(options.config)[0])
     place: str | None = options.run_dir
     _check_outlives_job(place)
     sweep = sweeps.load_earlier(place) if options.resume else None

@@ -19,7 +19,7 @@ from ray_gossip.lines import print_summary
 from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import check_uri, is_uri
-from ray_gossip.telemetry import RUN_FILES, Summary
+from ray_gossip.telemetry import RUN_FILES, Summary, clear_untrained
 from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
 def check(config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
     check_writable(run_dir)
-    if (run_dir / "events.jsonl").exists():
+    if (run_dir / "events.jsonl").exists() and not clear_untrained(run_dir):
         raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
     check_overwrites_nothing(run_dir, RUN_FILES)
     check_config(config, address=address, factories=factories)

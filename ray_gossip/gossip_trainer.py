@@ -152,7 +152,8 @@ class GossipTrainer:
                 factories=self._factories,
             )
         path = Path(summary["run_dir"]).absolute()
-        return Result(metrics={**summary["reported"], **summary}, path=path, checkpoint=Checkpoint(path))
+        places = {key: str(Path(summary[key]).absolute()) for key in ("run_dir", "model") if summary[key]}
+        return Result(metrics={**summary["reported"], **summary, **places}, path=path, checkpoint=Checkpoint(path))
 
 
 def _this_trial() -> WithinTrial | None:

@@ -43,8 +43,29 @@ def status_line(state: SwarmState) -> str:
         rounds_line(state),
         distance_line(state),
         *(f"TROUBLE: {each.kind}" for each in state.present_troubles()),
+        *time_left(state),
     ]
     return "; ".join(parts)
+
+
+def time_left(state: SwarmState) -> list[str]:
+    """Until the last peer has done its steps, at its speed so far; nothing where that is not known."""
+    if state.total_steps is None or state.first_step_time is None:
+        return []
+    left = [0.0]
+    for peer in state.live_peers():
+        if peer.progress is not None and (done := peer.local_step) < state.total_steps:
+            taken_s = peer.progress.wall_time - state.first_step_time
+            left.append(taken_s / max(done, 1) * (state.total_steps - done))
+    return [f"{duration(max(left))} left"] if max(left) >= 1 else []
+
+
+def duration(seconds: float) -> str:
+    """To a person: 8 s, 12 min, 3 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Measure(NamedTuple):

@@ -42,7 +42,7 @@ def names_in(module_name: str) -> set[str] | None:
     return None if module is None else _defined(_parsed("import", module_name, module))
 
 
-_LOOKED = "looked in the folder of the command, on PYTHONPATH and among what is installed"
+_LOOKED = "looked in the folder of the command, beside the config, on PYTHONPATH and among what is installed"
 
 
 def _spec(key: str, name: str, module_name: str) -> ModuleSpec | None:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
-from ray_gossip.errors import UserError, one_line
+from ray_gossip.errors import RayGossipError, UserError, one_line
 
 
 @dataclass(frozen=True)
 class Failure:
-    cause: str  # one line: the name of the exception, and what it says
+    cause: str  # one line: the name of the exception, what it says, and the user's own line that led to it
     traceback: str
     mistake: UserError | None  # the exception itself, where the user can mend it
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        cause = one_line(f"{type(error).__name__}: {error}".rstrip(": "))
+        place = "" if isinstance(error, RayGossipError) else _own_line(error)
+        cause = one_line(f"{type(error).__name__}: {error}".rstrip(": ") + place)
         trace = "".join(traceback.format_exception(error)).rstrip()
         return cls(cause, trace, error if isinstance(error, UserError) else None)
 
     def __str__(self) -> str:
         """A sentence, and below it where it happened."""
         return f"{self.cause}\n{self.traceback}"
+
+
+def _own_line(error: Exception) -> str:
+    """Where code of the user's own was when it happened; empty if it was nowhere."""
+    libraries = (
+        str(Path(__file__).parents[1]),
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    )
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -47,7 +47,8 @@ def write_report(sweep: Sweep, *, place: str, folder: Path) -> Report:
     )
     write_atomically(folder / "report.json", f"{text}\n".encode())
     if best is not None:
-        heading = f"# ray-gossip train best.yaml\n#\n# {best.name} of the sweep: {describe(best.point)}\n"
+        heading = f"# ray-gossip train best.yaml, in {Path.cwd()} if a module of yours is named here\n#\n"
+        heading += f"# {best.name} of the sweep: {describe(best.point)}\n"
         write_atomically(folder / "best.yaml", f"{heading}{configs.dump(sweep.config(best.point))}".encode())
     for name, png in plots.draw(sweep, outcomes, best=best, front=front).items():
         write_atomically(folder / name, png)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ray_gossip.console import LiveView, PlainView, open_view, table
-from ray_gossip.lines import print_summary, status_line
+from ray_gossip.lines import duration, print_summary, status_line, time_left
 from ray_gossip.records import Notice
 from ray_gossip.telemetry import SwarmState
 from tests.unit.telemetry_records import (
@@ -175,6 +175,26 @@ class TestPlainLines:
             (status,) = stream.getvalue().removeprefix(told).splitlines()
         assert status.startswith("   5.0 s  4 of 4 peers; step 20/40; loss 0.500; accuracy 0.875; 400 samples/s;")
         assert "rounds: 4 averaged; 4.0 MB sent; consensus distance" in status
+
+    def test_say_how_long_it_will_take_at_the_speed_so_far(self) -> None:
+        state = SwarmState(peers=range(2), total_steps=100)
+        assert time_left(state) == []
+        fold(state, [started(0), started(1)])
+        fold(state, [progress(0, 10, wall_time=1000.0), progress(1, 5, wall_time=1000.0)])
+        assert time_left(state) == []
+        fold(state, [progress(0, 50, wall_time=1010.0), progress(1, 20, wall_time=1010.0)])
+        assert time_left(state) == ["40 s left"]  # the slower one: half a second a step, 80 steps
+        fold(state, [lost(1)])
+        assert time_left(state) == ["10 s left"]
+        fold(state, [progress(0, 100, wall_time=1020.0)])
+        assert time_left(state) == []
+        assert [duration(seconds) for seconds in (8, 89, 90, 5399, 11_100)] == [
+            "8 s",
+            "89 s",
+            "2 min",
+            "1 h 30 min",
+            "3 h 5 min",
+        ]
 
     def test_name_no_speed_when_nobody_trains_any_more(self) -> None:
         state = training()

@@ -173,12 +173,18 @@ def test_a_contradiction_is_one_line(words: list[str], line: str) -> None:
     ("name", "line"),
     [
         ("charlm.transformer:buidl", "there is no buidl in {folder}/charlm/transformer.py; did you mean build?"),
-        ("charlm.tranformer:build", "there is no module charlm.tranformer; looked in the folder of the command, on "),
+        (
+            "charlm.tranformer:build",
+            "there is no module charlm.tranformer; looked in the folder of the command, beside the config, on ",
+        ),
         (
             "charml.transformer:build",
-            "there is no module charml; looked in the folder of the command, on PYTHONPATH and",
+            "there is no module charml; looked in the folder of the command, beside the config, on PYTHONPATH and",
         ),
-        ("nowhere:build", "there is no module nowhere; looked in the folder of the command, on PYTHONPATH and among "),
+        (
+            "nowhere:build",
+            "there is no module nowhere; looked in the folder of the command, beside the config, on PYTHONPATH and ",
+        ),
     ],
 )
 def test_what_is_not_there_is_one_line_before_anything_is_imported(name: str, line: str, charlm: Path) -> None:

@@ -33,5 +33,7 @@ def test_anything_else_arrives_as_a_line_and_the_place_at_which_it_was_raised() 
         failure = caught(error)
         assert failure.mistake is None
         first, *below = str(failure).splitlines()
-        assert first == failure.cause == cause
+        assert first == failure.cause
+        place = "" if isinstance(error, SwarmError) else f" ({__file__}, line 13)"
+        assert failure.cause == f"{cause}{place}"
         assert "raise error" in "\n".join(below)

@@ -1,0 +1,34 @@
+"""What is left of a run that ended before anything was trained: the next one may have its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ray_gossip.records import Evaluation, PeerFinished, Progress, Reported, RoundReport
+
+_OF_TRAINING = {kind.__name__ for kind in (Progress, Evaluation, Reported, RoundReport, PeerFinished)}
+_MOST_BYTES = 1_000_000  # of events.jsonl: of a run that never trained, a few lines, with a traceback each
+
+
+def clear_untrained(run_dir: Path) -> bool:
+    """Remove the files of a run that has ended without a single step, such as for a mistake in a loop.
+
+    Returns:
+        Whether that is what was there. Of a run that trained, that goes on, or that cannot be read, nothing is removed.
+    """
+    events, summary = run_dir / "events.jsonl", run_dir / "summary.json"
+    if not summary.exists() or events.stat().st_size > _MOST_BYTES:
+        return False
+    try:
+        kinds = {json.loads(line)["event"] for line in events.read_bytes().splitlines()}
+    except (ValueError, KeyError, TypeError):
+        return False
+    if kinds & _OF_TRAINING or (run_dir / "model.pt").exists():
+        return False
+    for folder in (run_dir / "swarm", *run_dir.glob("peer-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (run_dir / "config.yaml", summary, events):  # the last one is what says that there was a run
+        file.unlink(missing_ok=True)
+    return True
