@@ -162,10 +162,11 @@ class Run:
 
     def look(self) -> set[Process]:
         """Take note of the processes of the run that live now."""
-        self.processes |= family(self.pid)
+        # a process that was seen between fork and exec has its parent's command line: what is newer goes before
+        self.processes = family(self.pid) | self.processes
         for log in self.run_dir.rglob("events.jsonl"):
             for peer in self.events("PeerStarted", trial=str(log.parent.relative_to(self.run_dir))):
-                self.processes |= family(peer["pid"])  # on a cluster, they are not ours by descent
+                self.processes = family(peer["pid"]) | self.processes  # on a cluster, they are not ours by descent
         return self.processes
 
     def press_ctrl_c(self) -> None:

@@ -17,7 +17,7 @@ from tests.job.runs import ROOT, finish_in
 from tests.job.scripts import changed
 from tests.job.test_yours import SCRIPT
 
-NUM_PEERS = 4
+NUM_PEERS = 2  # four by hand: their imports alone are a quarter of a minute on two cores
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in an actor of at most one CPU: sums of other threads round otherwise
 
 
@@ -68,7 +68,7 @@ def test_a_lightning_script_changes_three_lines_and_alone_gives_what_it_gave(ray
         name: tensor.tolist() for name, tensor in alone.items()
     }  # bit for bit
     run = train(ray, folder, ours, NUM_PEERS)
-    check_swarm(run, curve="val_loss", num_points=20)
+    check_swarm(run, curve="val_loss", num_points=5)
     assert merged(run).keys() == alone.keys()
 
 
@@ -83,5 +83,5 @@ def test_a_transformers_script_changes_three_lines_and_alone_gives_what_it_gave(
     for name, tensor in theirs.items():
         assert torch.equal(tensor, alone[name]), name  # bit for bit
     run = train(ray, folder, ours, NUM_PEERS)
-    check_swarm(run, curve="eval_loss", num_points=4)
+    check_swarm(run, curve="loss", num_points=9)
     assert merged(run).keys() == alone.keys()

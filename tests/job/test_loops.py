@@ -146,24 +146,24 @@ def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path:
 def test_a_script_of_ray_train_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
     script = folder / "loops" / "torch_trainer.py"
     ours, models = changed(script, to="our_torch_trainer.py"), []
-    for each, num_workers in ((script, 1), (ours, 1), (ours, 4)):
+    for each, num_workers in ((script, 1), (ours, 1), (ours, 2)):
         place, saved = folder / f"{each.stem}-{num_workers}", folder / f"{each.stem}-{num_workers}-models"
         saved.mkdir()
         command = [sys.executable, str(each), str(num_workers), str(place), str(saved)]
         done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
         assert done.returncode == 0, done
         models.append([torch.load(model, weights_only=True) for model in saved.iterdir()])
-    (theirs,), (alone,), four = models
-    assert len(four) == 4
+    (theirs,), (alone,), both = models
+    assert len(both) == 2
     assert len(theirs) == 6
     for name, tensor in theirs.items():
         assert torch.equal(tensor, alone[name]), name  # bit for bit
-    run = folder / "our_torch_trainer-4" / "digits"
+    run = folder / "our_torch_trainer-2" / "digits"
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["final_outcome"] == ["averaged"] * 4
+    assert summary["final_outcome"] == ["averaged"] * 2
     assert summary["rounds"]["averaged"] > 0
     assert summary["reported"]["epoch"] == 19
     merged = torch.load(run / "model.pt", weights_only=True)
     assert not torch.equal(merged["0.weight"], alone["0.weight"])
-    for peer in ("peer-00", "peer-01", "peer-02", "peer-03"):
+    for peer in ("peer-00", "peer-01"):
         assert len(EventAccumulator(str(run / peer)).Reload().Scalars("loss")) == 20

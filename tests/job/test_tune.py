@@ -39,6 +39,7 @@ def sweep(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "space.optimizer.lr.grid=[0.05, 0.0000001]",
         "space.gossip.alpha.grid=[0.9]",
         "tune.baselines=all",
+        "tune.scheduler=asha",
         "tune.grace_steps=50",
         "tune.max_concurrent=1",
     )

@@ -16,7 +16,7 @@ def main():
     arguments = TrainingArguments(
         output_dir="gpt",
         per_device_train_batch_size=4,
-        num_train_epochs=4,
+        num_train_epochs=1,
         learning_rate=3e-3,
         logging_steps=20,
         eval_strategy="epoch",
