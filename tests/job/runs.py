@@ -53,6 +53,23 @@ def finish_in(
     )
 
 
+def finish_forked(
+    folder: Path, words: Sequence[str], *, within_s: float = RUN_S, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `ray-gossip` or a file of Python code to its end, forked from a process that has imported what they need."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        output = (out.fileno(), err.fileno())
+        process = Forked(words, cwd=folder, env={**os.environ, **(environment or {})}, output=output)
+        try:
+            code = process.wait(within_s)
+        except BaseException:
+            process.kill()
+            raise
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess([*words], code, out.read(), err.read())
+
+
 class _Log:
     """A file of JSON lines that grows, and may make room for a new one."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.job.runs import ROOT, finish_in
+from tests.job.runs import ROOT, finish_forked
 from tests.job.scripts import changed
-from tests.job.test_yours import SCRIPT
 
 NUM_PEERS = 2  # four by hand: their imports alone are a quarter of a minute on two cores
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in an actor of at most one CPU: sums of other threads round otherwise
@@ -31,7 +29,8 @@ def train(ray: str, folder: Path, script: Path, num_peers: int) -> Path:
     """Run the script's `main` in each peer; the run's folder."""
     run = folder / f"run-{num_peers}"
     words = [f"train.loop=loops.{script.stem}:main", f"swarm.num_peers={num_peers}", "gossip.steps=10"]
-    done = finish_in(folder, [SCRIPT, "train", *words, "--run-dir", str(run)], environment={"RAY_ADDRESS": ray})
+    command = ["ray-gossip", "train", *words, "--run-dir", str(run)]
+    done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
     assert "whole data set" not in done.stdout
     return run
@@ -58,7 +57,7 @@ def check_swarm(run: Path, *, curve: str, num_points: int) -> None:
 
 def test_a_lightning_script_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
     script = folder / "loops" / "lightning_script.py"
-    done = finish_in(folder, [sys.executable, str(script)], environment=_ONE_THREAD)
+    done = finish_forked(folder, [str(script)], environment=_ONE_THREAD)
     assert done.returncode == 0, done
     (checkpoint,) = folder.glob("lightning_logs/version_0/checkpoints/*.ckpt")
     theirs = torch.load(checkpoint, weights_only=False)["state_dict"]
@@ -74,7 +73,7 @@ def test_a_lightning_script_changes_three_lines_and_alone_gives_what_it_gave(ray
 
 def test_a_transformers_script_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
     script = folder / "loops" / "transformers_script.py"
-    done = finish_in(folder, [sys.executable, str(script)], environment=_ONE_THREAD)
+    done = finish_forked(folder, [str(script)], environment=_ONE_THREAD)
     assert done.returncode == 0, done
     theirs = load_file(folder / "gpt" / "model.safetensors")
     ours = changed(script, to="our_transformers.py")

@@ -13,9 +13,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.job.runs import ROOT, finish_in
+from tests.job.runs import ROOT, finish_forked, finish_in
 from tests.job.scripts import changed
-from tests.job.test_yours import SCRIPT
 
 FAILED_S = 100.0  # until a declaration has expired, on busy cores too; swarm.start_s is 180
 
@@ -28,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: str, folder: Path) -> None:
     words = ["train.loop=loops.digits:train_loop", "train.loop_args={lr: 0.1, epochs: 60}", "swarm.num_peers=2"]
-    command = [SCRIPT, "train", *words, "gossip.group_size=2", "gossip.steps=20", "--run-dir", "run"]
-    done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+    command = ["ray-gossip", "train", *words, "gossip.group_size=2", "gossip.steps=20", "--run-dir", "run"]
+    done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["reported"]["accuracy"] > 0.9
@@ -49,8 +48,8 @@ def test_a_loop_by_config_has_curves_by_peer_a_merged_model_and_a_summary(ray: s
 
 def run_loop(ray: str, folder: Path, loop: str, args: str) -> subprocess.CompletedProcess[str]:
     words = [f"train.loop=loops.digits:{loop}", f"train.loop_args={args}", "swarm.num_peers=2", "gossip.group_size=2"]
-    command = [SCRIPT, "train", *words, "gossip.steps=20", "--run-dir", "run"]
-    return finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+    command = ["ray-gossip", "train", *words, "gossip.steps=20", "--run-dir", "run"]
+    return finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -103,7 +102,7 @@ def test_a_sweep_over_a_loop_ranks_what_it_reports(ray: str, folder: Path) -> No
     ]
     swarm = ["swarm.num_peers=2", "gossip.group_size=2", "gossip.steps=20"]
     command = [
-        SCRIPT,
+        "ray-gossip",
         "tune",
         *words,
         *swarm,
@@ -112,7 +111,7 @@ def test_a_sweep_over_a_loop_ranks_what_it_reports(ray: str, folder: Path) -> No
         "--run-dir",
         "sweep",
     ]
-    done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+    done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
     report = json.loads((folder / "sweep" / "report.json").read_text())
     assert report["trials"]["finished"] == 2
@@ -125,18 +124,18 @@ def test_a_sweep_over_a_loop_ranks_what_it_reports(ray: str, folder: Path) -> No
 
 
 def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path: Path) -> None:
-    done = finish_in(tmp_path, [SCRIPT, "init", "mine"], environment={})
+    done = finish_forked(tmp_path, ["ray-gossip", "init", "mine"], environment={})
     assert done.returncode == 0, done
     _, _, command = done.stdout.strip().partition("; next: cd mine && ")
     assert command == "ray-gossip train config.yaml"
-    words = [SCRIPT, *command.split()[1:], "--run-dir", "run"]
-    done = finish_in(tmp_path / "mine", words, environment={"RAY_ADDRESS": ray})
+    words = ["ray-gossip", *command.split()[1:], "--run-dir", "run"]
+    done = finish_forked(tmp_path / "mine", words, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
     summary = json.loads((tmp_path / "mine" / "run" / "summary.json").read_text())
     assert summary["num_peers"] == 4
     assert summary["reported"]["accuracy"] > 0.9
     assert summary["final_outcome"] == ["averaged"] * 4
-    again = finish_in(tmp_path, [SCRIPT, "init", "mine"], environment={})
+    again = finish_forked(tmp_path, ["ray-gossip", "init", "mine"], environment={})
     assert (again.returncode, again.stderr) == (
         2,
         "ray-gossip: mine/config.yaml is there already: move it away, or name another folder\n",
@@ -146,11 +145,12 @@ def test_what_init_writes_runs_by_the_command_that_it_prints(ray: str, tmp_path:
 def test_a_script_of_ray_train_changes_three_lines_and_alone_gives_what_it_gave(ray: str, folder: Path) -> None:
     script = folder / "loops" / "torch_trainer.py"
     ours, models = changed(script, to="our_torch_trainer.py"), []
-    for each, num_workers in ((script, 1), (ours, 1), (ours, 2)):
+    # Ray Train takes a second or two for each report; two peers need a second to meet
+    for each, num_workers, epochs in ((script, 1, 3), (ours, 1, 3), (ours, 2, 20)):
         place, saved = folder / f"{each.stem}-{num_workers}", folder / f"{each.stem}-{num_workers}-models"
         saved.mkdir()
-        command = [sys.executable, str(each), str(num_workers), str(place), str(saved)]
-        done = finish_in(folder, command, environment={"RAY_ADDRESS": ray})
+        command = [str(each), str(num_workers), str(place), str(saved), str(epochs)]
+        done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
         assert done.returncode == 0, done
         models.append([torch.load(model, weights_only=True) for model in saved.iterdir()])
     (theirs,), (alone,), both = models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -57,12 +58,19 @@ def host_of_next_round(peers: Peers) -> int:
     return round % len(peers)
 
 
+def as_is_meant(cause: str) -> str:
+    """A cause with the time that was to be waited for: what it names was waited for, a little more on busy cores."""
+    for waited in re.findall(r"did not come within ([\d.]+) s", cause):
+        assert MATCHMAKING_S <= float(waited) < MATCHMAKING_S + SLACK_S
+    return re.sub(r"within [\d.]+ s", f"within {MATCHMAKING_S} s", cause)
+
+
 def assert_average(peers: Peers, seeds: Sequence[int], cause: str = "") -> float:
     """All of them average, with this cause. Returns the longest matchmaking in seconds."""
     peers.each(fill, seeds)
     rounds = peers.all(gossip)
     for ended in rounds:
-        assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
+        assert (ended.report.outcome, as_is_meant(ended.report.cause)) == ("averaged", cause)
     assert max(peers.all(distance_from_mean, list(seeds))) < TOLERANCE
     return max(ended.report.matchmaking_s for ended in rounds)
 
@@ -84,7 +92,7 @@ def test_a_rest_below_min_group_size_is_alone_and_keeps_its_parameters(swarm: Pe
     assert max(ended.report.matchmaking_s for ended in rounds) >= MATCHMAKING_S  # the second to come waits a bit less
     for ended in rounds:
         assert ended.report.outcome == "alone"
-        assert ended.report.cause == (
+        assert as_is_meant(ended.report.cause) == (
             f"no group of 3: peer-01 did not come within {MATCHMAKING_S} s; "
             f"peer-03 did not come within {MATCHMAKING_S} s"
         )
@@ -156,5 +164,5 @@ def test_a_peer_with_another_model_is_left_out_and_nobody_waits_for_it() -> None
                     assert "peer-00 averages tensors of another size: not the same model" in ended.report.cause
                 else:
                     cause = "peer-03 averages tensors of another size: not the same model"
-                    assert (ended.report.outcome, ended.report.cause) == ("averaged", cause)
+                    assert (ended.report.outcome, as_is_meant(ended.report.cause)) == ("averaged", cause)
                 assert ended.seconds < 1.0 + SLACK_S, round

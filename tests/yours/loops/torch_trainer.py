@@ -36,7 +36,7 @@ def train_loop(config):
 if __name__ == "__main__":
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"lr": 0.05, "epochs": 20, "models": sys.argv[3]},
+        train_loop_config={"lr": 0.05, "epochs": int(sys.argv[4]), "models": sys.argv[3]},
         scaling_config=ScalingConfig(num_workers=int(sys.argv[1]), resources_per_worker={"CPU": 0.25}),
         run_config=RunConfig(name="digits", storage_path=sys.argv[2]),
     )
