@@ -86,13 +86,13 @@ def train(
                         if within is not None:
                             within.see(run.state)
                     summary = run.finish()
-                    if within is not None:
-                        within.end(run.state, summary)
-                    return summary
                 except BaseException as error:
                     why = "interrupted: stopping the peers; once more to stop at once"
                     run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
                     raise
+                if within is not None:
+                    within.end(run.state, summary)
+                return summary
         finally:
             if run is not None and run.summary is not None:
                 print_summary(run.summary, run_dir, stream=stream)

@@ -54,9 +54,11 @@ def time_left(state: SwarmState) -> list[str]:
         return []
     left = [0.0]
     for peer in state.live_peers():
-        if peer.progress is not None and (done := peer.local_step) < state.total_steps:
-            taken_s = peer.progress.wall_time - state.first_step_time
-            left.append(taken_s / max(done, 1) * (state.total_steps - done))
+        if peer.progress is None or peer.started is None or peer.local_step >= state.total_steps:
+            continue
+        taken_s = peer.progress.wall_time - max(state.first_step_time, peer.started.wall_time)
+        done = peer.local_step - peer.started.local_step  # since it came, or went on from a checkpoint
+        left.append(taken_s / max(done, 1) * (state.total_steps - peer.local_step))
     return [f"{duration(max(left))} left"] if max(left) >= 1 else []
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ray_gossip.errors import UserError
 from ray_gossip.integrations.membership import Membership, check_one_device, own_folder
 from ray_gossip.loop import shard_of
 
@@ -19,9 +20,11 @@ def prepare_trainer(trainer: Trainer, **options: Any) -> Trainer:
         options: of `ray_gossip.join`, such as `initial_peers`, for a script that no driver has started.
 
     Raises:
-        UserError: it uses several devices, or there are fewer samples than peers.
+        UserError: it uses several devices, or is prepared already, or there are fewer samples than peers.
     """
     check_one_device(max(trainer.args.world_size, trainer.args.n_gpu), "start it in one process with one GPU")
+    if any(isinstance(callback, GossipCallback) for callback in trainer.callback_handler.callbacks):
+        raise UserError("this trainer has a GossipCallback already: prepare it once, and leave the callback out")
     if trainer.train_dataset is not None:
         trainer.train_dataset = shard_of(trainer.train_dataset)
     folder = own_folder()

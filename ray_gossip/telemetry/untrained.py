@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 from pathlib import Path
 
 from ray_gossip.records import Evaluation, PeerFinished, Progress, Reported, RoundReport
@@ -27,8 +27,11 @@ def clear_untrained(run_dir: Path) -> bool:
         return False
     if kinds & _OF_TRAINING or (run_dir / "model.pt").exists():
         return False
-    for folder in (run_dir / "swarm", *run_dir.glob("peer-*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in (run_dir / "swarm", *run_dir.glob("peer-[0-9]*")):
+        for curves in folder.glob("events.out.tfevents.*"):
+            curves.unlink()
+        with contextlib.suppress(OSError):  # it is none, or holds something of somebody else's
+            folder.rmdir()
     for file in (run_dir / "config.yaml", summary, events):  # the last one is what says that there was a run
         file.unlink(missing_ok=True)
     return True

@@ -22,9 +22,13 @@ def a_run(folder: Path, records: Sequence[Record], *, has_ended: bool = True) ->
 
 def test_a_run_whose_peers_never_trained_leaves_nothing(tmp_path: Path) -> None:
     a_run(tmp_path, [started(0), lost(0)])
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "peer-review/comments.txt", "swarm/honey.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
     assert clear_untrained(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"notes.txt", "peer-review/comments.txt", "swarm/honey.txt"}
+    assert not (tmp_path / "peer-00").exists()
 
 
 @pytest.mark.parametrize("record", [progress(0, 1), evaluation(0, 1, 0.5), report(0, 1), finished(0)], ids=repr)
