@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_gossip.config import Config, parse, read
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, ResourceError
 from ray_gossip.factory import Factories, Factory, check_positional, loop_takes, name_of
 from ray_gossip.ray_train import run_dir_of, swarm_of
 from ray_gossip.screen import screen
@@ -126,7 +126,7 @@ class GossipTrainer:
             loop_config={} if train_loop_config is None else train_loop_config,
         )
         self._run_dir = named if run_dir is None else Path(run_dir)
-        self._verbose = verbose
+        self._verbose, self._is_scaled = verbose, scaling_config is not None
 
     def fit(self) -> Result:
         """Train to the end.
@@ -142,6 +142,8 @@ class GossipTrainer:
         within = _this_trial()
         address = connected_address() or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
+            if self._is_scaled:
+                stack.enter_context(_in_words_of_ray_train())
             stream = screen(sys.stdout) if self._verbose else stack.enter_context(Path(os.devnull).open("w"))
             summary = driver.train(
                 self.config,
@@ -154,6 +156,16 @@ class GossipTrainer:
         path = Path(summary["run_dir"]).absolute()
         places = {key: str(Path(summary[key]).absolute()) for key in ("run_dir", "model") if summary[key]}
         return Result(metrics={**summary["reported"], **summary, **places}, path=path, checkpoint=Checkpoint(path))
+
+
+@contextlib.contextmanager
+def _in_words_of_ray_train() -> Iterator[None]:
+    """What does not fit, by the names under which it was given."""
+    try:
+        yield
+    except ResourceError as error:
+        names = "scaling_config's num_workers or resources_per_worker, such as resources_per_worker={'CPU': 0.25}"
+        raise ResourceError(f"{error}; here these are {names}") from error
 
 
 def _this_trial() -> WithinTrial | None:

@@ -12,7 +12,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from ray_gossip import GossipTrainer
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, ResourceError
 from ray_gossip.ray_train import run_dir_of, swarm_of
 
 
@@ -38,6 +38,12 @@ def test_a_scaling_config_is_the_swarm() -> None:
         "placement": "PACK",
     }
     assert swarm_of(None) == {}
+
+
+def test_a_swarm_that_does_not_fit_is_told_in_the_words_in_which_it_was_given(tmp_path: Path) -> None:
+    trainer = GossipTrainer(loop, scaling_config=ScalingConfig(num_workers=5000), run_dir=tmp_path / "run")
+    with pytest.raises(ResourceError, match=r"needs 5000 CPUs .*resources_per_worker=\{'CPU': 0\.25\}$"):
+        trainer.fit()
 
 
 def test_a_run_config_is_the_folder() -> None:
