@@ -91,8 +91,8 @@ class Run:
         """
         model = self._swarm.model()
         if model is None:
-            causes = [one_line(peer.lost.cause) for peer in self.state.peers.values() if peer.lost]
-            why = f": {causes[0]}" if causes else ""
+            causes = [peer.lost.cause.splitlines() for peer in self.state.peers.values() if peer.lost]
+            why = f": {one_line(causes[0][0])}" if causes and causes[0] else ""
             raise SwarmError(f"every peer was lost{why}; more is in {self.run_dir / 'events.jsonl'}")
         self.summary = self._log.write_summary(model=self._log.save("model.pt", model))
         return self.summary

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_gossip.config import Config
-from ray_gossip.factory.call import Factory, check_call, check_positional, find, find_function, make, run
+from ray_gossip.factory.call import (
+    Factory,
+    check_call,
+    check_positional,
+    find,
+    find_function,
+    make,
+    needs_argument,
+    run,
+)
 from ray_gossip.factory.source import check_source, names_in
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "make",
     "name_of",
     "names_in",
+    "needs_argument",
     "run",
 ]
 

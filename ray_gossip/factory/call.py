@@ -94,17 +94,25 @@ def check_positional(key: str, name: str, signature: inspect.Signature, *, takes
     """Raise ConfigError if it does not take so many arguments.
 
     Args:
-        takes: their names; in brackets, [config], what a function without parameters is called without.
+        takes: their names; in brackets, [config], what a function is called without that needs no argument.
     """
-    if takes and takes[0].startswith("[") and not signature.parameters:
+    if takes and takes[0].startswith("[") and not needs_argument(signature):
         return
     try:
+        if [word.strip("[]") for word in takes] == ["config"] and len(signature.parameters) > 1:
+            raise TypeError("a loop's arguments come in one mapping, not each by its name")
         signature.bind(*takes)
     except TypeError:
         parameters = ", ".join(signature.parameters)
         raise ConfigError(
             f"{key}={name} has the parameters ({parameters}), but is called with ({', '.join(takes).strip('[]')})"
         ) from None
+
+
+def needs_argument(signature: inspect.Signature) -> bool:
+    """It has a parameter without a default."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(each.default is each.empty and each.kind not in kinds for each in signature.parameters.values())
 
 
 def keywords(

@@ -11,6 +11,12 @@ from ray_gossip.errors import UserError
 from ray_gossip.integrations.membership import Membership, check_one_device, own_folder
 from ray_gossip.loop import shard_of
 
+_OF_MACHINE = (
+    "_runtime",
+    "_per_second",
+    "total_flos",
+)  # of the trainer's speed: no curves of peers
+
 
 def prepare_trainer(trainer: Trainer, **options: Any) -> Trainer:
     """The same trainer, as a peer: with this peer's part of `train_dataset`, a folder of its own in `output_dir`, and
@@ -69,7 +75,7 @@ class GossipCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs is not None:
-            logs.update(self._membership.report(logs))
+            logs.update(self._membership.report({name: logs[name] for name in logs if not name.endswith(_OF_MACHINE)}))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

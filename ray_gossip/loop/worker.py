@@ -19,7 +19,7 @@ import torch
 from ray_gossip.causes import lacking
 from ray_gossip.config import Config
 from ray_gossip.errors import UserError
-from ray_gossip.factory import Factories, find
+from ray_gossip.factory import Factories, find, loop_takes, needs_argument
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.loop.session import Session, Stopped, within
 from ray_gossip.peer import Founder
@@ -139,7 +139,8 @@ class LoopWorker:
 
     def _call_loop(self) -> None:
         try:
-            self._loop(*([self._argument] if inspect.signature(self._loop).parameters else []))
+            is_empty = loop_takes(self._argument) == ("[config]",)
+            self._loop(*([] if is_empty and not needs_argument(inspect.signature(self._loop)) else [self._argument]))
         except SystemExit as end:  # else Ray takes it for the end of the process
             if end.code not in (None, 0):
                 raise UserError(f"the loop called sys.exit({end.code!r})") from end

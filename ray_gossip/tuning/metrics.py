@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from ray_gossip.config.mistakes import hint
 from ray_gossip.errors import ConfigError
 from ray_gossip.telemetry import PeerState, Summary, SwarmState, means
 from ray_gossip.tuning.settings import OF_ACCURACY, Objective, is_reported, larger_is_better, metric_of
@@ -71,6 +72,7 @@ class Scores:
     ) -> None:
         self._state, self._target, self._before = state, target_accuracy, before or {}
         self._wanting = [objective for objective in objectives if objective in OF_ACCURACY]
+        self._reported = [objective for objective in objectives if is_reported(objective)]
         # train_s and bytes_sent at the target
         self._reached = tuple(self._before.get(key, math.nan) for key in ("seconds_to_target", "bytes_to_target"))
 
@@ -86,7 +88,8 @@ class Scores:
             summary: of the run, once it has finished.
 
         Raises:
-            ConfigError: an objective needs an accuracy, and there is none.
+            ConfigError: an objective needs an accuracy, and there is none; or, at the end, something that was never
+                reported.
         """
         state, before, peers = self._state, self._before, self._state.live_peers()
         evaluated = [peer.evaluation for peer in peers if peer.evaluation]
@@ -105,6 +108,8 @@ class Scores:
         if self._target is not None and best >= self._target and math.isnan(self._reached[0]):
             self._reached = (train_s, float(bytes_sent))
         reported = means(peer.reported for peer in peers) | means(each.metrics for each in evaluated)
+        if summary is not None:
+            self._check_reported(reported)
         rounds = {f"rounds_{outcome}": count for outcome, count in state.rounds.items()}
         ours = {
             "local_step": local_step,
@@ -124,6 +129,13 @@ class Scores:
             "finished": int(summary is not None),
         }
         return ours | {name: value for name, value in reported.items() if math.isnan(ours.get(name, math.nan))}
+
+    def _check_reported(self, reported: Metrics) -> None:
+        for objective in self._reported:
+            if metric_of(objective) not in reported:
+                raise ConfigError(
+                    f"tune.objectives={objective} was never reported; {hint(metric_of(objective), reported)}"
+                )
 
 
 def comparable(objective: Objective, metrics: Metrics) -> float:

@@ -114,7 +114,12 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
             # scheduler=pbt alone saves trials; the last ones are kept, since another may be about to go on from them
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            callbacks=[Progress(), HParamsLogger(sweep), CSVLoggerCallback(), JsonLoggerCallback()],
+            callbacks=[
+                Progress(sweep.settings.tune.objectives),
+                HParamsLogger(sweep),
+                CSVLoggerCallback(),
+                JsonLoggerCallback(),
+            ],
             verbose=0,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -66,4 +67,6 @@ class WithinTrial:
     def _metrics(self, state: SwarmState, summary: Summary | None = None) -> dict[str, Any]:
         self._scores = self._scores or Scores(state, target_accuracy=None)
         step = min((peer.local_step for peer in state.live_peers()), default=0)
-        return dict(self._scores.metrics(local_step=step, summary=summary))
+        metrics = self._scores.metrics(local_step=step, summary=summary)
+        is_loop = state.total_steps is None  # which has no evaluation of ours
+        return {name: value for name, value in metrics.items() if not (is_loop and math.isnan(value))}

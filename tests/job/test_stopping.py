@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def test_a_killed_peer_is_reported_in_2_s_and_leaves_nothing(casualties: Run) ->
 def test_a_peer_that_raises_is_reported_with_its_cause(casualties: Run) -> None:
     _, raised = casualties.events("PeerLost")
     assert raised["peer_index"] == 1
-    assert raised["cause"].splitlines()[0] == "it raised ArithmeticError: a layer of this model has failed"
+    cause, _, place = raised["cause"].splitlines()[0].partition(" (")
+    assert cause == "it raised ArithmeticError: a layer of this model has failed"
+    assert re.fullmatch(r".*/tests/job/networks\.py, line \d+\)", place)
 
 
 def test_the_others_go_on_averaging_and_finish(casualties: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 from collections.abc import Iterator
@@ -365,4 +366,9 @@ def test_a_loop_without_parameters_is_called_with_nothing(tmp_path: Path, monkey
         with pytest.raises(ConfigError) as error:
             factory.check(parse({"train": {"loop": "script_of_mine:main", "loop_args": {"lr": 0.1}}}), how=how)
         assert str(error.value) == "train.loop=script_of_mine:main has the parameters (), but is called with (config)"
+    for parameters in ("lr=0.1, epochs=2", "config, epochs=2"):
+        signature = inspect.signature(eval(f"lambda {parameters}: None"))
+        with pytest.raises(ConfigError, match=r"but is called with \(config\)"):
+            factory.check_positional("train.loop", "mine:main", signature, takes=("config",))
+    factory.check_positional("train.loop", "m:f", inspect.signature(lambda lr=0.1, n=2: None), takes=("[config]",))
     sys.modules.pop("script_of_mine")

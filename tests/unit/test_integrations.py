@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import ray_gossip
 from ray_gossip.config import parse
@@ -46,6 +48,21 @@ def test_a_shard_of_hugging_faces_data_set_is_one_too() -> None:
     assert shard["text"][:] == ["line 1", "line 4", "line 7"]
 
 
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        yield from range(10)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_item_of_a_stream_is_in_the_shard_of_one_peer(num_workers: int) -> None:
+    items: list[int] = []
+    for index in range(3):
+        with within(session_of(index, 3)):
+            loader = DataLoader(ray_gossip.shard_of(Stream()), batch_size=None, num_workers=num_workers)
+        items += [int(item) for item in loader]
+    assert sorted(items) == list(range(10))
+
+
 def test_without_a_driver_or_others_the_data_set_is_whole() -> None:
     samples = [1, 2, 3]
     assert ray_gossip.shard_of(samples) is samples
@@ -61,7 +78,7 @@ def test_a_peer_that_comes_later_has_the_shard_of_one_that_is_there() -> None:
 @pytest.mark.parametrize(
     ("dataset", "line"),
     [
-        (iter([1, 2]), "shard_of(dataset): a list_iterator has no length; for an iterable one, peer.shard_of(...)"),
+        (3, "shard_of(dataset): a int has neither a length nor an iterator"),
         ([1], "shard_of(dataset): it has 1 samples, and there are 2 peers"),
     ],
 )

@@ -121,6 +121,17 @@ def test_a_result_has_what_the_loops_reported_at_its_name() -> None:
     assert metrics["bytes_sent"] == 0  # ours is
 
 
+def test_an_objective_that_was_never_reported_fails_the_trial_at_its_end() -> None:
+    state = a_swarm(1)
+    scores = Scores(state, target_accuracy=None, objectives=["max:acuracy"])
+    fold(state, [started(0), reported(0, 10, accuracy=0.5)])
+    scores.metrics(local_step=10)  # it may yet come
+    summary = {"merged_accuracy": None, "merged_loss": None, "consensus_distance": 0.0}
+    with pytest.raises(ConfigError) as error:
+        scores.metrics(local_step=10, summary=summary)
+    assert str(error.value) == "tune.objectives=max:acuracy was never reported; did you mean accuracy?"
+
+
 def test_what_is_reported_is_compared_in_its_direction() -> None:
     assert comparable("max:a", {"a": 0.5}) == comparable("min:a", {"a": 0.5}) == 0.5
     assert comparable("max:a", {}) == -math.inf
