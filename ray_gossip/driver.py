@@ -19,7 +19,7 @@ from ray_gossip.lines import print_summary
 from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
 from ray_gossip.storage import check_uri, is_uri
-from ray_gossip.telemetry import RUN_FILES, Summary, clear_untrained
+from ray_gossip.telemetry import RUN_FILES, Summary, clear_untrained, is_untrained
 from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def train(
     with nullcontext() if beside is None else beside(run_dir):
         started = time.time()
         try:
+            clear_untrained(run_dir)
             with (
                 open_view(stream) as view,
                 cluster([config.swarm], address=address),
@@ -140,9 +141,10 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
 def check(config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
     check_writable(run_dir)
-    if (run_dir / "events.jsonl").exists() and not clear_untrained(run_dir):
-        raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
-    check_overwrites_nothing(run_dir, RUN_FILES)
+    if not is_untrained(run_dir):
+        if (run_dir / "events.jsonl").exists():
+            raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
+        check_overwrites_nothing(run_dir, RUN_FILES)
     check_config(config, address=address, factories=factories)
     rehearse([config], factories=factories, imports=address is None)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ray_gossip.errors import UserError
-from ray_gossip.integrations.membership import Membership, check_one_device, own_folder
+from ray_gossip.integrations.membership import Membership, check_one_device, own_folder, size_of
 from ray_gossip.loop import shard_of
 
 __all__ = ["GossipCallback", "shard_of"]
@@ -44,7 +41,9 @@ class GossipCallback(Callback):
             trainer.loggers = [_apart(logger, trainer, folder) for logger in trainer.loggers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.optimizers:
+        own = {id(parameter) for parameter in pl_module.parameters()}
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if not any(id(parameter) in own for group in groups for parameter in group["params"]):
             raise UserError(
                 "configure_optimizers gives no optimizer, and a peer counts an optimizer's steps: return one"
             )
@@ -53,8 +52,8 @@ class GossipCallback(Callback):
         trainer.loggers = [*trainer.loggers, self._reporter]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        with contextlib.suppress(MisconfigurationException):  # a batch without a tensor: its size is not known
-            self._membership.saw(extract_batch_size(batch))
+        if (size := size_of(batch)) is not None:
+            self._membership.saw(size)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, agree=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ray_gossip.errors import UserError
@@ -27,6 +27,15 @@ def own_folder() -> str | None:
     if session is None or session.config.swarm.num_peers == 1:
         return None
     return f"{session.network.seat.charter.run_id}-peer-{session.peer_index:02d}"
+
+
+def size_of(batch: Any) -> int | None:
+    """Of its first tensor that has samples; None: not known. Lightning's own way iterates whatever can be iterated, and
+    an iterator would be empty after that."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((size for part in parts if (size := size_of(part)) is not None), None)
 
 
 class Membership:

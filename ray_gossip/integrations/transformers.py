@@ -64,7 +64,12 @@ class GossipCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._membership.saw(args.train_batch_size * args.gradient_accumulation_steps)  # one more in a short last batch
+        self._membership.saw(args.train_batch_size)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._membership.saw(args.train_batch_size)  # a last batch that is smaller counts as a whole one
 
     def on_log(
         self,

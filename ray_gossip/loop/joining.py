@@ -130,7 +130,10 @@ def _take_place(session: Session, model: nn.Module, optimizer: Optimizer | None,
             f"join({given[0]}=...): this loop was started by a driver, which has a swarm for it: leave it out"
         )
     if session.peer is not None:
-        raise UserError("this loop has joined already, and a process hosts one peer: join once, with one model")
+        raise UserError(
+            "this loop has joined already: in a run of a driver there is one training, so one join, or one Trainer.fit "
+            "or Trainer.train"
+        )
     _check(model, optimizer, session.config)
     averaged, network = ModelState(model), session.network
     network.open(StateShape.of(averaged), node=session.node)

@@ -115,9 +115,13 @@ def pack(factories: Factories) -> bytes:
     Raises:
         UserError: they hold something that cannot be sent to another process.
     """
+    try:
+        own = str(Path.cwd())
+    except FileNotFoundError:
+        raise UserError("the folder of this process is not there any more: change to another") from None
     here = [str(Path(folder).absolute()) for folder in sys.path]  # "" is the folder of the command
     try:
-        return cloudpickle.dumps((here, str(Path.cwd()), cloudpickle.dumps(factories)))
+        return cloudpickle.dumps((here, own, cloudpickle.dumps(factories)))
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise UserError(
             f"cannot send model, data, train_loop_per_worker or train_loop_config to the peers: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from dataclasses import dataclass
@@ -35,5 +36,7 @@ def _own_line(error: Exception) -> str:
         *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
     )
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    own = [
+        frame for frame in frames if not frame.filename.startswith(("<", *(f"{each}{os.sep}" for each in libraries)))
+    ]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -17,7 +17,7 @@ from ray_gossip.telemetry.replay import Replay, replay
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.summary import Summary, means, summarise
 from ray_gossip.telemetry.tally import peers_named
-from ray_gossip.telemetry.untrained import clear_untrained
+from ray_gossip.telemetry.untrained import clear_untrained, is_untrained
 
 __all__ = [
     "RUN_FILES",
@@ -32,6 +32,7 @@ __all__ = [
     "Trouble",
     "clear_untrained",
     "dump_json",
+    "is_untrained",
     "means",
     "peers_named",
     "replay",

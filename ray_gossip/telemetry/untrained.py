@@ -12,26 +12,27 @@ _OF_TRAINING = {kind.__name__ for kind in (Progress, Evaluation, Reported, Round
 _MOST_BYTES = 1_000_000  # of events.jsonl: of a run that never trained, a few lines, with a traceback each
 
 
-def clear_untrained(run_dir: Path) -> bool:
-    """Remove the files of a run that has ended without a single step, such as for a mistake in a loop.
-
-    Returns:
-        Whether that is what was there. Of a run that trained, that goes on, or that cannot be read, nothing is removed.
-    """
+def is_untrained(run_dir: Path) -> bool:
+    """There is a run that has ended without a single step, such as for a mistake in a loop. False for one that trained,
+    that goes on, or that cannot be read."""
     events, summary = run_dir / "events.jsonl", run_dir / "summary.json"
-    if not summary.exists() or events.stat().st_size > _MOST_BYTES:
+    if not events.exists() or not summary.exists() or events.stat().st_size > _MOST_BYTES:
         return False
     try:
         kinds = {json.loads(line)["event"] for line in events.read_bytes().splitlines()}
     except (ValueError, KeyError, TypeError):
         return False
-    if kinds & _OF_TRAINING or (run_dir / "model.pt").exists():
-        return False
+    return not (kinds & _OF_TRAINING or (run_dir / "model.pt").exists())
+
+
+def clear_untrained(run_dir: Path) -> None:
+    """Remove the files of such a run, and nothing else; where there is none, nothing."""
+    if not is_untrained(run_dir):
+        return
     for folder in (run_dir / "swarm", *run_dir.glob("peer-[0-9]*")):
         for curves in folder.glob("events.out.tfevents.*"):
             curves.unlink()
         with contextlib.suppress(OSError):  # it is none, or holds something of somebody else's
             folder.rmdir()
-    for file in (run_dir / "config.yaml", summary, events):  # the last one is what says that there was a run
-        file.unlink(missing_ok=True)
-    return True
+    for name in ("config.yaml", "summary.json", "events.jsonl"):  # the last one is what says that there was a run
+        (run_dir / name).unlink(missing_ok=True)

@@ -12,7 +12,8 @@
 | `consensus_distance` | after the latest complete round; in the end, of what the peers ended with |
 | `rounds_averaged`, `_partial`, `_alone`, `_failed` | peer-rounds so far |
 | `samples_per_s`, `live_peers` | now |
-| what a loop of the user's own reports | at its own name, mean over the live peers, unless ours has a value there |
+| what a loop of the user's own reports | at its own name, mean over the live peers, unless ours has a value there; \
+                                            below `reported/` where the name steers Tune, such as `done` |
 | `finished` | 1 when the trial did all its local steps, else 0 |
 
 A trial that goes on from a checkpoint counts on from there: what it cost to get to that state, in whatever trial.
@@ -26,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from ray_gossip.config.mistakes import hint
 from ray_gossip.errors import ConfigError
 from ray_gossip.telemetry import PeerState, Summary, SwarmState, means
-from ray_gossip.tuning.settings import OF_ACCURACY, Objective, is_reported, larger_is_better, metric_of
+from ray_gossip.tuning.settings import OF_ACCURACY, OF_TUNE, Objective, is_reported, larger_is_better, metric_of
 
 Metrics = dict[str, float]
 
@@ -128,7 +129,8 @@ class Scores:
             "live_peers": len(peers),
             "finished": int(summary is not None),
         }
-        return ours | {name: value for name, value in reported.items() if math.isnan(ours.get(name, math.nan))}
+        known = {f"reported/{name}" if name in OF_TUNE else name: value for name, value in reported.items()}
+        return ours | {name: value for name, value in known.items() if math.isnan(ours.get(name, math.nan))}
 
     def _check_reported(self, reported: Metrics) -> None:
         for objective in self._reported:

@@ -25,6 +25,13 @@ Baseline = Literal["all", "no_averaging", "hivemind", "one_peer"]
 OF_ACCURACY = frozenset[Objective](("merged_accuracy", "peer_accuracy", "seconds_to_target", "bytes_to_target"))
 OF_EVALUATION = OF_ACCURACY | {"merged_loss"}
 _DIRECTIONS = ("max", "min")
+OF_TUNE = frozenset(  # names of a result by which Tune itself counts and steers
+    (
+        *("config", "date", "done", "experiment_tag", "hostname", "iterations_since_restore", "node_ip", "pid"),
+        *("should_checkpoint", "time_since_restore", "time_this_iter_s", "time_total_s", "timestamp"),
+        *("training_iteration", "trial_id"),
+    )
+)
 UNDECIDED = ("none", "auto")  # schedulers that stop nobody, or none that is chosen yet
 
 
@@ -98,6 +105,8 @@ class TuneConfig(Section):
     def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             direction, _, name = value.partition(":")
+            if name in OF_TUNE:
+                raise ValueError(f"{value}: results of Tune have a {name} of their own; report it by another name")
             if value not in OBJECTIVES and not (direction in _DIRECTIONS and name.strip()):
                 close = get_close_matches(value, OBJECTIVES, n=1)
                 meant = f"; did you mean {close[0]}?" if close else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -12,10 +13,13 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from ray_gossip.config import SwarmConfig
+from ray_gossip.errors import ConfigError
 from ray_gossip.resources import bundle
 from ray_gossip.telemetry import Summary, SwarmState
 from ray_gossip.tuning.metrics import Scores
 from ray_gossip.tuning.trial import set_earlier_attempt_aside
+
+_NUMBERS = itertools.count(1)  # of the runs that this trial's process does, one after the other
 
 
 def this_trial() -> WithinTrial | None:
@@ -37,17 +41,31 @@ class WithinTrial:
         storage = tune.get_context().get_storage()
         is_local = storage.storage_filesystem.type_name == "local"
         # what is in the folder of the process goes to a URI where the Tuner's SyncConfig says sync_artifacts=True
-        self.run_dir = Path(storage.trial_fs_path) if is_local else Path.cwd()
+        folder = Path(storage.trial_fs_path) if is_local else Path.cwd()
+        number = next(_NUMBERS)
+        self.run_dir = folder if number == 1 else folder / f"run-{number}"
+        if number == 1:
+            set_earlier_attempt_aside(folder)
         self._num_told = 0
         self._scores: Scores | None = None
-        set_earlier_attempt_aside(self.run_dir)
 
     def group(self, swarm: SwarmConfig) -> PlacementGroup | None:
-        """The trial's own bundles, if they are made for the peers; None: the swarm reserves its own."""
+        """The trial's own bundles, if it has any; None: the swarm reserves its own.
+
+        Raises:
+            ConfigError: they are not made for the peers. Trials that hold what their swarms wait for would never end.
+        """
         group = get_current_placement_group()
         wanted = {name: amount for name, amount in bundle(swarm).items() if amount}
-        specs = group.bundle_specs if group is not None else []
-        return group if len(specs) == swarm.num_peers and all(spec == wanted for spec in specs) else None
+        specs = [spec for spec in group.bundle_specs if any(spec.values())] if group is not None else []
+        if not specs:
+            return None
+        if len(specs) != swarm.num_peers or any(spec != wanted for spec in specs):
+            raise ConfigError(
+                f"this trial reserves {specs}, not a bundle for each peer: tune.with_resources(trial, "
+                f"tune.PlacementGroupFactory([{{}}, *[{wanted}] * {swarm.num_peers}]))"
+            )
+        return group
 
     def see(self, state: SwarmState) -> None:
         """Tell Tune, if there is something new.

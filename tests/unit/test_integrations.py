@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ import ray_gossip
 from ray_gossip.config import parse
 from ray_gossip.errors import UserError
 from ray_gossip.integrations import membership
-from ray_gossip.integrations.membership import Membership, check_one_device, own_folder
+from ray_gossip.integrations.membership import Membership, check_one_device, own_folder, size_of
 from ray_gossip.loop.session import Session, within
 from ray_gossip.records import Notice
 
@@ -100,6 +101,15 @@ def test_a_trainer_of_several_devices_is_refused() -> None:
     check_one_device(1, "how")
     with pytest.raises(UserError, match=r"this trainer uses 2 devices or processes, and a peer has one: how"):
         check_one_device(2, "how")
+
+
+def test_the_size_of_a_batch_is_that_of_its_first_tensor_with_samples_and_nothing_is_used_up() -> None:
+    tensor, stream = torch.zeros(8, 3), iter([torch.zeros(4)])
+    for batch in (tensor, [torch.tensor(3.0), tensor], {"scale": np.array(2.0), "text": "ab", "x": (tensor,)}):
+        assert size_of(batch) == 8
+    for unknown in (stream, "text", [], None, torch.tensor(1.0), {"a": np.zeros(3)}):
+        assert size_of(unknown) is None
+    assert len(list(stream)) == 1
 
 
 class Peer:

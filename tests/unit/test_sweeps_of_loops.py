@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ray_gossip.config import parse
 from ray_gossip.errors import ConfigError
 from ray_gossip.records import Reported
 from ray_gossip.tuning import sweep as sweeps
+from ray_gossip.tuning import within
 from ray_gossip.tuning.metrics import Scores, comparable, shown
 from ray_gossip.tuning.outcome import Outcome, rank
 from ray_gossip.tuning.plots import NAMES, draw
@@ -44,6 +49,10 @@ def load(*words: str) -> sweeps.Sweep:
             "tune.scheduler=asha compares what train.loop rep",
         ),
         ([LOOP, "tune.objectives=max:a", "tune.scheduler=asha"], "tune.scheduler=asha cannot know how long train.loop"),
+        (
+            [LOOP, "tune.objectives=max:done"],
+            "max:done: results of Tune have a done of their own; report it by another",
+        ),
         (["tune.objectives=max:f1"], "tune.objectives=max:f1: there is no f1 in train.metrics; add it, or name"),
         (
             ["tune.objectives=merged_acuracy"],
@@ -119,6 +128,46 @@ def test_a_result_has_what_the_loops_reported_at_its_name() -> None:
     assert metrics["accuracy"] == pytest.approx(0.6)
     assert metrics["train_loss"] == pytest.approx(1.5)  # ours is not known for a loop
     assert metrics["bytes_sent"] == 0  # ours is
+
+
+def test_what_a_loop_reports_does_not_steer_tune() -> None:
+    state = a_swarm(1)
+    fold(state, [started(0), reported(0, 10, done=1.0, training_iteration=9.0)])
+    metrics = Scores(state, target_accuracy=None).metrics(local_step=10)
+    assert not {"done", "training_iteration"} & metrics.keys()
+    assert (metrics["reported/done"], metrics["reported/training_iteration"]) == (1.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("bundles", "fits"),
+    [
+        (None, False),
+        ([{}], False),
+        ([{"CPU": 0.25}] * 4, True),
+        ([{"CPU": 1.0}], None),
+        ([{"CPU": 0.25}] * 3, None),
+        ([{"CPU": 1.0}, *[{"CPU": 0.25}] * 4], None),
+    ],
+)
+def test_a_trials_own_bundles_are_taken_or_refused(
+    bundles: list[dict[str, float]] | None, fits: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = None if bundles is None else SimpleNamespace(bundle_specs=bundles)
+    filesystem = SimpleNamespace(type_name="local")
+    storage = SimpleNamespace(storage_filesystem=filesystem, trial_fs_path=str(tmp_path))
+    monkeypatch.setattr(within, "get_current_placement_group", lambda: group)
+    monkeypatch.setattr("ray.tune.get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
+    monkeypatch.setattr(within, "_NUMBERS", itertools.count(1))
+    trial, second = within.WithinTrial(), within.WithinTrial()
+    assert (trial.run_dir, second.run_dir) == (tmp_path, tmp_path / "run-2")
+    swarm = parse({"swarm": {"num_peers": 4, "cpus_per_peer": 0.25}}).swarm
+    if fits is None:
+        with pytest.raises(
+            ConfigError, match=r"not a bundle for each peer: tune\.with_resources\(trial, .*0\.25\}\] \* 4"
+        ):
+            trial.group(swarm)
+    else:
+        assert trial.group(swarm) is (group if fits else None)
 
 
 def test_an_objective_that_was_never_reported_fails_the_trial_at_its_end() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_gossip.records import Record
-from ray_gossip.telemetry import Observer, RunLog, clear_untrained
+from ray_gossip.telemetry import Observer, RunLog, clear_untrained, is_untrained
 from tests.unit.telemetry_records import a_config, evaluation, finished, lost, progress, report, started
 
 
@@ -25,7 +25,8 @@ def test_a_run_whose_peers_never_trained_leaves_nothing(tmp_path: Path) -> None:
     for name in ("notes.txt", "peer-review/comments.txt", "swarm/honey.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    assert clear_untrained(tmp_path)
+    assert is_untrained(tmp_path)
+    clear_untrained(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"notes.txt", "peer-review/comments.txt", "swarm/honey.txt"}
     assert not (tmp_path / "peer-00").exists()
@@ -35,15 +36,16 @@ def test_a_run_whose_peers_never_trained_leaves_nothing(tmp_path: Path) -> None:
 def test_what_has_trained_stays(tmp_path: Path, record: Record) -> None:
     a_run(tmp_path, [started(0), record, lost(0)])
     before = sorted(tmp_path.rglob("*"))
-    assert not clear_untrained(tmp_path)
+    clear_untrained(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_goes_on_or_cannot_be_read_stays(tmp_path: Path) -> None:
     a_run(tmp_path / "begun", [started(0)], has_ended=False)
-    assert not clear_untrained(tmp_path / "begun")
+    assert not is_untrained(tmp_path / "begun")
+    assert not is_untrained(tmp_path / "none")
     a_run(tmp_path / "torn", [started(0)])
     with (tmp_path / "torn" / "events.jsonl").open("a") as events:
         events.write("{not json\n")
-    assert not clear_untrained(tmp_path / "torn")
+    clear_untrained(tmp_path / "torn")
     assert (tmp_path / "torn" / "summary.json").exists()
