@@ -107,6 +107,7 @@ def test_the_size_of_a_batch_is_that_of_its_first_tensor_with_samples_and_nothin
     tensor, stream = torch.zeros(8, 3), iter([torch.zeros(4)])
     for batch in (tensor, [torch.tensor(3.0), tensor], {"scale": np.array(2.0), "text": "ab", "x": (tensor,)}):
         assert size_of(batch) == 8
+    unknown: Any
     for unknown in (stream, "text", [], None, torch.tensor(1.0), {"a": np.zeros(3)}):
         assert size_of(unknown) is None
     assert len(list(stream)) == 1
