@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Sequence
 from enum import IntEnum
 from typing import Any
@@ -97,7 +98,8 @@ def _install(plan: FaultPlan, peer_pid: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == Fault.STOP_AVERAGER:
             plan.clear()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # to this thread, which stops before it goes on: of a process, any thread takes it, when it gets a core
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     class FaultyAllReduce(StrictAllReduce):
         async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[averaging_pb2.AveragingData]:
