@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ray_gossip.config import Config
-from ray_gossip.console import open_view
+from ray_gossip.console import View, open_view
 from ray_gossip.errors import ConfigError, DataError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.factory import check as check_factories
@@ -23,6 +23,7 @@ from ray_gossip.telemetry import RUN_FILES, Summary, clear_untrained, is_untrain
 from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
 
 if TYPE_CHECKING:
+    from ray_gossip.run import Run
     from ray_gossip.tuning.within import WithinTrial
 
 
@@ -68,35 +69,32 @@ def train(
     with nullcontext() if beside is None else beside(run_dir):
         started = time.time()
         try:
-            clear_untrained(run_dir)
-            with (
-                open_view(stream) as view,
-                cluster([config.swarm], address=address),
-                Run(
-                    config,
-                    run_id=run_id,
-                    run_dir=run_dir,
-                    started_at=started,
-                    group=within.group(config.swarm) if within is not None else None,
-                    factories=factories,
-                ) as run,
-            ):
-                try:
-                    for _ in run.records():
-                        view.update(run.state)
-                        if within is not None:
-                            within.see(run.state)
-                    summary = run.finish()
-                except BaseException as error:
-                    why = "interrupted: stopping the peers; once more to stop at once"
-                    run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
-                    raise
-                if within is not None:
-                    within.end(run.state, summary)
-                return summary
+            with open_view(stream) as view, cluster([config.swarm], address=address):
+                group = within.group(config.swarm) if within is not None else None
+                clear_untrained(run_dir)
+                run = Run(config, run_id=run_id, run_dir=run_dir, started_at=started, group=group, factories=factories)
+                with run:
+                    summary = _trained(run, view, within)
+                    if within is not None:
+                        within.end(run.state, summary)
+                    return summary
         finally:
             if run is not None and run.summary is not None:
                 print_summary(run.summary, run_dir, stream=stream)
+
+
+def _trained(run: Run, view: View, within: WithinTrial | None) -> Summary:
+    """Let it train to the end, and show it; whatever interrupts it, its peers stop in order."""
+    try:
+        for _ in run.records():
+            view.update(run.state)
+            if within is not None:
+                within.see(run.state)
+        return run.finish()
+    except BaseException as error:
+        why = "interrupted: stopping the peers; once more to stop at once"
+        run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
+        raise
 
 
 def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, stream: TextIO) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_gossip.config import Config, parse, read
 from ray_gossip.errors import ConfigError, ResourceError
-from ray_gossip.factory import Factories, Factory, check_positional, loop_takes, name_of
+from ray_gossip.factory import Factories, Factory, loop_arguments, name_of
 from ray_gossip.ray_train import run_dir_of, swarm_of
 from ray_gossip.screen import screen
 from ray_gossip.storage import is_uri
@@ -189,7 +189,7 @@ def _loop_keys(loop: Factory, argument: Any, *, others: Mapping[str, Any]) -> di
     if inspect.iscoroutinefunction(loop) or inspect.isgeneratorfunction(loop):
         raise ConfigError(f"train_loop_per_worker={name} has async or yield in it: calling it would run nothing of it")
     with contextlib.suppress(TypeError, ValueError):  # some that are written in C have no signature
-        check_positional("train_loop_per_worker", name, inspect.signature(loop), takes=loop_takes(argument))
+        loop_arguments("train_loop_per_worker", name, inspect.signature(loop), argument)
     keys = {"loop": name, "loop_args": {} if argument is None else argument}
     try:
         parse({"train": keys})

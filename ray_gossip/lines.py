@@ -50,15 +50,13 @@ def status_line(state: SwarmState) -> str:
 
 def time_left(state: SwarmState) -> list[str]:
     """Until the last peer has done its steps, at its speed so far; nothing where that is not known."""
-    if state.total_steps is None or state.first_step_time is None:
-        return []
     left = [0.0]
     for peer in state.live_peers():
-        if peer.progress is None or peer.started is None or peer.local_step >= state.total_steps:
+        first, latest = peer.first_progress, peer.progress
+        if state.total_steps is None or first is None or latest is None or latest.local_step <= first.local_step:
             continue
-        taken_s = peer.progress.wall_time - max(state.first_step_time, peer.started.wall_time)
-        done = peer.local_step - peer.started.local_step  # since it came, or went on from a checkpoint
-        left.append(taken_s / max(done, 1) * (state.total_steps - peer.local_step))
+        step_s = (latest.wall_time - first.wall_time) / (latest.local_step - first.local_step)
+        left.append(step_s * (state.total_steps - latest.local_step))
     return [f"{duration(max(left))} left"] if max(left) >= 1 else []
 
 

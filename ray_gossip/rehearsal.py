@@ -19,7 +19,7 @@ from typing import Any
 from ray_gossip.config import Config, dump, parse, read_yaml
 from ray_gossip.config.mistakes import hint
 from ray_gossip.errors import ConfigError, UserError
-from ray_gossip.factory import NAMED, Factories, check, check_call, names_in
+from ray_gossip.factory import NAMED, Check, Factories, check, check_call, names_in
 
 _LIMIT_S = 60.0  # a module that takes longer is believed: the peers will tell
 _KNOWN_OPTIMIZERS = ("SGD", "Adam", "AdamW")  # torch need not be asked for them where they have no arguments
@@ -58,9 +58,9 @@ def main() -> None:
     def say(**what: Any) -> None:
         print(json.dumps(what), file=answers)
 
-    def check_aloud(key: str, name: str, **call: Any) -> None:
+    def check_aloud(key: str, name: str, check_parameters: Check) -> None:
         say(begun=f"{key}={name}")
-        check_call(key, name, **call)
+        check_call(key, name, check_parameters)
 
     try:
         for text in json.load(sys.stdin):

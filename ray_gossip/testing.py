@@ -107,10 +107,15 @@ class RemotePeer:
         return self.receive()
 
     def close(self) -> None:
-        """Kill the process. The fork guard takes its children along."""
+        """Kill the process. The fork guard takes its children along; one that a test has stopped, and not waked because
+        it failed, is waked to end."""
         atexit.unregister(self.close)
         if self.process.is_alive():
+            below = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
+            for each in below:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.resume()
         self.process.join(timeout=10.0)
         self._connection.close()
 

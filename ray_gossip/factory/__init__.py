@@ -7,37 +7,39 @@ anything starts; the rest where the function is called, which is in every peer, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.factory.call import (
+    Check,
     Factory,
     check_call,
     check_positional,
     find,
     find_function,
+    keywords,
+    loop_arguments,
     make,
-    needs_argument,
     run,
 )
 from ray_gossip.factory.source import check_source, names_in
 
 __all__ = [
     "NAMED",
+    "Check",
     "Factories",
     "Factory",
     "check",
     "check_call",
-    "check_positional",
     "find",
     "find_function",
-    "loop_takes",
+    "loop_arguments",
     "make",
     "name_of",
     "names_in",
-    "needs_argument",
     "run",
 ]
 
@@ -65,41 +67,31 @@ def check(config: Config, factories: Factories = NAMED, *, how: Callable[..., No
         how: by reading its source, which runs none of it. `check_call` imports it, which may do or raise anything else,
             end this process, or never return.
     """
-    for key, name, args, offered in _named(config, factories):
-        how(key, name, args=args, offered=offered)
-    for key, name, takes in _functions(config, factories):
-        how(key, name, args={}, offered={}, takes=takes)
+    for key, name, check_parameters in _named(config, factories):
+        how(key, name, check_parameters)
 
 
-def _functions(config: Config, factories: Factories) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """Key and name of what is called by position, and what it is called with."""
-    if ":" in config.train.loss:
-        yield "train.loss", config.train.loss, CALLED_WITH
-    yield from ((f"train.metrics.{name}", path, CALLED_WITH) for name, path in config.train.metrics.items())
-    if config.train.loop is not None and factories.loop is None:
-        yield "train.loop", config.train.loop, loop_takes(config.train.loop_args)
-
-
-def loop_takes(argument: Any) -> tuple[str]:
-    """What a training loop is called with: with nothing, if it has no parameters and there is nothing to tell."""
-    is_empty = argument is None or (isinstance(argument, Mapping) and not argument)
-    return ("[config]",) if is_empty else ("config",)
-
-
-def _named(config: Config, factories: Factories) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Key, name, arguments, and what it is offered; of the values that are not known yet, any will do."""
+def _named(config: Config, factories: Factories) -> Iterator[tuple[str, str, Check]]:
+    """Key, name, and the check of its parameters; of the values that are not known yet, any will do."""
+    train, optimizer = config.train, config.optimizer
     if config.model.factory is not None and factories.model is None:
-        yield (
-            "model.factory",
-            config.model.factory,
-            config.model.args,
-            dict.fromkeys(("in_shape", "num_outputs", "num_classes")),
-        )
+        offered = dict.fromkeys(("in_shape", "num_outputs", "num_classes"))
+        yield _made("model.factory", config.model.factory, config.model.args, offered)
     if config.data.factory is not None and factories.data is None:
-        yield "data.factory", config.data.factory, config.data.factory_args, {}
-    if config.optimizer.factory is not None:
-        args = {**config.optimizer.args, "params": ()}
-        yield "optimizer.factory", config.optimizer.factory, args, {"lr": config.optimizer.lr}
+        yield _made("data.factory", config.data.factory, config.data.factory_args, {})
+    if optimizer.factory is not None:
+        args = {**optimizer.args, "params": ()}
+        yield _made("optimizer.factory", optimizer.factory, args, {"lr": optimizer.lr})
+    of_batches = {"train.loss": train.loss} if ":" in train.loss else {}
+    of_batches |= {f"train.metrics.{name}": path for name, path in train.metrics.items()}
+    for key, name in of_batches.items():
+        yield key, name, partial(check_positional, key, name, takes=CALLED_WITH)
+    if train.loop is not None and factories.loop is None:
+        yield "train.loop", train.loop, partial(loop_arguments, "train.loop", train.loop, argument=train.loop_args)
+
+
+def _made(key: str, name: str, args: Mapping[str, Any], offered: Mapping[str, Any]) -> tuple[str, str, Check]:
+    return key, name, partial(keywords, key, name, args=args, offered=offered)
 
 
 def name_of(factory: Factory) -> str:

@@ -8,11 +8,15 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ray_gossip.errors import ConfigError, UserError
 
 Factory = Callable[..., Any]
+Check = Callable[[inspect.Signature], object]  # raises ConfigError where the parameters are others
+
+_OF_LOOP = ("config",)  # what a training loop is called with
 
 
 def make(
@@ -37,9 +41,10 @@ def make(
             returns is something else.
     """
     found = factory or find(key, name)
-    keywords = _keywords_of(key, name, found, args=args, offered=offered or {})
+    signature = _signature(found)
+    chosen = args if signature is None else keywords(key, name, signature, args=args, offered=offered or {})
     with _told(f"{key}={name}"):
-        made = found(**keywords)
+        made = found(**chosen)
     if not isinstance(made, returns):
         raise ConfigError(
             f"{key}={name} returned {type(made).__name__}, not a {returns.__module__}.{returns.__qualname__}"
@@ -65,13 +70,8 @@ def find(key: str, name: str) -> Factory:
 def find_function(key: str, name: str, *, takes: Sequence[str]) -> Factory:
     """Import a function that a config names. Raises ConfigError unless it can be called with what it takes, in this
     order."""
-    found = find(key, name)
-    try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):  # some that are written in C have none
-        return found
-    check_positional(key, name, signature, takes=takes)
-    return found
+    check_call(key, name, partial(check_positional, key, name, takes=takes))
+    return find(key, name)
 
 
 def run(key: str, name: str, function: Factory, *arguments: Any) -> Any:
@@ -80,39 +80,43 @@ def run(key: str, name: str, function: Factory, *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def check_call(
-    key: str, name: str, *, args: Mapping[str, Any], offered: Mapping[str, Any], takes: Sequence[str] = ()
-) -> None:
-    """Raise ConfigError if it could not even be called. Imports it; the values of what is offered do not matter."""
-    if takes:
-        find_function(key, name, takes=takes)
-    else:
-        _keywords_of(key, name, find(key, name), args=args, offered=offered)
+def check_call(key: str, name: str, check: Check) -> None:
+    """Import a function that a config names, and have its parameters checked. Raises ConfigError."""
+    if (signature := _signature(find(key, name))) is not None:
+        check(signature)
 
 
 def check_positional(key: str, name: str, signature: inspect.Signature, *, takes: Sequence[str]) -> None:
-    """Raise ConfigError if it does not take so many arguments.
-
-    Args:
-        takes: their names; in brackets, [config], what a function is called without that needs no argument.
-    """
-    if takes and takes[0].startswith("[") and not needs_argument(signature):
-        return
+    """Raise ConfigError if it does not take so many arguments."""
     try:
-        if [word.strip("[]") for word in takes] == ["config"] and len(signature.parameters) > 1:
-            raise TypeError("a loop's arguments come in one mapping, not each by its name")
         signature.bind(*takes)
     except TypeError:
-        parameters = ", ".join(signature.parameters)
-        raise ConfigError(
-            f"{key}={name} has the parameters ({parameters}), but is called with ({', '.join(takes).strip('[]')})"
-        ) from None
+        raise _other_parameters(key, name, signature, takes) from None
 
 
-def needs_argument(signature: inspect.Signature) -> bool:
-    """It has a parameter without a default."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return any(each.default is each.empty and each.kind not in kinds for each in signature.parameters.values())
+def loop_arguments(key: str, name: str, signature: inspect.Signature, argument: Any) -> tuple[Any, ...]:
+    """What a training loop is called with: one argument, or nothing, if it needs none and there is nothing to tell.
+
+    Args:
+        argument: None, {}: nothing to tell.
+
+    Raises:
+        ConfigError: it has other parameters, such as one for each name in the argument.
+    """
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = signature.parameters.values()
+    needs_one = any(each.default is each.empty and each.kind not in various for each in parameters)
+    if not needs_one and (argument is None or (isinstance(argument, Mapping) and not argument)):
+        return ()
+    if len(parameters) > 1:
+        raise _other_parameters(key, name, signature, _OF_LOOP)
+    check_positional(key, name, signature, takes=_OF_LOOP)
+    return (argument,)
+
+
+def _other_parameters(key: str, name: str, signature: inspect.Signature, takes: Sequence[str]) -> ConfigError:
+    parameters = ", ".join(signature.parameters)
+    return ConfigError(f"{key}={name} has the parameters ({parameters}), but is called with ({', '.join(takes)})")
 
 
 def keywords(
@@ -134,14 +138,11 @@ def meant(name: str, known: set[str] | list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _keywords_of(
-    key: str, name: str, factory: Factory, *, args: Mapping[str, Any], offered: Mapping[str, Any]
-) -> dict[str, Any]:
+def _signature(function: Factory) -> inspect.Signature | None:
     try:
-        signature = inspect.signature(factory)
+        return inspect.signature(function)
     except (TypeError, ValueError):  # some that are written in C have none
-        return dict(args)
-    return keywords(key, name, signature, args=args, offered=offered)
+        return None
 
 
 @contextmanager

@@ -6,20 +6,17 @@ import ast
 import inspect
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from itertools import accumulate
-from typing import Any
 
 from ray_gossip.errors import ConfigError
-from ray_gossip.factory.call import check_positional, keywords, meant
+from ray_gossip.factory.call import Check, meant
 
 
-def check_source(
-    key: str, name: str, *, args: Mapping[str, Any], offered: Mapping[str, Any], takes: Sequence[str] = ()
-) -> None:
-    """Raise ConfigError if a factory is not there, or has not the parameters that its arguments are for."""
+def check_source(key: str, name: str, check: Check) -> None:
+    """Have the parameters of a function that a config names checked, as far as its source shows them. Raises
+    ConfigError, also if it is not there."""
     module_name, _, path = name.partition(":")
     module = _spec(key, name, module_name)
     if module is None:
@@ -30,10 +27,7 @@ def check_source(
         raise ConfigError(f"{key}={name}: there is no {function} in {module.origin}{meant(function, names)}")
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == path and not node.decorator_list:
-            if takes:
-                check_positional(key, name, _signature(node.args), takes=takes)
-            else:
-                keywords(key, name, _signature(node.args), args=args, offered=offered)
+            check(_signature(node.args))
 
 
 def names_in(module_name: str) -> set[str] | None:

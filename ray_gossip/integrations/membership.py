@@ -24,7 +24,7 @@ def check_one_device(num: int, how: str) -> None:
 def own_folder() -> str | None:
     """A name, unlike that of any other peer or run, for what a trainer writes; None: it is alone with its files."""
     session = current()
-    if session is None or session.config.swarm.num_peers == 1:
+    if session is None or session.num_peers == 1:
         return None
     return f"{session.network.seat.charter.run_id}-peer-{session.peer_index:02d}"
 
@@ -60,7 +60,7 @@ class Membership:
             self.end(agree=False)
         self.peer = join(model, optimizer=optimizer, **self._options)
         session = current()
-        if session is not None and session.config.swarm.num_peers > 1 and not session.is_dealt:
+        if session is not None and session.num_peers > 1 and not session.is_dealt:
             session.say(
                 "it trains on the whole data set, as all peers do, and with one seed for all on the same batches: "
                 f"{self._how_to_deal} gives each its part"

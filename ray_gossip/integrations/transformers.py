@@ -11,11 +11,8 @@ from ray_gossip.errors import UserError
 from ray_gossip.integrations.membership import Membership, check_one_device, own_folder
 from ray_gossip.loop import shard_of
 
-_OF_MACHINE = (
-    "_runtime",
-    "_per_second",
-    "total_flos",
-)  # of the trainer's speed: no curves of peers
+# what a trainer logs of its own speed, which is no curve of a peer
+_OF_MACHINE = ("_runtime", "_per_second", "total_flos")
 
 
 def prepare_trainer(trainer: Trainer, **options: Any) -> Trainer:

@@ -43,6 +43,11 @@ class Session:
     is_dealt: bool = False  # each peer has its part of the data, as far as this process knows
 
     @property
+    def num_peers(self) -> int:
+        """That the driver starts."""
+        return self.config.swarm.num_peers
+
+    @property
     def peer_index(self) -> int:
         return self.network.seat.peer_index
 

@@ -31,17 +31,18 @@ def shard_of(dataset: Any) -> Any:
     session = current()
     if session is None:
         return dataset
-    num_peers, own = session.config.swarm.num_peers, session.peer_index
-    session.is_dealt = True
+    session.is_dealt, num_peers = True, session.num_peers
     if num_peers == 1:
         return dataset
-    own %= num_peers  # of one that has joined later
+    own = session.peer_index % num_peers  # of one that has joined later
     if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
         if not isinstance(dataset, Iterable):
             raise UserError(f"shard_of(dataset): a {type(dataset).__name__} has neither a length nor an iterator")
         return PeerStream(dataset, own=own, members=partial(range, num_peers))
     if len(dataset) < num_peers:
         raise UserError(f"shard_of(dataset): it has {len(dataset)} samples, and there are {num_peers} peers")
-    if hasattr(dataset, "shard"):
-        return dataset.shard(num_shards=num_peers, index=own, contiguous=False)
+    if type(dataset).__module__.partition(".")[0] == "datasets":
+        return dataset.shard(  # type: ignore[attr-defined]
+            num_shards=num_peers, index=own, contiguous=False
+        )
     return Subset(dataset, range(own, len(dataset), num_peers))  # type: ignore[arg-type]

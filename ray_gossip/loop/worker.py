@@ -19,7 +19,7 @@ import torch
 from ray_gossip.causes import lacking
 from ray_gossip.config import Config
 from ray_gossip.errors import UserError
-from ray_gossip.factory import Factories, find, loop_takes, needs_argument
+from ray_gossip.factory import Factories, find, loop_arguments
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.loop.session import Session, Stopped, within
 from ray_gossip.peer import Founder
@@ -50,8 +50,8 @@ class LoopWorker:
         factories: Factories,
     ) -> None:
         self._config = config
-        name = config.train.loop or ""
-        self._loop = factories.loop or find("train.loop", name)
+        self._name = config.train.loop or ""
+        self._loop = factories.loop or find("train.loop", self._name)
         self._argument = dict(config.train.loop_args) if factories.loop_config is None else factories.loop_config
         network = Network(config, listen=listen, initial_peers=initial_peers(), place=founder.place(config))
         has_gpu = config.swarm.gpus_per_peer > 0 and torch.cuda.is_available()
@@ -139,8 +139,7 @@ class LoopWorker:
 
     def _call_loop(self) -> None:
         try:
-            is_empty = loop_takes(self._argument) == ("[config]",)
-            self._loop(*([] if is_empty and not needs_argument(inspect.signature(self._loop)) else [self._argument]))
+            self._loop(*loop_arguments("train.loop", self._name, inspect.signature(self._loop), self._argument))
         except SystemExit as end:  # else Ray takes it for the end of the process
             if end.code not in (None, 0):
                 raise UserError(f"the loop called sys.exit({end.code!r})") from end

@@ -64,6 +64,7 @@ class PeerState:
     total_steps: int | None  # local steps that it is asked to do; None: a loop of the user's own knows
     started: PeerStarted | None = None
     progress: Progress | None = None
+    first_progress: Progress | None = None
     evaluation: Evaluation | None = None  # of its own parameters
     merged: Evaluation | None = None  # of the merged model
     round: RoundReport | None = None
@@ -71,8 +72,8 @@ class PeerState:
     lost: PeerLost | None = None
     left: PeerLeft | None = None
     bytes_sent: int = 0  # since it started
-    measured_step: int = 0  # the local step of the latest of these
     num_measured: int = 0  # times that its loop has reported, or its own parameters were evaluated
+    measured_step: int = 0  # the local step of the latest of these
     reported: dict[str, float] = field(default_factory=dict)  # by its loop, the latest of each name
 
     @property
@@ -172,6 +173,7 @@ class SwarmState:
                 self.peers[peer.peer_index] = self._new_peer(peer.peer_index, started=record)
             case Progress():
                 peer.progress = record
+                peer.first_progress = peer.first_progress or record
                 if record.local_step > 0:
                     self.first_step_time = min(record.wall_time, self.first_step_time or record.wall_time)
             case Evaluation(model="peer"):

@@ -12,9 +12,10 @@
 | `consensus_distance` | after the latest complete round; in the end, of what the peers ended with |
 | `rounds_averaged`, `_partial`, `_alone`, `_failed` | peer-rounds so far |
 | `samples_per_s`, `live_peers` | now |
-| what a loop of the user's own reports | at its own name, mean over the live peers, unless ours has a value there; \
-                                            below `reported/` where the name steers Tune, such as `done` |
 | `finished` | 1 when the trial did all its local steps, else 0 |
+
+What a loop of the user's own reports stands at its own name, as the mean over the live peers, unless ours has a value
+there; below `reported/` where the name steers Tune, such as `done`.
 
 A trial that goes on from a checkpoint counts on from there: what it cost to get to that state, in whatever trial.
 """
@@ -135,9 +136,8 @@ class Scores:
     def _check_reported(self, reported: Metrics) -> None:
         for objective in self._reported:
             if metric_of(objective) not in reported:
-                raise ConfigError(
-                    f"tune.objectives={objective} was never reported; {hint(metric_of(objective), reported)}"
-                )
+                known = hint(metric_of(objective), reported) if reported else "nothing was"
+                raise ConfigError(f"tune.objectives={objective} was never reported; {known}")
 
 
 def comparable(objective: Objective, metrics: Metrics) -> float:

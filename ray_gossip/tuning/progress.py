@@ -23,7 +23,7 @@ _STATUS_S = 15.0  # between two status lines
 class Progress(Callback):
     """Tells what becomes of the trials."""
 
-    def __init__(self, objectives: Sequence[Objective] = ()) -> None:
+    def __init__(self, objectives: Sequence[Objective]) -> None:
         self._told_at = time.monotonic()
         self._reported = [metric_of(objective) for objective in objectives if is_reported(objective)]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ from ray_gossip.telemetry import Summary, SwarmState
 from ray_gossip.tuning.metrics import Scores
 from ray_gossip.tuning.trial import set_earlier_attempt_aside
 
-_NUMBERS = itertools.count(1)  # of the runs that this trial's process does, one after the other
+_runs: Counter[str] = Counter()  # that this process has begun, by trial: Tune gives a process to several, in turn
 
 
 def this_trial() -> WithinTrial | None:
     """That in which this process is; None: in none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is asked outside of a trial
-        is_within = tune.get_context().get_trial_id() is not None
-    return WithinTrial() if is_within else None
+        trial_id = tune.get_context().get_trial_id()
+    return WithinTrial(trial_id) if trial_id is not None else None
 
 
 class WithinTrial:
@@ -37,15 +37,15 @@ class WithinTrial:
     of Ray Train: schedulers count them as `training_iteration`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trial_id: str) -> None:
         storage = tune.get_context().get_storage()
         is_local = storage.storage_filesystem.type_name == "local"
         # what is in the folder of the process goes to a URI where the Tuner's SyncConfig says sync_artifacts=True
         folder = Path(storage.trial_fs_path) if is_local else Path.cwd()
-        number = next(_NUMBERS)
-        self.run_dir = folder if number == 1 else folder / f"run-{number}"
-        if number == 1:
+        _runs[trial_id] += 1
+        if _runs[trial_id] == 1:
             set_earlier_attempt_aside(folder)
+        self.run_dir = folder if _runs[trial_id] == 1 else folder / f"run-{_runs[trial_id]}"
         self._num_told = 0
         self._scores: Scores | None = None
 

@@ -41,8 +41,11 @@ def merged(run: Path) -> dict[str, Any]:
     return model
 
 
-def check_swarm(run: Path, *, curve: str, num_points: int) -> None:
-    """All final rounds averaged, a curve of each peer, and the swarm's."""
+def check_swarm(run: Path, *, curve: str, num_points: int, local_steps: int, samples: int) -> None:
+    """All final rounds averaged, a curve of each peer, and the swarm's; two batches are one step."""
+    records = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    ended = [record for record in records if record["event"] == "PeerFinished"]
+    assert [(end["local_step"], end["samples"]) for end in ended] == [(local_steps, samples)] * NUM_PEERS
     summary = json.loads((run / "summary.json").read_text())
     assert summary["final_outcome"] == ["averaged"] * NUM_PEERS
     assert summary["rounds"]["averaged"] > 0
@@ -67,7 +70,7 @@ def test_a_lightning_script_changes_three_lines_and_alone_gives_what_it_gave(ray
         name: tensor.tolist() for name, tensor in alone.items()
     }  # bit for bit
     run = train(ray, folder, ours, NUM_PEERS)
-    check_swarm(run, curve="val_loss", num_points=5)
+    check_swarm(run, curve="val_loss", num_points=5, local_steps=235, samples=3750)
     assert merged(run).keys() == alone.keys()
 
 
@@ -82,5 +85,5 @@ def test_a_transformers_script_changes_three_lines_and_alone_gives_what_it_gave(
     for name, tensor in theirs.items():
         assert torch.equal(tensor, alone[name]), name  # bit for bit
     run = train(ray, folder, ours, NUM_PEERS)
-    check_swarm(run, curve="loss", num_points=9)
+    check_swarm(run, curve="loss", num_points=9, local_steps=94, samples=752)  # the last batch is of 2
     assert merged(run).keys() == alone.keys()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from ray_gossip.testing import GossipPeer, Peers, start_swarm
+from tests.swarm.faults import FaultyPeer
 from tests.swarm.swarms import blocking, gossip, network_processes
 
 DEADLINE_S = 5.0
@@ -117,3 +118,17 @@ def test_a_peer_leaves_while_others_are_in_a_round_with_it() -> None:
 
 def called_to(peer: GossipPeer) -> int:
     return peer.engine.averager.signals.called
+
+
+@pytest.mark.parametrize("build", [GossipPeer, FaultyPeer], ids=["of the nursery", "of a test"])
+def test_a_stopped_sidecar_ends_with_its_peer(build: type[GossipPeer]) -> None:
+    with start_swarm(blocking(1), 1_000, build=build) as peers:
+        sidecar = psutil.Process(peers[0].call(sidecar_pid))
+        processes = [sidecar, *sidecar.children(recursive=True)]
+        assert len(processes) >= 3  # DHT process and daemon, too
+        sidecar.suspend()
+    assert_they_end(processes)
+
+
+def sidecar_pid(peer: GossipPeer) -> int:
+    return peer.network.pid

@@ -182,10 +182,10 @@ class TestPlainLines:
         fold(state, [started(0), started(1)])
         fold(state, [progress(0, 10, wall_time=1000.0), progress(1, 5, wall_time=1000.0)])
         assert time_left(state) == []
-        fold(state, [progress(0, 50, wall_time=1010.0), progress(1, 20, wall_time=1010.0)])
-        assert time_left(state) == ["40 s left"]  # the slower one: half a second a step, 80 steps
+        fold(state, [progress(0, 50, wall_time=1010.0), progress(1, 25, wall_time=1010.0)])
+        assert time_left(state) == ["38 s left"]  # the slower one: half a second a step, 75 steps
         fold(state, [lost(1)])
-        assert time_left(state) == ["10 s left"]
+        assert time_left(state) == ["12 s left"]
         fold(state, [progress(0, 100, wall_time=1020.0)])
         assert time_left(state) == []
         assert [duration(seconds) for seconds in (8, 89, 90, 5399, 11_100)] == [

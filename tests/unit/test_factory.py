@@ -369,6 +369,7 @@ def test_a_loop_without_parameters_is_called_with_nothing(tmp_path: Path, monkey
     for parameters in ("lr=0.1, epochs=2", "config, epochs=2"):
         signature = inspect.signature(eval(f"lambda {parameters}: None"))
         with pytest.raises(ConfigError, match=r"but is called with \(config\)"):
-            factory.check_positional("train.loop", "mine:main", signature, takes=("config",))
-    factory.check_positional("train.loop", "m:f", inspect.signature(lambda lr=0.1, n=2: None), takes=("[config]",))
+            factory.loop_arguments("train.loop", "mine:main", signature, {"lr": 0.1})
+    assert factory.loop_arguments("train.loop", "m:f", inspect.signature(lambda lr=0.1, n=2: None), {}) == ()
+    assert factory.loop_arguments("train.loop", "m:f", inspect.signature(lambda config: None), {}) == ({},)
     sys.modules.pop("script_of_mine")

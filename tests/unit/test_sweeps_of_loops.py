@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections import Counter
@@ -157,9 +156,9 @@ def test_a_trials_own_bundles_are_taken_or_refused(
     storage = SimpleNamespace(storage_filesystem=filesystem, trial_fs_path=str(tmp_path))
     monkeypatch.setattr(within, "get_current_placement_group", lambda: group)
     monkeypatch.setattr("ray.tune.get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
-    monkeypatch.setattr(within, "_NUMBERS", itertools.count(1))
-    trial, second = within.WithinTrial(), within.WithinTrial()
-    assert (trial.run_dir, second.run_dir) == (tmp_path, tmp_path / "run-2")
+    monkeypatch.setattr(within, "_runs", Counter())
+    trial, second, other = (within.WithinTrial(trial_id) for trial_id in ("one", "one", "other"))
+    assert (trial.run_dir, second.run_dir, other.run_dir) == (tmp_path, tmp_path / "run-2", tmp_path)
     swarm = parse({"swarm": {"num_peers": 4, "cpus_per_peer": 0.25}}).swarm
     if fits is None:
         with pytest.raises(

@@ -31,7 +31,7 @@ def main():
     L.seed_everything(0)
     images = torch.tensor(load_digits().images, dtype=torch.float32).flatten(1) / 16
     train_set, val_set = random_split(TensorDataset(images), [1500, 297])
-    trainer = L.Trainer(max_epochs=5, log_every_n_steps=10, enable_progress_bar=False)
+    trainer = L.Trainer(max_epochs=5, accumulate_grad_batches=2, enable_progress_bar=False)
     trainer.fit(LitAutoEncoder(), DataLoader(train_set, batch_size=8, shuffle=True), DataLoader(val_set, batch_size=99))
 
 

@@ -16,9 +16,10 @@ def main():
     arguments = TrainingArguments(
         output_dir="gpt",
         per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
         num_train_epochs=1,
         learning_rate=3e-3,
-        logging_steps=20,
+        logging_steps=10,
         eval_strategy="epoch",
         report_to="tensorboard",
         disable_tqdm=True,
