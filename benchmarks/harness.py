@@ -18,7 +18,7 @@ from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import Engine, StateShape, TrainingState
-from ray_gossip.gossip.seat import Listen
+from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht
 from ray_gossip.hive.shipped import HivemindEngine
 from ray_gossip.records import RoundReport
@@ -70,7 +70,7 @@ class BenchmarkPeer:
         self.config = config
         charter = Charter.of(config, run_id=run_id, has_driver=False)
         self.network = Network(
-            config, listen=Listen(), initial_peers=self._initial_peers, place=(charter, self.peer_index)
+            config, listen=Listen(), initial_peers=self._initial_peers, place=Place(charter, self.peer_index)
         )
         self.network.open(StateShape(size=state_size, num_parameters=state_size), node=node, data="benchmark")
         engine = GossipEngine(config, self.network, self.network.seat, data="benchmark")

@@ -36,6 +36,8 @@ NO_ANSWER = "did not answer in time"
 INCOMPLETE = "of the mean arrived"
 TOOK_LONGER = "took longer than"
 
+DIVERGED = "the training has diverged"  # how a notice begins of a peer that goes on with another's model
+
 # What would be averaged is no number, or none that could travel.
 NOT_FINITE = "not finite"
 OUT_OF_RANGE = "its parameters are beyond the range of gossip.compression,"
@@ -43,7 +45,7 @@ OUT_OF_RANGE = "its parameters are beyond the range of gossip.compression,"
 OTHER = "for another cause"
 
 
-_KNOWN = tuple(words for name, words in sorted(globals().items()) if name.isupper())
+_KNOWN = tuple(words for name, words in sorted(globals().items()) if name.isupper() and name != "DIVERGED")
 
 
 def known_in(cause: str) -> list[str]:

@@ -6,6 +6,7 @@
     │   ├── DataError          a data set is missing or damaged
     │   └── ResourceError      the cluster cannot hold what was asked for
     └── SwarmError         the run could not go on: every peer died, none came up in time
+        └── DivergedError      a peer's parameters are no numbers any more, and no successor would fare better
 
 A round that fails is not an error but a value: `records.RoundReport.outcome`.
 """
@@ -36,6 +37,10 @@ class ResourceError(UserError):
 
 class SwarmError(RayGossipError):
     """The swarm as a whole could not go on."""
+
+
+class DivergedError(SwarmError):
+    """The training of this peer has diverged."""
 
 
 _LONGEST = 2000  # characters of a message: what was typed may have any length

@@ -99,6 +99,8 @@ def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
     """An event in one line."""
     match news:
         case PeerStarted():
+            if news.incarnation:
+                return f"peer {news.peer_index} is back on {news.node}, at local step {news.local_step}"
             if not news.num_parameters:
                 return f"peer {news.peer_index} is up on {news.node}: {news.device}; its loop begins"
             return (
@@ -107,7 +109,8 @@ def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
                 f"{f'{news.num_samples:,} samples' if news.num_samples else 'a loop of its own'}"
             )
         case PeerLost():
-            return f"peer {news.peer_index} is lost: {_first_line(news.cause)}"
+            then = "; another takes its place" if news.is_replaced else ""
+            return f"peer {news.peer_index} is lost: {_first_line(news.cause)}{then}"
         case PeerLeft():
             return f"peer {news.peer_index} has left, at local step {news.local_step}"
         case Notice():

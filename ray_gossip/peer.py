@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,27 +19,14 @@ from ray_gossip.causes import lacking
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import Engine, StateShape
-from ray_gossip.gossip.seat import Listen
-from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, Statistics
+from ray_gossip.gossip.seat import Founder, Listen
+from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, RoundReport, Statistics
 from ray_gossip.sidecar.network import Network
 from ray_gossip.training.optimizer import build_optimizer
+from ray_gossip.training.spikes import SpikeGuard
 from ray_gossip.training.trainer import Trainer, averaged_state
-
-
-@dataclass(frozen=True, kw_only=True)
-class Founder:
-    """The place of a peer in a swarm that begins."""
-
-    run_id: str
-    peer_index: int  # 0..swarm.num_peers-1
-    has_driver: bool  # which takes what this peer's `run` yields
-
-    def place(self, config: Config) -> tuple[Charter, int]:
-        """What the swarm agrees on, and this peer's index in it."""
-        return Charter.of(config, run_id=self.run_id, has_driver=self.has_driver), self.peer_index
 
 
 class Peer:
@@ -75,7 +61,7 @@ class Peer:
         if start is not None and config.engine == "hivemind":
             raise ConfigError("engine=hivemind cannot go on from a snapshot; use engine=gossip")
         self.config = config
-        self._stopping = threading.Event()
+        self._stopping, self._spikes = threading.Event(), SpikeGuard(config.train.loss_spike)
         self._turn, self._waiting_for_turn = threading.Lock(), threading.Lock()
         self._dataset = dataset = data.load(config.data, factory=factories.data)
         model = models.build(
@@ -105,7 +91,7 @@ class Peer:
         except BaseException:
             self._network.end()
             raise
-        self._joins_running, self._finished = founder is None, False
+        self._joins_running, self._finished = founder is None or founder.incarnation > 0, False
         founders = range(self.charter.num_peers)
         self._dealt_to = tuple(sorted({*founders, self.peer_index}))  # until the engine knows better
         shard = self._shard()
@@ -114,6 +100,8 @@ class Peer:
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
         if start is not None:
             self.trainer.load(start)
+        self._samples_before = founder.samples if founder is not None else 0
+        self.trainer.batches.skip(self._samples_before)
         self.engine.attach(self.trainer)
 
     def started(self) -> PeerStarted:
@@ -134,6 +122,8 @@ class Peer:
             averaged=self.trainer.averaged.tensors() if self.peer_index == 0 else (),
             class_counts=self._class_counts,
             local_step=self.trainer.local_step,
+            incarnation=self._network.seat.place.incarnation,
+            samples=self._samples_before,
         )
 
     def multiaddrs(self) -> tuple[str, ...]:
@@ -155,6 +145,8 @@ class Peer:
             trainer.skip_to(self.engine.join_running())
         else:
             self.engine.join(founders=founders, local_step=trainer.local_step)
+        if self._network.seat.place.incarnation:
+            yield [self.started()]
         trainer.take_progress()  # keeps the wait for the others out of the first rate
         records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
         records += self._deal_anew()
@@ -173,7 +165,10 @@ class Peer:
                 records.append(self._evaluate("peer"))
             if time.monotonic() - reported >= config.train.report_s or last:
                 reported = time.monotonic()
-                records += [self._progress(), *self.engine.guest_records()]
+                progress = self._progress()
+                reports = self._look_at(progress)
+                bytes_sent += sum(report.bytes_sent for report in reports)
+                records += [progress, *reports, *self.engine.guest_records()]
                 yield records
                 records = []
         train_s = time.monotonic() - started
@@ -267,6 +262,15 @@ class Peer:
         if self.peer_index != peers[0]:  # one says it for all
             return []
         return [self._notice(f"the samples are dealt anew, to {len(peers)} peers: {self.trainer.num_samples:,} here")]
+
+    def _look_at(self, progress: Progress) -> list[RoundReport]:
+        """Where the loss says that the training has diverged, go on with a neighbour's model; returns the rounds that
+        have ended over it."""
+        why = self._spikes.see(progress.loss) if progress.loss is not None else ""
+        if not why or self.config.engine != "gossip":
+            return []
+        with self._state_to_itself():
+            return self.engine.restore(progress.local_step, f"at local step {progress.local_step} {why}")
 
     def _progress(self) -> Progress:
         progress = self.trainer.take_progress()

@@ -52,6 +52,8 @@ class PeerStarted(Record):
     averaged: tuple[AveragedTensor, ...] = ()  # in peer 0 alone: it is the same in all
     class_counts: tuple[int, ...] = ()  # of its shard, by class
     local_step: int = 0  # at which it begins
+    incarnation: int = 0  # processes of this index that were lost before
+    samples: int = 0  # that those have seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class PeerLost(Record):
     """The driver's own record: a peer is gone."""
 
     cause: str
+    is_replaced: bool = False  # it gets a successor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,8 +72,8 @@ def run_peer(
 
     perform(config)
 
-    from ray_gossip.gossip.seat import Listen
-    from ray_gossip.peer import Founder, Peer
+    from ray_gossip.gossip.seat import Founder, Listen
+    from ray_gossip.peer import Peer
 
     torch.set_num_threads(max(1, int(config.swarm.cpus_per_peer)))  # as Ray does: peers may share this machine
     founder = None if initial_peers else Founder(run_id=new_run_id(), peer_index=0, has_driver=False)

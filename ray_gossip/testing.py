@@ -22,7 +22,7 @@ from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.gossip.seat import Listen
+from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.records import RoundReport
 from ray_gossip.sidecar.network import Network
 from ray_gossip.sidecar.nursery import title
@@ -192,7 +192,7 @@ class GossipPeer:
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
         charter = Charter.of(config, run_id="test", has_driver=True)
-        self.network = Network(config, listen=Listen(), initial_peers=initial_peers, place=(charter, peer_index))
+        self.network = Network(config, listen=Listen(), initial_peers=initial_peers, place=Place(charter, peer_index))
         data = self.data_of(peer_index)
         self.network.open(StateShape(size=size, num_parameters=size), data=data)
         self.engine = GossipEngine(config, self.network, self.network.seat, data=data)

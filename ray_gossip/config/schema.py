@@ -17,6 +17,8 @@ from ray_gossip.config.swarm import SwarmConfig
 from ray_gossip.config.train import TrainConfig
 from ray_gossip.errors import ConfigError
 
+_REPLACEMENTS = 3  # of one peer in a row, where nothing else is asked for
+
 
 class Config(Section):
     """One run."""
@@ -33,6 +35,14 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
 
+    @property
+    def max_replacements(self) -> int:
+        """Of one peer in a row: what `swarm.max_replacements` is where it is unset."""
+        asked = self.swarm.max_replacements
+        if asked is None:
+            return 0 if self.engine == "hivemind" or self.train.loop is not None else _REPLACEMENTS
+        return asked
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         gossip, optimizer = self.gossip, self.optimizer
@@ -47,6 +57,8 @@ class Config(Section):
                 f"swarm.num_peers={self.swarm.num_peers} is above the {self.data.num_train} training samples of "
                 f"data.name={self.data.name}, so that some peers would get none; lower it"
             )
+        if self.engine == "hivemind" and self.swarm.max_replacements:
+            raise ValueError("swarm.max_replacements needs engine=gossip: nobody joins engine=hivemind while it runs")
         if self.engine == "hivemind" and gossip.seconds is not None:
             raise ValueError("gossip.seconds is unknown to engine=hivemind, which counts samples; set gossip.steps")
         if self.train.loop is not None and (self.engine == "hivemind" or gossip.average_momentum):

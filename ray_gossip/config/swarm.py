@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ray_gossip.config.section import Peers, Seconds, Section
+from ray_gossip.config.section import Count, Peers, Seconds, Section
 
 
 class SwarmConfig(Section):
@@ -33,6 +33,12 @@ class SwarmConfig(Section):
     """Seconds without a sign of life from a peer's process, after which the peer is lost: it is stopped, or hangs. How
     long a local step or an evaluation takes does not matter. Raise it when machines stand still for a minute and go on
     after it."""
+    max_replacements: Count | None = None
+    """How often a peer is replaced that is lost again and again, with less than a minute of training in between; 0:
+    never. A successor takes over model, optimizer and local step of a living peer. Unset: 3; for a `train.loop` 0,
+    because it begins at its beginning: set it where the loop goes on at `peer.local_step`."""
+    max_replacements_per_run: Count = 1000
+    """How often peers are replaced in all."""
     stop_s: Seconds = 10.0
     """Deadline in seconds for an orderly stop; what has not stopped by then is killed."""
     final_s: Seconds = 60.0

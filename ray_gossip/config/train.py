@@ -51,6 +51,12 @@ class TrainConfig(Section):
     4 times data.batch_size=32 are 128."""
     clip_norm: Annotated[float | None, Field(ge=1e-9, le=1e9)] = None
     """Gradients whose norm over all parameters is above it are scaled down to it before a local step; unset: never."""
+    max_restores: Count = 3
+    """How often a peer whose parameters or training loss are not finite goes on with a neighbour's model and optimizer,
+    at its own local step; after that it ends with the cause."""
+    loss_spike: Annotated[float | None, Field(gt=1, le=1e9)] = None
+    """The same for a peer whose mean training loss of train.report_s is so many times its usual one, the median of 50;
+    unset: any finite loss will do."""
     compile: bool = False
     """torch.compile the model. A minute at the start, faster steps after it: for runs of many minutes on a GPU."""
     recalibrate_samples: Count = 1000

@@ -15,10 +15,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray_gossip.causes import NOT_FINITE
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.entry import Entry
+from ray_gossip.gossip.guard import Guard
 from ray_gossip.gossip.leaving import Leaving
 from ray_gossip.gossip.members import Roster, View
 from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
@@ -74,7 +76,7 @@ class GossipEngine:
         self._patience = Patience()
         self._snapshot_samples = 0
         self._leaving = Leaving(self.averager, self.snapshot, wait=self._wait, final_s=config.swarm.final_s)
-        self._entry = Entry(
+        self._entry = entry = Entry(
             self.averager,
             self.snapshot,
             wait=self._wait,
@@ -83,6 +85,7 @@ class GossipEngine:
             data=data,
             notices=self.notices,
         )
+        self._guard = Guard(entry.restore, most=config.train.max_restores, notices=self.notices)
 
     @property
     def members(self) -> tuple[int, ...] | None:
@@ -154,7 +157,18 @@ class GossipEngine:
     def finish(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
         reports = [self._complete(local_step)] if self._pending is not None else []
+        self.snapshot.take(local_step)
+        if self.gossip.group_size > 1 and not self.snapshot.values.isfinite().all():
+            self._guard.restore(f"at local step {local_step}, its last, its parameters are {NOT_FINITE}")
         return replace(self._leaving.agree(local_step), reports=reports)
+
+    def restore(self, local_step: int, why: str) -> list[RoundReport]:
+        """Go on with a neighbour's model, because this peer's training has diverged. Raises DivergedError."""
+        before = self._guard.count
+        reports = [self._complete(local_step)] if self._pending is not None else []
+        if self._guard.count == before:
+            self._guard.restore(why)
+        return reports
 
     def say_goodbye(self) -> None:
         """Stay for a moment, for those with which this peer has just agreed."""
@@ -236,6 +250,8 @@ class GossipEngine:
             result = RoundResult.interrupted(pending.round, str(died), roster=self._latest)
         if result.outcome == "averaged":
             self.snapshot.state.add_to_state(self.averager.delta)
+        if result.is_diverged:
+            self._guard.restore(f"at local step {pending.local_step} its parameters are {NOT_FINITE}")
         if result.allreduce_s:
             self._patience.took(result.allreduce_s)
             self._look_for_drift()

@@ -19,6 +19,7 @@ from ray_gossip.records import BEGAN_APART
 
 _POLL_S = 0.2  # how often a founder looks whether all the others are there
 _NAMED = 5  # parameters in a notice
+_RESTORE_S = 10.0  # for a neighbour to give its model to a peer that has lost its own
 _OBSERVE_S = 1.0  # how long a newcomer watches the pace of the swarm's rounds
 
 
@@ -121,6 +122,25 @@ class Entry:
         """Take over the model of a swarm that is about to begin; returns its local step. None: it runs already."""
         view: View = self._ask(self._averager.read_members)
         return self._load_state(self._deadline()) if view.latest_round < 0 else None
+
+    def restore(self) -> str:
+        """Go on with a neighbour's model; returns whose.
+
+        Raises:
+            SwarmError: nobody has one to give.
+        """
+        deadline = time.monotonic() + _RESTORE_S
+        while True:
+            view: View = self._ask(self._averager.read_members)
+            others = [member for member in view.present if member.peer_index != self._peer_index]
+            why = "there is no other peer"
+            for member in sorted(others, key=lambda member: -member.local_step):
+                if isinstance(answer := self._take_over(donor=member.peer_id), int):
+                    return member.name
+                why = f"no other peer has a model to give, {member.name}: {answer}"
+            if not others or time.monotonic() > deadline:
+                raise SwarmError(why)
+            time.sleep(_POLL_S)
 
     def _check_data(self, view: View) -> None:
         """Raise ConfigError when a peer numbers other samples than this one: their shards would overlap."""

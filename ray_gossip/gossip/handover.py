@@ -15,8 +15,13 @@ class Handover:
     local_step: int
     state: Tensor  # [state_size] float32
     rest: Mapping[str, Tensor] = field(default_factory=dict)  # of the model, which no round touches
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # of the optimizer, see `training.memory`
     layout: str = ""  # of the state
     is_current: bool = True  # False: its trainer stands still, and this is what it was at the last round
+
+
+class Damaged(Exception):
+    """What came is not what the donor sent."""
 
 
 class StandsStill(Exception):

@@ -27,6 +27,7 @@ class Member:
 
     peer_id: str  # libp2p, base58
     peer_index: int
+    incarnation: int = 0  # of those that have this index one after the other, only the latest counts
     node: str = ""  # peers with the same node share a machine
     from_round: int = 0  # first round in which it counts
     round: int = -1  # the last one that it began

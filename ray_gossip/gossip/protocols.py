@@ -29,7 +29,7 @@ class StateShape:
 class TrainingState(Protocol):
     """A model: the part that is averaged, seen as one flat float32 vector [size], and the rest."""
 
-    optimizer: Any
+    optimizer: Any  # None: it keeps that to itself
 
     @property
     def samples(self) -> int:
@@ -90,6 +90,9 @@ class Engine(Protocol):
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """To be called after every local step; returns the rounds that have ended."""
+
+    def restore(self, local_step: int, why: str) -> list[RoundReport]:
+        """Go on with a neighbour's model, because this peer's training has diverged."""
 
     def finish(self, local_step: int) -> FinalResult:
         """Mix to agreement with all peers, with a deadline."""

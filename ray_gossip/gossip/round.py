@@ -37,6 +37,7 @@ class RoundResult:
     is_early: bool  # it was alone by schedule in a round to which it had moved on before the others
     is_hermit: bool  # it sees nobody where several were
     roster: Roster  # of this round, this peer included
+    is_diverged: bool = False  # this peer's parameters, before it, are not finite
     silent: tuple[str, ...] = ()  # names of those whose declaration has expired lately, without a goodbye
     kept_in: int = 0  # which half of `Memory.kept` holds what counts in later rounds, if this one is applied
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ray_gossip.addresses import free_port_of
+from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
 
 
@@ -36,11 +38,42 @@ class Listen:
         return cls((free_port_of(ip_address),))
 
 
+class Place(NamedTuple):
+    """Given by a driver, or to a peer that founds a swarm by itself."""
+
+    charter: Charter
+    peer_index: int
+    incarnation: int = 0  # processes of this index that were lost before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Founder:
+    """The place of a peer that begins a swarm, or of the successor of one."""
+
+    run_id: str
+    peer_index: int  # 0..swarm.num_peers-1
+    has_driver: bool  # which takes what this peer's `run` yields
+    incarnation: int = 0  # processes of this index that were lost; above 0, it joins the swarm, which runs
+    samples: int = 0  # that those have seen
+
+    def place(self, config: Config) -> Place:
+        """In the swarm of this config."""
+        charter = Charter.of(config, run_id=self.run_id, has_driver=self.has_driver)
+        return Place(charter, self.peer_index, self.incarnation)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seat:
     """Taken."""
 
     peer_id: str  # libp2p, base58
-    peer_index: int
-    charter: Charter
+    place: Place
     multiaddrs: tuple[str, ...]
+
+    @property
+    def charter(self) -> Charter:
+        return self.place.charter
+
+    @property
+    def peer_index(self) -> int:
+        return self.place.peer_index

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import torch
 
+from ray_gossip.causes import NOT_FINITE
+from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.protocols import TrainingState
 from ray_gossip.gossip.sharing import Sharing
+from ray_gossip.training.memory import memory_of, take_memory
 
 _SHARE_S = 2.0  # a newcomer waits this long for the end of the donor's local step; else it gets the last snapshot
 
@@ -47,6 +50,8 @@ class Snapshot:
     def take_over(self, handover: Handover) -> list[str]:
         """Go on from another peer's model; returns the frozen parameters that were others here."""
         frozen = self.state.take_rest(handover.rest)
+        if self.state.optimizer is not None:
+            take_memory(self.state.optimizer, handover.memory)
         self.state.write_state(handover.state)
         self.take(handover.local_step)
         return frozen
@@ -56,14 +61,26 @@ class Snapshot:
         if self._sharing.is_asked_for:
             fresh = torch.empty_like(self.values)
             self.state.read_state(fresh)
-            self._sharing.answer(Handover(local_step=local_step, state=fresh, rest=self.state.rest()))
+            self._sharing.answer(
+                Handover(local_step=local_step, state=fresh, rest=self.state.rest(), memory=self._memory())
+            )
 
     def hand_over(self) -> Handover:
         """This peer's model, for a newcomer: as it is after the present local step; when none ends soon, as it was at
-        the last snapshot. In any other thread."""
-        fresh = self._sharing.ask(within_s=max(_SHARE_S, 2 * self._usual_step_s()))
-        if fresh is not None:
-            return fresh
-        rest = self.state.rest()
-        with self._sharing.lock:
-            return Handover(local_step=self._local_step, state=self.values.clone(), rest=rest, is_current=False)
+        the last snapshot, without what its optimizer remembers by now. In any other thread.
+
+        Raises:
+            SwarmError: it is of no use to others.
+        """
+        handover = self._sharing.ask(within_s=max(_SHARE_S, 2 * self._usual_step_s()))
+        if handover is None:
+            rest = self.state.rest()
+            with self._sharing.lock:
+                state = self.values.clone()
+                handover = Handover(local_step=self._local_step, state=state, rest=rest, is_current=False)
+        if not handover.state.isfinite().all():
+            raise SwarmError(f"its parameters are {NOT_FINITE}")
+        return handover
+
+    def _memory(self) -> dict[str, torch.Tensor]:
+        return {} if self.state.optimizer is None else memory_of(self.state.optimizer)

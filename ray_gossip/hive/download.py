@@ -1,4 +1,5 @@
-"""What a newcomer downloads: the averaged state of a peer, and the rest of its model, in chunks.
+"""What a newcomer downloads: the averaged state of a peer, the rest of its model, and what its optimizer remembers, in
+chunks, and in the end a digest of it all.
 
 hivemind serialises everything before it sends the first byte, and gives that 2.5 s. Here the first message goes out at
 once, and what counts is progress: however large a model is, a newcomer waits as long as chunks go on coming.
@@ -7,34 +8,39 @@ once, and what counts is progress: however large a model is, a newcomer waits as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
 import torch
+from hivemind.p2p import P2PHandlerError
 from hivemind.proto import averaging_pb2, runtime_pb2
 from torch import Tensor
 
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.handover import Handover, StandsStill
+from ray_gossip.gossip.handover import Damaged, Handover, StandsStill
 from ray_gossip.hive.rendezvous import GONE
 from ray_gossip.tensor_memory import bytes_of
 
 _CHUNK_BYTES = 2**19
+_DIGEST_BYTES = 16
 _CURRENT = 3  # donors that are asked for a current model before one that stands still will do
 _PROGRESS_S = 30.0  # from chunk to chunk: a donor that is silent for longer is given up
 
 
 async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
     """The messages of a donor."""
-    described = [[name, str(each.dtype).removeprefix("torch."), *each.shape] for name, each in handover.rest.items()]
-    head = [handover.local_step, handover.is_current, handover.layout, handover.state.numel(), described]
+    described = [_described(handover.rest), _described(handover.memory)]
+    head = [handover.local_step, handover.is_current, handover.layout, handover.state.numel(), *described]
     yield averaging_pb2.DownloadData(metadata=msgpack.packb(head))
-    loop = asyncio.get_running_loop()
-    for tensor in (handover.state, *handover.rest.values()):
+    loop, digest = asyncio.get_running_loop(), hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for tensor in (handover.state, *handover.rest.values(), *handover.memory.values()):
         for chunk in _chunks(tensor):
             payload = await loop.run_in_executor(None, bytes_of, chunk)
+            digest.update(payload)
             yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=payload))
+    yield averaging_pb2.DownloadData(metadata=digest.digest())
 
 
 async def fetch(asked: Sequence[str], *, stub: Callable[[str], Any], size: int, layout: str) -> Handover | str:
@@ -45,13 +51,18 @@ async def fetch(asked: Sequence[str], *, stub: Callable[[str], Any], size: int, 
         try:
             stream = await stub(peer_id).rpc_download_state(averaging_pb2.DownloadRequest())
             handover = await receive(stream, size=size, layout=layout, takes_old=takes_old)
-        except (*GONE, asyncio.TimeoutError, EOFError, StandsStill) as error:
-            why = str(error) or type(error).__name__
+        except (*GONE, asyncio.TimeoutError, EOFError, Damaged, StandsStill) as error:
+            why = _in_words(error)
             continue
         if handover is not None:
             return handover
         why = "it shares none yet"
     return why
+
+
+def _in_words(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text.partition(": ")[2] or text if isinstance(error, P2PHandlerError) else text  # before it, who was asked
 
 
 async def receive(
@@ -65,6 +76,7 @@ async def receive(
     Raises:
         StandsStill: its model is an old one.
         SwarmError: it averages other tensors.
+        Damaged: what came is not what it sent.
         EOFError: it ended in the middle.
         asyncio.TimeoutError: it has fallen silent.
     """
@@ -72,23 +84,38 @@ async def receive(
         head = await asyncio.wait_for(anext(messages), _PROGRESS_S)
     except StopAsyncIteration:
         return None
-    local_step, is_current, theirs, num_elements, described = msgpack.unpackb(head.metadata)
+    local_step, is_current, theirs, num_elements, of_rest, of_memory = msgpack.unpackb(head.metadata)
     if (num_elements, theirs) != (size, layout):
         other = f"{num_elements:,} elements, this peer has {size:,}" if num_elements != size else "other tensors"
         raise SwarmError(f"the swarm averages {other}: use the same model, with the same parts frozen")
     if not (is_current or takes_old):
         raise StandsStill(f"its trainer stands still, at local step {local_step}")
     state = torch.empty(size)
-    rest = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in described}
-    for tensor in (state, *rest.values()):
+    rest, memory = _empty(of_rest), _empty(of_memory)
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for tensor in (state, *rest.values(), *memory.values()):
         for chunk in _chunks(tensor):
-            try:
-                message = await asyncio.wait_for(anext(messages), _PROGRESS_S)
-            except StopAsyncIteration:
-                raise EOFError("it ended in the middle") from None
-            payload = bytearray(message.tensor_part.buffer)
+            payload = bytearray((await _next(messages)).tensor_part.buffer)
+            digest.update(payload)
             chunk.copy_(torch.frombuffer(payload, dtype=tensor.dtype))
-    return Handover(local_step=local_step, state=state, rest=rest, layout=theirs, is_current=is_current)
+    if (await _next(messages)).metadata != digest.digest():
+        raise Damaged("what came of its model is not what it sent")
+    return Handover(local_step=local_step, state=state, rest=rest, memory=memory, layout=theirs, is_current=is_current)
+
+
+async def _next(messages: AsyncIterator[averaging_pb2.DownloadData]) -> averaging_pb2.DownloadData:
+    try:
+        return await asyncio.wait_for(anext(messages), _PROGRESS_S)
+    except StopAsyncIteration:
+        raise EOFError("it ended in the middle") from None
+
+
+def _described(tensors: Mapping[str, Tensor]) -> list[list[Any]]:
+    return [[name, str(each.dtype).removeprefix("torch."), *each.shape] for name, each in tensors.items()]
+
+
+def _empty(described: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in described}
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:

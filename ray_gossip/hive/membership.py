@@ -17,6 +17,7 @@ import hivemind
 from hivemind.p2p import PeerID
 from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, ValueWithExpiration, get_dht_time
 
+from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
 from ray_gossip.gossip.members import REFRESH_S, Member, View
@@ -46,9 +47,14 @@ def declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Memb
 
 
 def view_of(declared: Iterable[tuple[Member, float]], own: Member) -> View:
-    """From the members' declarations, plus this peer's own, which may not have spread yet."""
-    others = [member for member, _ in declared if member.peer_id != own.peer_id]
-    return View(tuple(sorted([own, *others], key=lambda member: (member.peer_index, member.peer_id))))
+    """From the members' declarations, plus this peer's own, which may not have spread yet. A peer that is lost leaves a
+    declaration, which counts no more once its successor has declared itself."""
+    members = [own, *(member for member, _ in declared if member.peer_id != own.peer_id)]
+    latest: dict[int, int] = {}
+    for member in members:
+        latest[member.peer_index] = max(member.incarnation, latest.get(member.peer_index, 0))
+    current = [each for each in members if each.incarnation == latest[each.peer_index] or each is own]
+    return View(tuple(sorted(current, key=lambda member: (member.peer_index, member.peer_id))))
 
 
 class Membership:
@@ -160,6 +166,14 @@ class Membership:
         return tuple(sorted(names - {member.name for member in self.view.present}))
 
     @property
+    def is_superseded(self) -> bool:
+        """Whether another process is this peer by now: this one was taken for dead."""
+        return any(
+            member.peer_index == self.own.peer_index and member.incarnation > self.own.incarnation
+            for member in self.view.members
+        )
+
+    @property
     def has_expired(self) -> bool:
         """Whether the others leave this peer out, because the DHT has not taken its declaration for too long."""
         return self._held_until < get_dht_time()
@@ -182,6 +196,8 @@ class Membership:
                 self._reading = asyncio.create_task(self.read())
                 awaited = {self._reading, self._declaring} if self.has_expired else {self._reading}
                 await asyncio.wait(awaited, timeout=_READ_S)
+        if self.is_superseded:
+            raise SwarmError("the swarm took this peer for dead, and another process has taken its place")
         return self.view
 
     @property

@@ -120,6 +120,7 @@ class Rounds:
             stretch=self._membership.stretch,
             is_early=run.is_early,
             is_hermit=self._membership.is_hermit,
+            is_diverged=not np.isfinite(before).all(),
             roster=Roster.of(members),
             silent=self._membership.silent,
         )

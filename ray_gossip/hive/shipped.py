@@ -217,6 +217,10 @@ class HivemindEngine:
         """hivemind's own way to join is by its progress tracker, and knows no rounds."""
         raise UserError("engine=hivemind cannot join a running swarm here; use engine=gossip")
 
+    def restore(self, local_step: int, why: str) -> list[RoundReport]:
+        """hivemind's own way to take over a model is by its progress tracker."""
+        raise UserError("engine=hivemind takes over nobody's model here; use engine=gossip")
+
     def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
         """There are no guests."""
 

@@ -22,7 +22,7 @@ from ray_gossip.errors import UserError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.gossip.seat import Listen
+from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.loop.peer import LoopPeer
 from ray_gossip.loop.session import Session, current
 from ray_gossip.loop.voice import Driver, Screen
@@ -96,7 +96,7 @@ def join(
         settings,
         listen=listen,
         initial_peers=initial_peers,
-        place=None if initial_peers else (_founded(settings), 0),
+        place=None if initial_peers else Place(_founded(settings), 0),
         shared=("engine", "seed", "gossip."),  # data, model and steps are each loop's own
     )
     try:
@@ -150,8 +150,11 @@ def _take_place(session: Session, model: nn.Module, optimizer: Optimizer | None,
         seed=session.config.seed,
     )
     session.peer = peer
-    engine.join(founders=session.founders)
-    peer.begin_at(0)
+    if network.seat.place.incarnation:
+        peer.begin_at(engine.join_running())
+    else:
+        engine.join(founders=session.founders)
+        peer.begin_at(0)
     return peer
 
 

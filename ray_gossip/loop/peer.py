@@ -61,7 +61,7 @@ class LoopPeer:
         self.peer_index = engine.peer_index
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")  # for the loop to use
         self._process = os.getpid()  # a child that is forked from it inherits this object, and is no peer
-        self._has_left = self._is_told_left = False
+        self._has_left = self._is_told_left = self.has_begun = False
         self.local_step = 0  # optimizer steps so far; a peer that joins a running swarm begins where the others are
         self.rounds: Counter[Outcome] = Counter()  # that have ended, by outcome
         self._is_told = False  # of samples, by `step` or `saw`
@@ -70,7 +70,7 @@ class LoopPeer:
         self.final: FinalResult | None = None  # how the final rounds ended, if there were any
         self._began_at = self._ended_at = time.monotonic()
         self._taken = (self._began_at, 0, 0)  # when progress was last taken, and the samples and steps until then
-        self._state = LoopState(averaged)
+        self._state = LoopState(averaged, optimizer)
         self._optimizer = optimizer
         self._counting = None if optimizer is None else optimizer.register_step_post_hook(self._stepped)
         engine.attach(self._state)
@@ -100,7 +100,8 @@ class LoopPeer:
 
     def begin_at(self, local_step: int) -> None:
         """It is in the swarm, at this local step. Called by `join`."""
-        self.local_step = local_step
+        self.local_step = self.began_at_step = local_step
+        self.has_begun = True
         self._began_at = self._ended_at = time.monotonic()
         self._taken = (self._began_at, 0, local_step)
         self._heard([])
@@ -229,7 +230,7 @@ class LoopPeer:
                 peer_index=self.peer_index,
                 wall_time=time.time(),
                 local_step=self.local_step,
-                samples=self.samples,
+                samples=self.samples + (self._session.samples if self._session is not None else 0),
                 data_epoch=math.nan,
                 loss=None,
                 lr=float(groups[0]["lr"]) if groups else None,

@@ -40,6 +40,7 @@ class Session:
     records: SimpleQueue[Record] = field(default_factory=SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
     peer: Any = None  # the LoopPeer, once it has joined
+    samples: int = 0  # that this peer's processes before this one have seen
     is_dealt: bool = False  # each peer has its part of the data, as far as this process knows
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ray_gossip.training.averaged import ModelState
 
@@ -13,10 +13,8 @@ from ray_gossip.training.averaged import ModelState
 class LoopState:
     """What the engine averages."""
 
-    optimizer: Any = None  # of the loop's own; the engine has no need of it
-
-    def __init__(self, state: ModelState) -> None:
-        self._state = state
+    def __init__(self, state: ModelState, optimizer: Optimizer | None = None) -> None:
+        self._state, self.optimizer = state, optimizer
         self.samples = 0
 
     def read_state(self, out: Tensor) -> None:

@@ -20,9 +20,8 @@ from ray_gossip.causes import lacking
 from ray_gossip.config import Config
 from ray_gossip.errors import UserError
 from ray_gossip.factory import Factories, find, loop_arguments
-from ray_gossip.gossip.seat import Listen
+from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.loop.session import Session, Stopped, within
-from ray_gossip.peer import Founder
 from ray_gossip.records import PeerFinished, PeerStarted, Record
 from ray_gossip.sidecar.network import Network
 
@@ -61,6 +60,7 @@ class LoopWorker:
             founders=config.swarm.num_peers,
             device=torch.device("cuda:0" if has_gpu else "cpu"),
             node=node,
+            samples=founder.samples,
         )
         self._error: BaseException | None = None
         self._is_introduced = False
@@ -80,6 +80,8 @@ class LoopWorker:
             device=name,
             num_parameters=0,
             num_samples=0,
+            incarnation=self._session.network.seat.place.incarnation,
+            samples=self._session.samples,
         )
 
     def multiaddrs(self) -> tuple[str, ...]:
@@ -159,7 +161,7 @@ class LoopWorker:
                 peer_index=session.peer_index,
                 wall_time=time.time(),
                 local_step=peer.local_step,
-                samples=peer.samples,
+                samples=session.samples + peer.samples,
                 train_s=peer.train_s,
                 bytes_sent=peer.bytes_sent,
                 final_outcome=final.outcome if final is not None else "alone",
@@ -170,12 +172,13 @@ class LoopWorker:
 
     def _taken(self) -> list[Record]:
         session, records = self._session, list[Record]()
-        if session.peer is not None and not self._is_introduced:
+        if session.peer is not None and session.peer.has_begun and not self._is_introduced:
             self._is_introduced = True
             averaged = session.peer.averaged
             records.append(
                 replace(
                     self.started(),
+                    local_step=session.peer.began_at_step,
                     num_parameters=sum(parameter.numel() for parameter in session.peer.model.parameters()),
                     averaged_bytes=4 * averaged.size,
                     averaged=averaged.tensors() if session.peer_index == 0 else (),

@@ -119,6 +119,8 @@ class Sidecar:
                 file = packed(self.hand_over())
             except Exception as error:
                 self._wire.send((number, "told", str(error)))
+                if isinstance(error, SwarmError):  # it has nothing to give, which is no fault
+                    return
                 raise
             try:
                 self._wire.send((number, "told", ""), file=file)

@@ -14,14 +14,13 @@ from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.commands import Commands, Interrupted
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member, Neighbours, View
 from ray_gossip.gossip.memory import Memory, num_kept
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import RoundResult
-from ray_gossip.gossip.seat import Listen, Seat
+from ray_gossip.gossip.seat import Listen, Place, Seat
 from ray_gossip.gossip.signals import Pulse, Signals
 from ray_gossip.sidecar.client import Sidecar
 
@@ -41,7 +40,7 @@ class Network(Commands):
 
     Args:
         initial_peers: multiaddrs to dial; empty: found a swarm.
-        place: charter and peer index of a founder; None: what the swarm has, and a free index.
+        place: as a driver gives it, or a founder takes it; None: what the swarm has, and a free index.
         shared: beginnings of the keys in which this config must be as the swarm's.
 
     Raises:
@@ -55,7 +54,7 @@ class Network(Commands):
         *,
         listen: Listen,
         initial_peers: Sequence[str],
-        place: tuple[Charter, int] | None = None,
+        place: Place | None = None,
         shared: tuple[str, ...] = ("",),
     ) -> None:
         self._config, self._listen, self._others = config, listen.absolute(), tuple(initial_peers)
@@ -95,9 +94,9 @@ class Network(Commands):
         self.signals = Signals(self._memory.signals)
         self.signals.begin()
         seat = self.seat
-        self._own = Member(
-            peer_id=seat.peer_id, peer_index=seat.peer_index, node=node, has_own_data=not data, data=data
-        )
+        _, index, incarnation = seat.place
+        own = Member(peer_id=seat.peer_id, peer_index=index, incarnation=incarnation, node=node)
+        self._own = replace(own, has_own_data=not data, data=data)
         self._pulse = Pulse()
         try:
             self._open(self._sidecar)
@@ -174,7 +173,7 @@ class Network(Commands):
             return future
         return self._sidecar.call(method, **arguments)
 
-    def _first(self, *, place: tuple[Charter, int] | None, shared: tuple[str, ...]) -> tuple[Sidecar, Seat]:
+    def _first(self, *, place: Place | None, shared: tuple[str, ...]) -> tuple[Sidecar, Seat]:
         """A sidecar that has a seat. Where one dies over it, or does not get one, others try, for `swarm.start_s`."""
         start_s = self._config.swarm.start_s
         deadline = time.monotonic() + start_s
@@ -259,9 +258,8 @@ class Network(Commands):
             try:
                 sidecar = Sidecar()
                 sidecar.hand_over = self._hand_over
-                place = (self.seat.charter, self.seat.peer_index)
                 self._listen = self._listen.at_port_of(self.seat.multiaddrs)
-                seat = self._take_seat(sidecar, initial_peers, place=place, shared=(), start_s=start_s)
+                seat = self._take_seat(sidecar, initial_peers, place=self.seat.place, shared=(), start_s=start_s)
                 self._own = replace(self._own, peer_id=seat.peer_id)
                 self._open(sidecar)
                 self._declare_again(sidecar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import torch
@@ -13,9 +14,8 @@ def packed(handover: Handover) -> int:
     """A descriptor to send; close it then."""
     file = os.memfd_create("ray_gossip model")
     with os.fdopen(os.dup(file), "wb") as stream:
-        torch.save(
-            [handover.local_step, handover.state, dict(handover.rest), handover.layout, handover.is_current], stream
-        )
+        fields = {field.name: getattr(handover, field.name) for field in dataclasses.fields(handover)}
+        torch.save(fields, stream)
     return file
 
 
@@ -23,5 +23,4 @@ def opened(file: int) -> Handover:
     """What was packed. Closes the descriptor."""
     with os.fdopen(file, "rb") as stream:
         stream.seek(0)
-        local_step, state, rest, layout, is_current = torch.load(stream, weights_only=True)
-    return Handover(local_step=local_step, state=state, rest=rest, layout=layout, is_current=is_current)
+        return Handover(**torch.load(stream, weights_only=True))

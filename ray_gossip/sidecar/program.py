@@ -24,7 +24,7 @@ from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member
 from ray_gossip.gossip.memory import Memory, num_kept
 from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.gossip.seat import Listen, Seat
+from ray_gossip.gossip.seat import Listen, Place, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.mixer import check_codec
@@ -111,7 +111,7 @@ class _Program:
         config: Config,
         listen: Listen,
         initial_peers: Sequence[str],
-        place: tuple[Charter, int] | None,
+        place: Place | None,
         shared: tuple[str, ...],
         start_s: float,
     ) -> Seat:
@@ -130,12 +130,10 @@ class _Program:
         if place is None:
             charter = read_charter(self._dht, within_s=start_s)
             charter.check(config, only=shared)
-            place = charter, claim_index(self._dht, charter, within_s=start_s)
-        charter, peer_index = place
+            place = Place(charter, claim_index(self._dht, charter, within_s=start_s))
         return Seat(
             peer_id=self._dht.peer_id.to_base58(),
-            peer_index=peer_index,
-            charter=charter,
+            place=place,
             multiaddrs=tuple(str(address) for address in self._dht.get_visible_maddrs()),
         )
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ class PeerActor:
     """One peer in a Ray actor. `__init__` is on the main thread, as hivemind's forks need for `engine=hivemind`.
 
     Args:
-        first_peer: for all but the first peer, a reference to its multiaddrs; nested in a list, so that Ray does not
-            wait for it before this peer has done its imports.
+        founder: what a `peer.Founder` holds of its place.
+        initial_peers: multiaddrs to dial; or a reference to those of the first peer, nested in a list, so that Ray does
+            not wait for it before this peer has done its imports.
         luggage: the user's own functions, as `pack` makes it.
         start: a snapshot to go on from, if any.
         loopback: listen on 127.0.0.1 only: all peers are on one machine.
@@ -39,25 +40,24 @@ class PeerActor:
         self,
         config: Config,
         *,
-        run_id: str,
-        peer_index: int,
-        first_peer: list[Any],
+        founder: Mapping[str, Any],
+        initial_peers: list[Any],
         loopback: bool,
         luggage: bytes,
         start: bytes | None,
     ) -> None:
-        self._index = peer_index
+        self._index = founder["peer_index"]
         self._failure: Failure | None = None
         try:
             factories = _unpack(luggage)
-            from ray_gossip.gossip.seat import Listen
+            from ray_gossip.gossip.seat import Founder, Listen
             from ray_gossip.loop.worker import LoopWorker
-            from ray_gossip.peer import Founder, Peer
+            from ray_gossip.peer import Peer
 
             place: dict[str, Any] = {
                 "listen": Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
-                "founder": Founder(run_id=run_id, peer_index=peer_index, has_driver=True),
-                "initial_peers": lambda: _founder(first_peer[0]) if first_peer else (),
+                "founder": Founder(**founder, has_driver=True),
+                "initial_peers": lambda: _addresses(initial_peers),
                 "node": machine_id(),
                 "factories": factories,
             }
@@ -140,10 +140,12 @@ def _unpack(luggage: bytes) -> Factories:
     return factories
 
 
-def _founder(multiaddrs: Any) -> tuple[str, ...]:
+def _addresses(given: list[Any]) -> tuple[str, ...]:
+    if all(isinstance(each, str) for each in given):
+        return tuple(given)
     found: tuple[str, ...] = ()
     with contextlib.suppress(ray.exceptions.RayError):  # it has died
-        found = ray.get(multiaddrs)
+        found = ray.get(given[0])
     if not found:
         raise SwarmError("the first peer, through which the others join, did not come up")
     return found

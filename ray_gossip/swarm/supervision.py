@@ -7,32 +7,34 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.records import Notice, PeerFinished, PeerLost, PeerStarted, Record
-from ray_gossip.resources import bundle, num_that_fit
-from ray_gossip.swarm.actor import PeerActor, pack
+from ray_gossip.records import Notice, PeerLost, PeerStarted, Record
+from ray_gossip.swarm.actor import pack
 from ray_gossip.swarm.cluster import nodes
-from ray_gossip.swarm.failure import Failure
+from ray_gossip.swarm.failure import Failure, cause_of
+from ray_gossip.swarm.known import Known
+from ray_gossip.swarm.placement import Places
 from ray_gossip.swarm.pulse import Pulse
+from ray_gossip.swarm.replacement import Replacements
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
-_ROOM_POLL_S = 1  # the same while Ray looks for room; there it counts whole seconds
-_PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is told what is awaited
+_OTHERS_DONE, _NOBODY_LEFT = "the others are done", "nobody is left whose model it could take over"
 
 
 class Swarm:
     """The peers of one run. Use as a context manager: leaving it stops every peer, whatever happened.
+
+    A peer that is lost gets a successor, which joins the others in its place. Never may one that has not taken over a
+    model go on by itself: where nobody is left who has one, the successors end as well.
 
     Its iterators yield None when there is nothing to tell for a moment, so that the caller can look up.
 
@@ -52,12 +54,18 @@ class Swarm:
     ) -> None:
         self.config, self.run_id = config, run_id
         self._start_from = start
-        self._luggage = pack(factories)
-        self._group, self._owns_group = group, group is None
+        self._luggage: Any = pack(factories)
+        self._places = Places(config.swarm, group)
         self._actors: dict[int, Any] = {}  # live peers by index
         self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
+        self._start_by: dict[int, float] = {}  # successors that are not up yet
         self._streams: dict[Any, int] = {}
-        self._finished: dict[int, PeerFinished] = {}
+        self._training: set[int] = set()  # those that hold the swarm's model, and go on with it
+        self._known = {index: Known() for index in range(config.swarm.num_peers)}
+        self._mistakes: dict[int, UserError] = {}  # what a peer raised that the user can mend
+        self._replacements = Replacements(
+            per_peer=config.max_replacements, per_run=config.swarm.max_replacements_per_run
+        )
         self._pulse = Pulse(limit_s=config.swarm.silent_s)
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
@@ -75,41 +83,33 @@ class Swarm:
             UserError: no peer came up, for a reason that the user can mend.
         """
         deadline = time.monotonic() + self.config.swarm.start_s
-        if self._group is None:
-            yield from self._reserve(deadline)
-        self._create_actors()
+        yield from self._places.reserve(deadline)
+        self._create_founders()
         causes: dict[int, str] = {}
-        mistakes: dict[int, UserError | None] = {}
         while self._starting and time.monotonic() < deadline:
             ready, _ = ray.wait(list(self._starting), timeout=_POLL_S)
             for reference in ready:
-                index = self._starting.pop(reference)
-                try:
-                    started: PeerStarted | Failure = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    causes[index] = _cause(error)
-                else:
-                    if isinstance(started, PeerStarted):
-                        yield started
-                        continue
-                    causes[index] = f"it could not start: {started}"
-                    mistakes[index] = started.mistake
-                yield self._lose(index, causes[index])
+                told = self._came_up(reference)
+                if isinstance(told, PeerLost):
+                    causes[told.peer_index] = told.cause
+                yield told
             if not ready:
                 yield None
-        for index in self._drop_starting():
+        for index in list(self._starting.values()):
             causes[index] = f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}"
-            yield _lost(index, causes[index])
+            yield self._lose(index, causes[index])
         if not self._actors:
             first = min(causes)  # the others join through it: its cause is behind theirs
-            if mistake := mistakes.get(first):
+            if mistake := self._mistakes.get(first):
                 raise mistake
             raise SwarmError(f"no peer came up; peer {first}: {causes[first].splitlines()[0]}")
 
     def run(self) -> Iterator[Record | None]:
-        """Let all peers train; yields their records until each has finished or is lost."""
-        founders = len(self._actors)
-        self._streams = {actor.run.remote(founders=founders): index for index, actor in self._actors.items()}
+        """Let all peers train; yields their records until each has finished or is lost, and gets no successor."""
+        self._training = set(self._actors)
+        for index in self._training:
+            self._replacements.trains(index)
+            self._follow(index, founders=len(self._training))
         yield from self._read(deadline=math.inf)
 
     def stop(self) -> Iterator[Record | None]:
@@ -117,6 +117,7 @@ class Swarm:
 
         Peers that are not up yet have nothing to say: they are killed.
         """
+        self._replacements.cancel()
         self._drop_starting()
         for actor in self._actors.values():
             actor.stop.remote()
@@ -124,7 +125,8 @@ class Swarm:
 
     def model(self) -> bytes | None:
         """The merged model from the first peer that took part in the final rounds; None when there is none."""
-        averaged_first = sorted(self._finished.values(), key=lambda f: (f.final_outcome != "averaged", f.peer_index))
+        finished = [known.finished for known in self._known.values() if known.finished]
+        averaged_first = sorted(finished, key=lambda f: (f.final_outcome != "averaged", f.peer_index))
         return self._from_one("model", [finished.peer_index for finished in averaged_first])
 
     def snapshot(self) -> bytes | None:
@@ -134,12 +136,10 @@ class Swarm:
 
     def _from_one(self, what: str, indices: Sequence[int]) -> bytes | None:
         """What the first of these peers that answers has to give."""
-        for index in indices:
-            if index in self._actors:
-                with contextlib.suppress(ray.exceptions.RayError):  # it is lost, and its stream will say why
-                    method = getattr(self._actors[index], what)
-                    given: bytes = ray.get(method.remote(), timeout=self.config.swarm.final_s)
-                    return given
+        for actor in (self._actors[index] for index in indices if index in self._actors):
+            with contextlib.suppress(ray.exceptions.RayError):  # it is lost, and its stream will say why
+                given: bytes = ray.get(getattr(actor, what).remote(), timeout=self.config.swarm.final_s)
+                return given
         return None
 
     def close(self) -> None:
@@ -153,123 +153,145 @@ class Swarm:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
-        if self._group is not None and self._owns_group:
-            remove_placement_group(self._group)
-            self._group = None
+        self._places.release()
 
     def give_up(self) -> None:
         """Wait for nothing any more: `close` will kill what is left at once."""
         self._stop_by = time.monotonic()
 
-    def _reserve(self, deadline: float) -> Iterator[Record | None]:
-        """Wait until Ray has set a bundle aside for every peer."""
-        swarm = self.config.swarm
-        wanted = f"{swarm.num_peers} times {bundle(swarm)}"
-        self._group = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
-        if num_that_fit(swarm, nodes()):
-            why, fix = "other jobs hold the resources", "wait for them, or ask for less"
-        else:
-            why, fix = "nodes are missing, which its autoscaler is to bring", "ask for less, or raise swarm.start_s"
-        say_at = time.monotonic() + _PATIENCE_S
-        while not self._group.wait(_ROOM_POLL_S):
-            if time.monotonic() >= deadline:
-                limit_s = swarm.start_s
-                raise SwarmError(f"Ray found no room for {wanted} within swarm.start_s={limit_s:g}: {why}; {fix}")
-            if time.monotonic() >= say_at:
-                say_at = math.inf
-                yield _notice(f"waiting for Ray to find room for {wanted}: {why}")
-            yield None
-
-    def _create_actors(self) -> None:
-        swarm = self.config.swarm
-        loopback = len(nodes()) == 1
-        first_peer: list[Any] = []
-        luggage, start = ray.put(self._luggage), ray.put(self._start_from)  # once, however many peers, however large
+    def _create_founders(self) -> None:
+        self._loopback = len(nodes()) == 1
+        # once, however many peers, however large
+        self._luggage, start = ray.put(self._luggage), ray.put(self._start_from)
         self._start_from = None
-        for index in range(swarm.num_peers):
-            actor = PeerActor.options(  # type: ignore[attr-defined]
-                name=f"{self.run_id}/peer-{index:02d}",
-                num_cpus=swarm.cpus_per_peer,
-                num_gpus=swarm.gpus_per_peer,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
-                runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
-            ).remote(
-                self.config,
-                run_id=self.run_id,
-                peer_index=index,
-                first_peer=first_peer,
-                loopback=loopback,
-                luggage=luggage,
-                start=start,
-            )
-            self._actors[index] = actor
-            self._starting[actor.started.remote()] = index
+        first_peer: list[Any] = []
+        for index in range(self.config.swarm.num_peers):
+            actor = self._create(index, first_peer, start=start)
             if index == 0:
                 first_peer = [actor.multiaddrs.remote()]
 
+    def _create_successor(self, index: int) -> None:
+        self._known[index].incarnation += 1
+        live = [address for other in sorted(self._training) for address in self._known[other].multiaddrs]
+        self._create(index, live, start=ray.put(None))
+        self._start_by[index] = time.monotonic() + self.config.swarm.start_s
+
+    def _create(self, index: int, initial_peers: list[Any], *, start: Any) -> Any:
+        known = self._known[index]
+        suffix = f".{known.incarnation}" if known.incarnation else ""  # Ray may not have given the old name back yet
+        actor = self._places.start(
+            f"{self.run_id}/peer-{index:02d}{suffix}",
+            index,
+            config=self.config,
+            founder={"run_id": self.run_id, "peer_index": index, **known.before},
+            initial_peers=initial_peers,
+            loopback=self._loopback,
+            luggage=self._luggage,
+            start=start,
+        )
+        self._actors[index] = actor
+        self._starting[actor.started.remote()] = index
+        return actor
+
+    def _came_up(self, reference: Any) -> PeerStarted | PeerLost:
+        """What has become of a peer that was being started."""
+        index = self._starting.pop(reference)
+        self._start_by.pop(index, None)
+        try:
+            started: PeerStarted | Failure = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            return self._lose(index, cause_of(error))
+        if isinstance(started, Failure):
+            if started.mistake is not None:
+                self._mistakes[index] = started.mistake
+            return self._lose(index, f"it could not start: {started}", would_recur=started.would_recur)
+        self._known[index].note(started)
+        return started
+
+    def _follow(self, index: int, *, founders: int) -> None:
+        """Let a peer that is up train, and read what it tells."""
+        self._streams[self._actors[index].run.remote(founders=founders)] = index
+
     def _read(self, *, deadline: float) -> Iterator[Record | None]:
-        while self._streams and time.monotonic() < deadline:
-            ready, _ = ray.wait(list(self._streams), timeout=_POLL_S)
-            for stream in ready:
-                index = self._streams[stream]
-                try:
-                    said: list[Record] | Failure = ray.get(next(stream))
-                except StopIteration:
-                    del self._streams[stream]
-                    continue
-                except ray.exceptions.RayError as error:
-                    cause = _cause(error)
+        while (self._streams or self._starting or self._replacements.are_awaited) and time.monotonic() < deadline:
+            for index in self._replacements.take_due():
+                self._create_successor(index)
+            awaited = [*self._streams, *self._starting]
+            ready, _ = ray.wait(awaited, timeout=_POLL_S) if awaited else ([], [])
+            for reference in ready:
+                if reference in self._streams:
+                    yield from self._hear(reference)
+                elif isinstance(told := self._came_up(reference), PeerLost):
+                    yield told
                 else:
-                    if not isinstance(said, Failure):
-                        self._finished.update({r.peer_index: r for r in said if isinstance(r, PeerFinished)})
-                        yield from said
-                        continue
-                    cause = f"it raised {said}"
-                del self._streams[stream]
-                yield self._lose(index, cause)
+                    self._follow(told.peer_index, founders=0)  # it says by itself when it takes part
             yield from self._give_up_silent()
+            yield from self._give_up_successors()
             if not ready:
                 yield None
+
+    def _hear(self, stream: Any) -> Iterator[Record]:
+        index, would_recur = self._streams[stream], False
+        try:
+            said: list[Record] | Failure = ray.get(next(stream))
+        except StopIteration:
+            del self._streams[stream]
+            self._training.discard(index)
+            return
+        except ray.exceptions.RayError as error:
+            cause = cause_of(error)
+        else:
+            if not isinstance(said, Failure):
+                for record in said:
+                    if record.peer_index == index:  # and no guest's
+                        self._known[index].note(record)
+                        if isinstance(record, PeerStarted):
+                            self._training.add(index)
+                            self._replacements.trains(index)
+                yield from said
+                return
+            cause, would_recur = f"it raised {said}", said.would_recur
+        yield self._lose(index, cause, would_recur=would_recur)
 
     def _give_up_silent(self) -> Iterator[PeerLost]:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
         awaited = {index: self._actors[index] for index in self._streams.values()}
         for index in self._pulse.silent(awaited):
-            self._streams = {stream: other for stream, other in self._streams.items() if other != index}
+            asked = f"swarm.silent_s={self.config.swarm.silent_s:g}"
+            yield self._lose(index, f"its process has not answered for {asked}: it is stopped, or hangs")
+
+    def _give_up_successors(self) -> Iterator[Record]:
+        """Those that do not come up, and all when nobody is left who could give them a model."""
+        if self._training:
+            for index in [index for index, by in self._start_by.items() if time.monotonic() > by]:
+                yield self._lose(index, f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}")
+            return
+        are_done = any(known.finished for known in self._known.values())
+        why = f"nobody takes its place: {_OTHERS_DONE if are_done else _NOBODY_LEFT}"
+        for index in sorted({*self._replacements.cancel(), *self._starting.values(), *self._streams.values()}):
+            if index in self._actors:
+                self._lose(index, why)
+            yield Notice(peer_index=index, wall_time=time.time(), text=why)
+
+    def _lose(self, index: int, cause: str, *, would_recur: bool = False) -> PeerLost:
+        """End what is left of a peer: it may live on, when it was only its code that raised."""
+        ray.kill(self._actors.pop(index))
+        self._streams = {stream: other for stream, other in self._streams.items() if other != index}
+        self._starting = {reference: other for reference, other in self._starting.items() if other != index}
+        self._start_by.pop(index, None)
+        self._training.discard(index)
+        is_done = would_recur or self._known[index].finished is not None
+        is_replaced = not is_done and self._replacements.lost(index)
+        return PeerLost(peer_index=index, wall_time=time.time(), cause=cause, is_replaced=is_replaced)
+
+    def _drop_starting(self) -> None:
+        """Kill the peers that are not up yet, which could not answer."""
+        for index in self._starting.values():
             ray.kill(self._actors.pop(index))
-            limit_s = self.config.swarm.silent_s
-            yield _lost(index, f"its process has not answered for swarm.silent_s={limit_s:g}: it is stopped, or hangs")
-
-    def _lose(self, index: int, cause: str) -> PeerLost:
-        ray.kill(self._actors.pop(index))  # it may live on, when it was only its code that raised
-        return _lost(index, cause)
-
-    def _drop_starting(self) -> list[int]:
-        """Kill the peers that are not up yet, which could not answer; returns their indices."""
-        dropped = list(self._starting.values())
         self._starting.clear()
-        for index in dropped:
-            ray.kill(self._actors.pop(index))
-        return dropped
+        self._start_by.clear()
 
     def _begin_stop(self) -> float:
         if self._stop_by is None:
             self._stop_by = time.monotonic() + self.config.swarm.stop_s
         return self._stop_by
-
-
-def _cause(error: ray.exceptions.RayError) -> str:
-    """Why Ray lost a peer: a sentence, and what Ray knows below it."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
-    text = text.partition(" Some common causes include")[0]  # a paragraph of guesses
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return f"it raised {type(error.cause).__name__}: {error.cause}\n{text}"
-    return f"its {'node' if 'node has died' in text else 'process'} died\n{text}"
-
-
-def _lost(index: int, cause: str) -> PeerLost:
-    return PeerLost(peer_index=index, wall_time=time.time(), cause=cause)
-
-
-def _notice(text: str) -> Notice:
-    return Notice(peer_index=-1, wall_time=time.time(), text=text)

@@ -85,5 +85,6 @@ def _samples_per_s(peer: PeerState) -> float:
     if peer.lost:
         return 0.0
     if peer.finished and peer.finished.train_s > 0:
-        return peer.finished.samples / peer.finished.train_s
+        before = peer.started.samples if peer.started else 0
+        return (peer.finished.samples - before) / peer.finished.train_s
     return peer.progress.samples_per_s if peer.progress else 0.0

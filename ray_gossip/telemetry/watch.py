@@ -10,6 +10,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
 | distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
 | apart | a peer began with another model | that peer says so itself |
+| restored | a peer diverged and went on with a neighbour's model | the same |
 | diverged | the saved model's parameters or its loss are no numbers | at the end |
 | agreement | a final round that did not average, or in parts only | at the end |
 | merged | the merged model is worse than the peers' mean by 0.03 | at the end; short runs came to 0.021 (docs/log.md) |
@@ -22,6 +23,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | stall | the same; or local steps wait by config | the same, gossip.overlap |
 | distance | steps too large or rounds too rare for what averaging takes away | optimizer.lr, gossip.* |
 | apart | random numbers without a seed | model.factory |
+| restored | steps too large | optimizer.lr |
 | diverged | steps too large | optimizer.lr |
 | agreement | a peer was late, or lost its group; what lasts: `advice` | swarm.final_s; by the same |
 | merged | the peers are too far apart, or BatchNorm's statistics are off | gossip.steps, train.recalibrate_samples |
@@ -40,7 +42,7 @@ import time
 from collections import deque
 from itertools import pairwise
 
-from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, RESTARTS, SCHEDULED_ALONE
+from ray_gossip.causes import CUT_OFF, DIVERGED, EXPIRED, HAS_LEFT, IS_DONE, NO_OTHERS, RESTARTS, SCHEDULED_ALONE
 from ray_gossip.config import GossipConfig
 from ray_gossip.records import (
     BEGAN_APART,
@@ -97,6 +99,9 @@ class Watch:
                 text = "peers began with different models; those that differed took over the first one's: let the "
                 text += "random numbers of model.factory come from torch, which is seeded"
                 self._begins("apart", text, is_over=True)
+            case Notice() if record.text.startswith(DIVERGED):
+                text = "peers diverged, and went on with a neighbour's model: lower optimizer.lr"
+                self._begins("restored", text, is_over=True)
         return self._take()
 
     def end(self, *, is_saved: bool = False) -> list[Notice]:

@@ -31,6 +31,19 @@ class Slow(Linear):
 PACED = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.01")
 
 
+class Hurried(Slow):
+    """Takes its time until the file `order` is there."""
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int, *, order: str, step_s: float) -> None:
+        super().__init__(in_shape, num_classes, step_s=step_s)
+        self._order = Path(order)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self._step_s and self._order.exists():
+            self._step_s = 0
+        return super().forward(inputs)
+
+
 class Fragile(Slow):
     """Fails in one process: in that whose id the file `order` holds."""
 

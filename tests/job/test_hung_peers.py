@@ -13,8 +13,9 @@ from tests.job.runs import Run
 
 
 def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray: str, tmp_path: Path) -> None:
+    """Where none is to take its place."""
     words = (*PACED, "swarm.num_peers=3", "swarm.silent_s=5", "swarm.final_s=10", "train.local_steps=1200")
-    with Run(tmp_path / "run", *words, address=ray) as run:
+    with Run(tmp_path / "run", *words, "swarm.max_replacements=0", address=ray) as run:
         run.wait_until_training()
         victim = next(peer for peer in run.events("PeerStarted") if peer["peer_index"] == 1)
         stopped = family(victim["pid"])
@@ -24,6 +25,8 @@ def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray
         assert lost["cause"] == "its process has not answered for swarm.silent_s=5: it is stopped, or hangs"
         wait_until_gone(stopped, within_s=15.0)
         assert run.finish().code == 0, run
+    assert not lost["is_replaced"]
+    assert len(run.events("PeerStarted")) == 3
     assert {finished["peer_index"] for finished in run.events("PeerFinished")} == {0, 2}
     assert run.summary["merged_accuracy"] > 0.9
 

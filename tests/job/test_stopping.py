@@ -91,8 +91,9 @@ def casualties(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of four peers: 2 loses its sidecar, 0, through which the others joined, is killed, and 1 raises."""
     folder = tmp_path_factory.mktemp("casualties")
     order = folder / "order"
-    words = ("gossip.group_size=4", "train.local_steps=3000", "model.factory=tests.job.networks:Fragile")
-    with Run(folder / "run", *words, f"model.args={{order: {order}, step_s: 0.005}}", address=ray) as run:
+    words = ("gossip.group_size=4", "train.local_steps=3000", "swarm.max_replacements=0")
+    model = "model.factory=tests.job.networks:Fragile"
+    with Run(folder / "run", *words, model, f"model.args={{order: {order}, step_s: 0.005}}", address=ray) as run:
         run.wait_until_training()
         pids = {peer["peer_index"]: peer["pid"] for peer in run.events("PeerStarted")}
 

@@ -156,10 +156,10 @@ def test_skewed_shards_are_pictured_and_the_merged_model_beats_the_peers(
 
 
 def test_a_run_that_goes_wrong_says_so_on_the_screen_in_its_files_and_in_tensorboard(ray: str, tmp_path: Path) -> None:
-    words = ("swarm.num_peers=2", "train.local_steps=5000", "gossip.steps=10", "optimizer.lr=1000")  # it diverges
+    words = ("swarm.num_peers=2", "train.local_steps=3000", "gossip.steps=20", "gossip.min_group_size=3")
     run = train(tmp_path / "run", *words, address=ray)
     (told,) = (trouble for trouble in run.summary["troubles"] if trouble["kind"] == "rounds")
-    assert "its parameters are not finite; the training has diverged: lower optimizer.lr" in told["text"]
+    assert "gossip.min_group_size=3" in told["text"]
     assert told["first_round"] < 5
     advice = told["text"].partition(": ")[2]  # before it, the summary counts all rounds, the notice those until then
     notices = [notice["text"] for notice in run.events("Notice") if notice["text"].startswith("trouble: ")]
@@ -168,6 +168,17 @@ def test_a_run_that_goes_wrong_says_so_on_the_screen_in_its_files_and_in_tensorb
     curves = EventAccumulator(str(run.run_dir / "swarm"))
     curves.Reload()
     assert max(point.value for point in curves.Scalars("swarm/trouble")) >= 1
+
+
+def test_a_run_that_diverges_ends_with_the_cause(ray: str, tmp_path: Path) -> None:
+    words = ("swarm.num_peers=2", "train.local_steps=5000", "gossip.steps=10", "optimizer.lr=1000")
+    with Run(tmp_path / "run", *words, address=ray) as run:
+        assert run.finish().code == 1, run
+    last = run.stderr.splitlines()[-1]
+    assert "every peer was lost: it raised DivergedError: at local step" in last
+    assert "its parameters are not finite: the training has diverged: lower optimizer.lr" in last
+    assert [lost["is_replaced"] for lost in run.events("PeerLost")] == [False, False]
+    assert not (run.run_dir / "model.pt").exists()
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,7 @@ def test_no_non_finite_parameter_is_ever_offered_to_a_group(swarm: Peers, value:
     ended = swarm[broken].receive()
     assert (ended.report.outcome, ended.report.bytes_sent) == ("failed", 0)
     assert ended.report.cause == "nothing was sent: its parameters are not finite"
+    assert swarm[broken].call(GossipPeer.get).isfinite().all(), "it goes on with another's"
     assert_average(swarm, [0, 1, 2, 3])
 
 

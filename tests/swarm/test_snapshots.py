@@ -14,8 +14,8 @@ from ray_gossip import config, data, models
 from ray_gossip.causes import IS_DONE
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
-from ray_gossip.gossip.seat import Listen
-from ray_gossip.peer import Founder, Peer
+from ray_gossip.gossip.seat import Founder, Listen
+from ray_gossip.peer import Peer
 from ray_gossip.records import Evaluation, PeerFinished, Record, RoundReport
 from ray_gossip.testing import START_S, Peers, RemotePeer
 from ray_gossip.training.trainer import Trainer

@@ -12,7 +12,7 @@ import torch
 from hivemind.proto import averaging_pb2
 
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.handover import Handover
+from ray_gossip.gossip.handover import Damaged, Handover
 from ray_gossip.gossip.sharing import Sharing
 from ray_gossip.hive import download
 from ray_gossip.hive.download import receive, send
@@ -29,8 +29,11 @@ REST = {
 }
 
 
+MEMORY = {"Adam/0/exp_avg": torch.randn(3, 4), "Adam/0/step": torch.tensor(300.0)}
+
+
 def a_model(size: int) -> Handover:
-    return Handover(local_step=300, state=torch.randn(size), rest=REST, layout="abc")
+    return Handover(local_step=300, state=torch.randn(size), rest=REST, memory=MEMORY, layout="abc")
 
 
 def test_what_arrives_is_bit_for_bit_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +46,21 @@ def test_what_arrives_is_bit_for_bit_what_was_sent(monkeypatch: pytest.MonkeyPat
     for name, tensor in REST.items():
         assert (arrived.rest[name].dtype, arrived.rest[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(arrived.rest[name], tensor)
+    assert list(arrived.memory) == list(MEMORY)
+    assert all(torch.equal(arrived.memory[name], tensor) for name, tensor in MEMORY.items())
+
+
+def test_what_was_changed_on_its_way_is_not_taken_over() -> None:
+    async def changed() -> AsyncIterator[averaging_pb2.DownloadData]:
+        messages = [message async for message in send(a_model(100))]
+        spoiled = bytearray(messages[1].tensor_part.buffer)
+        spoiled[7] ^= 1
+        messages[1].tensor_part.buffer = bytes(spoiled)
+        for message in messages:
+            yield message
+
+    with pytest.raises(Damaged, match="is not what it sent"):
+        asyncio.run(receive(changed(), size=100, layout="abc"))
 
 
 def test_the_first_message_goes_out_before_anything_is_serialised() -> None:

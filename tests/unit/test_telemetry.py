@@ -55,6 +55,7 @@ class TestTheEventLog:
             "peer_index": 0,
             "wall_time": 1004.0,
             "cause": "its process died",
+            "is_replaced": False,
         }
 
     def test_holds_the_consensus_distance_but_no_sketches(self, write: Write) -> None:
