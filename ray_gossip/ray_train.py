@@ -11,9 +11,11 @@ from ray_gossip.errors import ConfigError
 from ray_gossip.storage import is_uri
 
 _WHY = {
-    "failure_config": "a peer that dies stops nobody, and nothing is started again as a whole",
     "checkpoint_config": "the merged model is saved at the end",
 }
+
+
+_WITHOUT_END = 1_000_000_000
 
 
 def swarm_of(scaling: Any) -> dict[str, Any]:
@@ -40,6 +42,23 @@ def swarm_of(scaling: Any) -> dict[str, Any]:
     return swarm
 
 
+def failures_of(run: Any) -> dict[str, Any]:
+    """The keys of the `swarm` section that a RunConfig's FailureConfig stands for: a failure ends one peer, and what is
+    started again is that peer.
+
+    Raises:
+        ConfigError: it asks for something that there is not here.
+    """
+    failure = None if run is None else getattr(run, "failure_config", None)
+    if failure is None:
+        return {}
+    _refuse_others("failure_config", failure, ("max_failures",))
+    most = failure.max_failures
+    if most == 0:  # as it is where nobody has said anything
+        return {}
+    return {"max_replacements": _WITHOUT_END if most == -1 else most}
+
+
 def run_dir_of(run: Any) -> Path | None:
     """The folder that a RunConfig names; None: any new one.
 
@@ -48,7 +67,7 @@ def run_dir_of(run: Any) -> Path | None:
     """
     if run is None:
         return None
-    _refuse_others("run_config", run, ("name", "storage_path"))
+    _refuse_others("run_config", run, ("name", "storage_path", "failure_config"))
     place = run.storage_path
     for key, value in (("name", run.name), ("storage_path", place)):
         if not isinstance(value, (str, Path)):

@@ -72,6 +72,28 @@ def test_a_loop_that_fails_on_one_peer_at_once_holds_up_no_other(ray: str, folde
     assert (lost["peer_index"], "rank 0 has a bug" in lost["cause"]) == (0, True)
 
 
+def test_a_loop_that_goes_on_at_the_swarms_local_step_can_be_replaced(ray: str, folder: Path) -> None:
+    words = ["train.loop=loops.digits:goes_on", "train.loop_args={steps: 1200, dies_at: 200}", "swarm.num_peers=3"]
+    command = ["ray-gossip", "train", *words, "gossip.steps=20", "swarm.max_replacements=1", "--run-dir", "run"]
+    done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
+    assert done.returncode == 0, done
+    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    (lost,) = (event for event in events if event["event"] == "PeerLost")
+    assert (lost["peer_index"], lost["is_replaced"]) == (1, True)
+    back = next(event for event in events if event["event"] == "PeerStarted" and event["incarnation"])
+    assert 200 < back["local_step"] < 1200
+    (began,) = (
+        each for each in events if each["event"] == "Reported" and each["metrics"]["began_at"] == back["local_step"]
+    )
+    assert began["metrics"]["has_momentum"]
+    ends = {event["peer_index"]: event for event in events if event["event"] == "PeerFinished"}
+    assert [ends[index]["local_step"] for index in range(3)] == [1200] * 3
+    assert 32 * (1200 - back["local_step"]) < ends[1]["samples"] <= 32 * (1400 - back["local_step"])
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["final_outcome"] == ["averaged"] * 3
+    assert summary["consensus_distance"] < 1e-5
+
+
 def test_a_tuner_over_a_function_that_calls_fit_has_hparams_and_the_curves_of_peers(ray: str, folder: Path) -> None:
     command = [sys.executable, "loops/tuner.py", str(folder / "out")]
     done = finish_in(folder, command, environment={"RAY_ADDRESS": ray, "PYTHONPATH": f"{folder}:{ROOT}"})

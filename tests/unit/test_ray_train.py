@@ -52,6 +52,12 @@ def test_a_run_config_is_the_folder() -> None:
     assert run_dir_of(RunConfig(name="a", storage_path="/data")) == Path("/data/a")
 
 
+@pytest.mark.parametrize(("most", "replacements"), [(0, 0), (2, 2), (-1, 1_000_000_000)])
+def test_max_failures_is_how_often_a_peer_is_replaced(most: int, replacements: int) -> None:
+    run = RunConfig(name="a", failure_config=FailureConfig(max_failures=most))
+    assert GossipTrainer(loop, run_config=run).config.max_replacements == replacements
+
+
 def test_the_loop_and_its_argument_stand_in_the_config_where_they_are_plain() -> None:
     plain = GossipTrainer(loop, train_loop_config={"lr": 0.1}).config.train
     assert (plain.loop, plain.loop_args) == ("tests.unit.test_ray_train:loop", {"lr": 0.1})
@@ -72,8 +78,8 @@ def test_the_loop_and_its_argument_stand_in_the_config_where_they_are_plain() ->
         ),
         ({"scaling_config": 4}, "scaling_config is a int, not Ray Train's ScalingConfig"),
         (
-            {"run_config": RunConfig(failure_config=FailureConfig(max_failures=3))},
-            r"run_config\.failure_config=.*stops no",
+            {"run_config": RunConfig(failure_config=FailureConfig(controller_failure_limit=3))},
+            r"failure_config\.controller_failure_limit=3: it has no meaning for a swarm; leave it out",
         ),
         (
             {"run_config": RunConfig(checkpoint_config=CheckpointConfig(num_to_keep=2))},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from typing import Any
 
 import torch
@@ -29,6 +32,25 @@ def fails_on_rank_0(config: dict[str, Any]) -> None:
     for _ in range(config["steps"]):
         model(torch.ones(1, 64)).sum().backward()
         optimizer.step()
+
+
+def goes_on(config: dict[str, Any]) -> None:
+    """Dies once in its middle, on rank 1; whoever takes its place goes on where the swarm is."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    peer = ray_gossip.join(model, optimizer=optimizer)
+    is_first = peer.local_step == 0
+    momentum = optimizer.state_dict()["state"]
+    peer.report({"began_at": peer.local_step, "has_momentum": bool(momentum)})
+    while peer.local_step < config["steps"]:
+        time.sleep(0.01)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.rand(32, 64)), torch.randint(10, (32,))).backward()
+        peer.saw(32)
+        optimizer.step()
+        if is_first and peer.rank == 1 and peer.local_step == config["dies_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_loop(config: dict[str, Any]) -> None:
