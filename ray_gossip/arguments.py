@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         known = re.findall(r"(?<!\w)--[a-z][\w-]*", commands[options.command].format_help())
         close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         parser.error(f"unknown option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
-    if words and options.command in ("init", "keys", "status", "why"):
+    if words and options.command in ("init", "keys", "status", "why", "checkpoints"):
         parser.error(f"{options.command} takes no {words[0]}")
     options.config += words
     return options
@@ -75,6 +75,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         help="one config file, and overrides of its keys",
     )
     train.add_argument("--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>)")
+    resume = "go on with the run in --run-dir, from its latest checkpoint; where there is none, begin it"
+    train.add_argument("--resume", action="store_true", help=resume)
     train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
     train.add_argument("--tensorboard", action="store_true", help="start TensorBoard beside it, and say where")
     tune = commands.add_parser(
@@ -139,7 +141,14 @@ def _add_status(commands: Any) -> None:
         "with whom; and what to turn.",
         epilog=codes,
     )
-    for command in (status, why):
+    checkpoints = commands.add_parser(
+        "checkpoints",
+        help="list the checkpoints of a run, and read them through",
+        description="List the checkpoints of a run, the latest first, and whether --resume can go on from each: all "
+        "files are read.",
+        epilog="exit codes: 0 the latest is sound, 2 there is no run, 3 there is none, or the latest is damaged",
+    )
+    for command in (status, why, checkpoints):
         where = "folder of a run, or of several: the latest (default: runs)"
         command.add_argument("run_dir", nargs="?", type=_folder, default=Path("runs"), metavar="RUN_DIR", help=where)
         command.set_defaults(config=[])

@@ -10,17 +10,16 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ray_gossip.arguments import join_command, overrides_of, parse
 from ray_gossip.errors import ConfigError, SwarmError, UserError
 from ray_gossip.screen import flush_or_drop, screen
+from ray_gossip.stopping import OrderlyStop
 from ray_gossip.storage import is_uri
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options, stop = parse(arguments), _OrderlyStop()
+    options, stop = parse(arguments), OrderlyStop()
     try:
         with stop:
             return _COMMANDS[options.command](options, stop)
@@ -126,7 +125,9 @@ def _print_json(options: argparse.Namespace, outcome: Mapping[str, Any]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
+def _train(options: argparse.Namespace, stop: OrderlyStop) -> int:
+    if options.resume and options.run_dir is None:
+        raise ConfigError("--resume goes on with the run in --run-dir, or begins it there: name the folder")
     config = _load_config(options.config)
     _check_outlives_job(options.run_dir)
     stop.limit_s = config.swarm.stop_s + 4.0  # Ray itself takes 1 to 2 s
@@ -140,13 +141,14 @@ def _train(options: argparse.Namespace, stop: _OrderlyStop) -> int:
         config,
         address=_address(),
         run_dir=options.run_dir,
+        resume=options.resume,
         stream=stream,
         beside=partial(board, stream=stream) if options.tensorboard else None,
     )
     return _print_json(options, summary)
 
 
-def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
+def _tune(options: argparse.Namespace, stop: OrderlyStop) -> int:
     from ray_gossip.tuning import sweep as sweeps
 
     _look_here_for_modules(_split(options.config)[0])
@@ -173,7 +175,7 @@ def _tune(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     return _print_json(options, report)
 
 
-def _peer(options: argparse.Namespace, stop: _OrderlyStop) -> int:
+def _peer(options: argparse.Namespace, stop: OrderlyStop) -> int:
     config = _load_config([*options.config, *overrides_of(options)])
     stop.limit_s = config.swarm.stop_s + 4.0
 
@@ -192,7 +194,7 @@ def _peer(options: argparse.Namespace, stop: _OrderlyStop) -> int:
     return _print_json(options, summary)
 
 
-def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
+def _prepare_data(options: argparse.Namespace, _: OrderlyStop) -> int:
     config = _load_config(options.config)
     from rich.console import Console
     from rich.progress import Progress
@@ -215,7 +217,7 @@ def _prepare_data(options: argparse.Namespace, _: _OrderlyStop) -> int:
     return 0
 
 
-def _init(options: argparse.Namespace, _: _OrderlyStop) -> int:
+def _init(options: argparse.Namespace, _: OrderlyStop) -> int:
     from ray_gossip.starter import FILES, write_starter
 
     folder: Path = options.folder
@@ -225,7 +227,7 @@ def _init(options: argparse.Namespace, _: _OrderlyStop) -> int:
     return 0
 
 
-def _keys(options: argparse.Namespace, _: _OrderlyStop) -> int:
+def _keys(options: argparse.Namespace, _: OrderlyStop) -> int:
     from ray_gossip.config.catalogue import catalogue
     from ray_gossip.tuning.settings import SweepConfig
 
@@ -233,7 +235,7 @@ def _keys(options: argparse.Namespace, _: _OrderlyStop) -> int:
     return 0
 
 
-def _status(options: argparse.Namespace, _: _OrderlyStop) -> int:
+def _status(options: argparse.Namespace, _: OrderlyStop) -> int:
     from ray_gossip import status
 
     run_dir = status.latest_run(options.run_dir)
@@ -244,14 +246,22 @@ def _status(options: argparse.Namespace, _: _OrderlyStop) -> int:
     return status.show(run_dir, screen(sys.stdout), watch=options.watch)
 
 
-def _why(options: argparse.Namespace, _: _OrderlyStop) -> int:
+def _why(options: argparse.Namespace, _: OrderlyStop) -> int:
     from ray_gossip import status
 
     run_dir = status.latest_run(options.run_dir)
     return status.explain(run_dir, screen(sys.stdout), peer=options.peer, round=options.round)
 
 
+def _checkpoints(options: argparse.Namespace, _: OrderlyStop) -> int:
+    from ray_gossip import status  # finds the run
+
+    run_dir = status.latest_run(options.run_dir)
+    return status.show_checkpoints(run_dir, screen(sys.stdout))
+
+
 _COMMANDS = {
+    "checkpoints": _checkpoints,
     "train": _train,
     "tune": _tune,
     "peer": _peer,
@@ -261,39 +271,6 @@ _COMMANDS = {
     "status": _status,
     "why": _why,
 }
-
-
-class _OrderlyStop:
-    """Within this context, Ctrl-C, SIGTERM (`kill`, `ray job stop`, `timeout`) and SIGHUP (a closed terminal) raise
-    KeyboardInterrupt in the main thread. A signal that is ignored, as under nohup, stays so.
-
-    If the stop itself hangs, because Ray's processes got the signal too, the process ends `limit_s` after it.
-    """
-
-    limit_s = 14.0
-    signal = signal.SIGINT  # the latest that asked for a stop
-
-    def __enter__(self) -> _OrderlyStop:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        self._last_resorts: list[threading.Timer] = []
-        for number, handler in self._before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        for timer in self._last_resorts:
-            timer.cancel()
-
-    def _stop(self, number: int, frame: Any) -> NoReturn:
-        timer = threading.Timer(self.limit_s, os._exit, [128 + number])
-        timer.daemon = True
-        timer.start()
-        self._last_resorts.append(timer)
-        self.signal = signal.Signals(number)
-        raise KeyboardInterrupt  # no class of our own: Ray's C++ would raise a plain one in its stead
 
 
 if __name__ == "__main__":

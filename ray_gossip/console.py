@@ -71,7 +71,7 @@ class PlainView:
 
     def update(self, state: SwarmState) -> None:
         self._state = state
-        for news in state.news[self._num_told :]:
+        for news in state.news[max(self._num_told, state.num_old_news) :]:
             self._line(headline(news))
         self._num_told = len(state.news)
         if self._clock() - self._last_status >= _STATUS_LINE_S:
@@ -119,7 +119,7 @@ class LiveView:
 
     def update(self, state: SwarmState) -> None:
         self._state = state
-        for news in state.news[self._num_told :]:
+        for news in state.news[max(self._num_told, state.num_old_news) :]:
             if not isinstance(news, PeerStarted):  # the table shows which peers are up
                 self._console.print(Text(headline(news), style="red" if isinstance(news, PeerLost) else "yellow"))
         self._num_told = len(state.news)

@@ -18,6 +18,7 @@ from ray_gossip.folders import check_writable
 from ray_gossip.lines import print_summary
 from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
+from ray_gossip.resume import Resumption, check_is_free, ended, place_of, resumption
 from ray_gossip.storage import check_uri, is_uri
 from ray_gossip.telemetry import RUN_FILES, Summary, clear_untrained, is_untrained
 from ray_gossip.tuning.sweep import SWEEP_FILES, Sweep, holds_one
@@ -41,6 +42,7 @@ def train(
     factories: Factories = NAMED,
     beside: Callable[[Path], AbstractContextManager[None]] | None = None,
     within: WithinTrial | None = None,
+    resume: bool = False,
 ) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
@@ -49,6 +51,7 @@ def train(
         run_dir: new folder for this run; None: `runs/<run_id>`.
         factories: the user's own model and data, where they are handed over instead of named in the config.
         within: the trial of a Tuner in which this run is, if it is in one.
+        resume: go on with the run that is there; begin it if none is. One that has ended is left as it is.
         beside: asked with the run's folder, entered once all has been checked, left when the summary has been shown.
 
     Returns:
@@ -61,7 +64,10 @@ def train(
     """
     run_id = new_run_id()
     run_dir = run_dir or Path("runs") / run_id
-    check(config, address=address, run_dir=run_dir, factories=factories)
+    if resume and (summary := ended(run_dir)) is not None:
+        print_summary(summary, run_dir, stream=stream)
+        return summary
+    check(config, address=address, run_dir=run_dir, factories=factories, resume=resume)
     from ray_gossip.run import Run  # loads Ray: after what can be checked without
     from ray_gossip.swarm import cluster
 
@@ -71,8 +77,23 @@ def train(
         try:
             with open_view(stream) as view, cluster([config.swarm], address=address):
                 group = within.group(config.swarm) if within is not None else None
-                clear_untrained(run_dir)
-                run = Run(config, run_id=run_id, run_dir=run_dir, started_at=started, group=group, factories=factories)
+                place, why_not = _place(config, run_dir)
+                before = resumption(config, run_dir) if resume else Resumption()
+                before.notices.extend(why_not)
+                if before.manifest is None:
+                    clear_untrained(run_dir)
+                    if place is not None:
+                        check_is_free(place)
+                run = Run(
+                    config,
+                    run_id=run_id,
+                    run_dir=run_dir,
+                    started_at=started,
+                    group=group,
+                    factories=factories,
+                    checkpoints=place,
+                    resumption=before,
+                )
                 with run:
                     summary = _trained(run, view, within)
                     if within is not None:
@@ -81,6 +102,26 @@ def train(
         finally:
             if run is not None and run.summary is not None:
                 print_summary(run.summary, run_dir, stream=stream)
+
+
+def _place(config: Config, run_dir: Path) -> tuple[str | None, list[str]]:
+    """Where checkpoints go, or none and why.
+
+    Raises:
+        ConfigError: `checkpoint.place` is not the same on every node.
+    """
+    from ray_gossip.swarm import check_storage
+
+    place = place_of(config, run_dir)
+    if place is None:
+        return None, []
+    try:
+        check_storage(place, key="checkpoint.place=")
+    except ConfigError as error:
+        if config.checkpoint.place is not None:
+            raise
+        return None, [f"no checkpoints are made: {error}"]
+    return place, []
 
 
 def _trained(run: Run, view: View, within: WithinTrial | None) -> Summary:
@@ -136,12 +177,17 @@ def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, 
     return run_sweep(sweep, points, notices, address=address, place=place, resume=resume, stream=stream)
 
 
-def check(config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED) -> None:
+def check(
+    config: Config, *, address: str | None, run_dir: Path, factories: Factories = NAMED, resume: bool = False
+) -> None:
     """Raise UserError for every mistake that can be found before anything is started."""
     check_writable(run_dir)
-    if not is_untrained(run_dir):
-        if (run_dir / "events.jsonl").exists():
-            raise ConfigError(f"--run-dir {run_dir} already holds a run: name a new folder")
+    is_there = (run_dir / "events.jsonl").exists()
+    if not (is_untrained(run_dir) or (resume and is_there)):
+        if is_there:
+            raise ConfigError(
+                f"--run-dir {run_dir} already holds a run: go on with it by --resume, or name a new folder"
+            )
         check_overwrites_nothing(run_dir, RUN_FILES)
     check_config(config, address=address, factories=factories)
     rehearse([config], factories=factories, imports=address is None)

@@ -75,6 +75,8 @@ class GossipTrainer:
         config: everything else: a Config, a mapping such as {"gossip": {"group_size": 4}}, or a YAML file.
         num_peers, cpus_per_peer, gpus_per_peer: go before the config's `swarm` section.
         run_dir: new folder for the results; default: runs/<run id>.
+        resume: go on with the run in `run_dir` from its latest checkpoint; where there is none, begin it. A script that
+            is started again after a failure is the same script then.
         verbose: show the run on standard output.
 
     Raises:
@@ -95,6 +97,7 @@ class GossipTrainer:
         cpus_per_peer: float | None = None,
         gpus_per_peer: float | None = None,
         run_dir: Path | str | None = None,
+        resume: bool = False,
         verbose: bool = True,
     ) -> None:
         if run_dir is not None and is_uri(run_dir):
@@ -127,6 +130,9 @@ class GossipTrainer:
             loop_config={} if train_loop_config is None else train_loop_config,
         )
         self._run_dir = named if run_dir is None else Path(run_dir)
+        if resume and self._run_dir is None:
+            raise ConfigError("resume=True goes on with the run in run_dir, or begins it there: name the folder")
+        self._resume = resume
         self._verbose, self._is_scaled = verbose, scaling_config is not None
 
     def fit(self) -> Result:
@@ -151,6 +157,7 @@ class GossipTrainer:
                 address=None if address in (None, "", "local") else address,
                 run_dir=self._run_dir or (within.run_dir if within is not None else None),
                 within=within,
+                resume=self._resume,
                 stream=stream,
                 factories=self._factories,
             )

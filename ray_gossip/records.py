@@ -129,6 +129,19 @@ class PeerLost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saved(Record):
+    """The peer has written its state for a checkpoint, or could not."""
+
+    mark: int  # of the checkpoint
+    local_step: int
+    samples: int
+    name: str = ""  # of its file
+    num_bytes: int = 0
+    digest: str = ""
+    cause: str = ""  # not empty: why there is no file
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeerLeft(Record):
     """A peer that had joined a running swarm has left it, before it was done."""
 
@@ -147,7 +160,18 @@ BEGAN_APART = "this peer began with another model than"  # how a notice says so:
 
 KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
-    for kind in (PeerStarted, Progress, Evaluation, Reported, RoundReport, PeerFinished, PeerLost, PeerLeft, Notice)
+    for kind in (
+        PeerStarted,
+        Progress,
+        Evaluation,
+        Reported,
+        RoundReport,
+        PeerFinished,
+        Saved,
+        PeerLost,
+        PeerLeft,
+        Notice,
+    )
 }
 
 

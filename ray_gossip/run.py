@@ -6,17 +6,23 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from ray.util.placement_group import PlacementGroup
 
+from ray_gossip.checkpoints.keeper import Keeper
+from ray_gossip.checkpoints.manifest import latest_sound
 from ray_gossip.config import Config, skipped
 from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, Record
-from ray_gossip.swarm import Swarm
-from ray_gossip.telemetry import Observer, RunLog, Summary, SwarmState
+from ray_gossip.resume import Resumption
+from ray_gossip.swarm import Saves, Swarm
+from ray_gossip.telemetry import Observer, RunLog, Summary, SwarmState, means
+
+_BEGINS = Resumption()
 
 
 class Run:
@@ -29,6 +35,8 @@ class Run:
         group: bundles that somebody else reserved for the peers; None: the run reserves its own.
         factories: the user's own model and data, where they are handed over instead of named in the config.
         start: a snapshot that all peers go on from, at its local step; None: they begin with a new model.
+        checkpoints: where its peers save themselves now and then; None: nowhere.
+        resumption: where an interrupted run goes on.
     """
 
     def __init__(
@@ -41,12 +49,29 @@ class Run:
         group: PlacementGroup | None = None,
         factories: Factories = NAMED,
         start: bytes | None = None,
+        checkpoints: str | None = None,
+        resumption: Resumption = _BEGINS,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.summary: Summary | None = None  # once it has finished or was stopped
-        self._observer = Observer(config)
-        self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at)
-        self._swarm = Swarm(config, run_id=run_id, group=group, factories=factories, start=start)
+        self._observer, self._resumption = Observer(config), resumption
+        for record in resumption.records:
+            self._observer.see(record)
+        at = resumption.manifest.local_step if resumption.manifest is not None else None
+        self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at, goes_on_at=at)
+        self._again = partial(Swarm, config, run_id=run_id, group=group, factories=factories)
+        saves = Saves(place=checkpoints, resumed=resumption.peers(config.swarm.num_peers))
+        self._swarm = self._again(start=start, saves=saves)
+        self._num_restored = 0
+        self._keeper: Keeper | None = None
+        if checkpoints is not None:
+            self._keeper = Keeper(
+                config,
+                place=checkpoints,
+                run_id=run_id,
+                ask=lambda mark: self._swarm.save(mark),  # of a later swarm, perhaps
+                measured=lambda: means(peer.measures for peer in self.state.live_peers()),
+            )
         self._open: ExitStack
 
     @property
@@ -65,11 +90,18 @@ class Run:
 
     def records(self) -> Iterator[Record | None]:
         """Start the peers and let them train, until each has finished or is lost."""
-        yield from self._written(_notice(text) for text in skipped(self.config))
-        yield from self._written(self._swarm.start())
-        if self.config.engine == "gossip":
-            yield from self._written([_notice(self._how_to_join())])
-        yield from self._written(self._swarm.run())
+        yield from self._written(self._resumption.departures(self.config.swarm.num_peers))
+        if self._resumption.records:
+            self.state.resume()
+        yield from self._written([*self._resumption.told(), *map(_notice, skipped(self.config))])
+        while True:
+            yield from self._written(self._swarm.start())
+            if self.config.engine == "gossip":
+                yield from self._written([_notice(self._how_to_join())])
+            yield from self._written(self._swarm.run())
+            if not (before := self._before_all_were_lost()):
+                return
+            yield from self._written(before.told())
 
     def snapshot(self) -> bytes:
         """What another run can `start` from: one peer's model, optimizer and local step, taken between two local steps.
@@ -106,13 +138,39 @@ class Run:
             show: called after every record, and when there is none as well.
         """
         try:
-            for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop())):
+            for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop(self._last_mark()))):
+                show()
+            for _ in self._written(self._keeper.close() if self._keeper is not None else []):
                 show()
         except BaseException:
             self._swarm.give_up()
             raise
         finally:
             self.summary = self._log.write_summary()
+
+    def _before_all_were_lost(self) -> Resumption | None:
+        """Where nobody is left, all begin again from the latest checkpoint; not for ever."""
+        keeper, swarm = self._keeper, self._swarm
+        if keeper is None or swarm.has_finished or swarm.would_recur:
+            return None
+        if self._num_restored >= self.config.max_replacements:
+            return None
+        notices: list[str] = []
+        manifest = latest_sound(keeper.place, model=self.config.model.model_dump(mode="json"), notices=notices)
+        if manifest is None:
+            return None
+        self._num_restored += 1
+        notices.append(f"every peer was lost: all go on from checkpoint {manifest.mark}")
+        before = Resumption(manifest=manifest, place=keeper.place, notices=notices)
+        swarm.close()
+        saves = Saves(place=keeper.place, resumed=before.peers(self.config.swarm.num_peers))
+        self._swarm = self._open.enter_context(self._again(saves=saves))
+        return before
+
+    def _last_mark(self) -> int | None:
+        """Of the checkpoint that a run makes when it is stopped in order; None: it makes none."""
+        local_step = _local_step(self.state)
+        return max(local_step, self._keeper.latest + 1) if self._keeper is not None and local_step else None
 
     def _how_to_join(self) -> str:
         started = next(peer.started for peer in self.state.live_peers() if peer.started)
@@ -125,7 +183,16 @@ class Run:
         for record in records:
             if record is not None:
                 self._log.write(record)
+                for notice in self._keeper.see(record) if self._keeper is not None else ():
+                    self._log.write(notice)
+            elif self._keeper is not None:
+                self._keeper.look(_local_step(self.state))
             yield record
+
+
+def _local_step(state: SwarmState) -> int:
+    """How far the swarm is."""
+    return max((peer.local_step for peer in state.live_peers()), default=0)
 
 
 def _notice(text: str) -> Notice:

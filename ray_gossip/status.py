@@ -18,11 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_gossip.causes import HAS_LEFT, IS_DONE, SCHEDULED_ALONE
+from ray_gossip.checkpoints.manifest import all_in, wrong_with
 from ray_gossip.console import table
 from ray_gossip.errors import ConfigError
 from ray_gossip.lines import distance_line, headline, rounds_line
 from ray_gossip.records import PeerLost, RoundReport
-from ray_gossip.telemetry import Replay, SwarmState, dump_json, replay
+from ray_gossip.resume import place_of
+from ray_gossip.telemetry import Replay, SwarmState, config_of, dump_json, replay
 from ray_gossip.telemetry.advice import advice_on
 
 __all__ = ["as_json", "code_of", "dump_json", "explain", "latest_run", "replay", "show"]
@@ -65,6 +67,32 @@ def show(run_dir: Path, stream: TextIO, *, watch: bool = False) -> int:
             found = replay(run_dir)
             live.update(Group(*_picture(found)), refresh=True)
     return code_of(found)
+
+
+def show_checkpoints(run_dir: Path, stream: TextIO) -> int:
+    """A line for each, the latest first. Returns the exit code."""
+    place = place_of(config_of(run_dir), run_dir)
+    notices: list[str] = []
+    manifests = all_in(place, notices=notices) if place is not None else []
+    wrong = [wrong_with(place or "", manifest) for manifest in manifests]
+    grid = Table(box=None, pad_edge=False)
+    for name in ("step", "saved", "peers", "samples", "MB", "", "measured"):
+        grid.add_column(name, justify="left" if name in ("", "measured") else "right")
+    for manifest, problem in zip(manifests, wrong, strict=True):
+        grid.add_row(
+            str(manifest.mark),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.wall_time)),
+            str(len(manifest.peers)),
+            f"{manifest.samples:,}",
+            f"{sum(peer.num_bytes for peer in manifest.peers) / 1e6:,.1f}",
+            problem or "sound",
+            ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items()),
+        )
+    console = Console(file=stream)
+    console.print(grid if manifests else f"{run_dir} has no checkpoint", soft_wrap=True)
+    for text in notices:
+        console.print(text, soft_wrap=True)
+    return WELL if wrong and not wrong[0] else WRONG
 
 
 def code_of(found: Replay) -> int:

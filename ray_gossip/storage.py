@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ray_gossip.errors import ConfigError
 
@@ -19,15 +21,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path makes one slash of 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, a crash or a full disk never meets half of it. Raises OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(str(path.parent), path.name, content)
 
 
 class Journal:
@@ -94,6 +88,65 @@ def write(place: str, name: str, content: bytes) -> None:
     files.create_dir(path, recursive=True)
     with files.open_output_stream(f"{path}/{name}") as stream:
         stream.write(content)
+
+
+def write_whole(place: str, name: str, content: bytes) -> None:
+    """The same; nobody ever meets half of it. Raises OSError."""
+    with writing(place, name) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(place: str, name: str) -> Iterator[IO[bytes]]:
+    """A file that is there, whole, once the context is left without an error. Raises OSError."""
+    if is_uri(place):
+        files, path = _open(place)
+        files.create_dir(path, recursive=True)
+        with files.open_output_stream(f"{path}/{name}") as stream:  # an object is there when it is closed
+            yield stream
+        return
+    folder = Path(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.{os.getpid()}.partial"
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / name)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def names(place: str) -> list[str]:
+    """Of files and folders; none where there is no such place. Raises OSError."""
+    if is_uri(place):
+        from pyarrow import fs
+
+        files, path = _open(place)
+        return [info.base_name for info in files.get_file_info(fs.FileSelector(path, allow_not_found=True))]
+    return [each.name for each in Path(place).iterdir()] if Path(place).is_dir() else []
+
+
+def chunks(place: str, name: str, num_bytes: int) -> Iterator[bytes]:
+    """A file, piece by piece. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        if is_uri(place):
+            files, path = _open(place)
+            stream = stack.enter_context(files.open_input_stream(f"{path}/{name}"))
+        else:
+            stream = stack.enter_context(Path(place, name).open("rb"))
+        while chunk := stream.read(num_bytes):
+            yield chunk
+
+
+def remove_folder(place: str) -> None:
+    """With all that is in it. Raises OSError."""
+    if is_uri(place):
+        files, path = _open(place)
+        files.delete_dir(path)
+    else:
+        shutil.rmtree(place)
 
 
 def read(place: str, name: str) -> bytes:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from ray_gossip.config.checkpoint import CheckpointConfig
 from ray_gossip.config.data import DataConfig
 from ray_gossip.config.gossip import GossipConfig
 from ray_gossip.config.meaning import Meaning
@@ -34,6 +35,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
     def max_replacements(self) -> int:

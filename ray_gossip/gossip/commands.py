@@ -29,6 +29,8 @@ class Commands:
     signals: Signals
     first_round: int  # in which this peer counts again, after its network side was started again; -1: it was not
     notices: list[str]  # sentences for a person; once passed on, they are taken out
+    kept: Tensor  # float32 [num_kept], what averaging keeps from round to round: anchors and outer momentum
+    goes_on = False  # from something kept
 
     def hand_over_by(self, hand_over: Callable[[], Handover]) -> None:
         """What gives this peer's model to a newcomer; called in a thread of its own."""
@@ -55,7 +57,14 @@ class Commands:
 
         The snapshot must hold the parameters with which the peer starts.
         """
-        return self._call("_join", from_round=from_round, is_founder=is_founder, began_as=began_as)
+        goes_on = self.goes_on
+        return self._call("_join", from_round=from_round, is_founder=is_founder, began_as=began_as, goes_on=goes_on)
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on from what averaging has kept, if that is of this peer's config. Before `declare`."""
+        if kept.shape == self.kept.shape:
+            self.kept.copy_(kept)
+            self.goes_on = True
 
     def start_anew(self) -> Future[None]:
         """The snapshot has become another one since this peer declared itself: the swarm starts from it."""

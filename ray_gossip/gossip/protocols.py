@@ -82,7 +82,7 @@ class Engine(Protocol):
     def members(self) -> tuple[int, ...] | None:
         """Peer indices to which samples are dealt as of late; None: not known."""
 
-    def join(self, *, founders: int, local_step: int = 0) -> object:
+    def join(self, *, founders: int, local_step: int = 0, has_taken_over: bool = False) -> object:
         """Enter a swarm that begins, at this local step; wait for the other founders, with a deadline."""
 
     def join_running(self) -> int:

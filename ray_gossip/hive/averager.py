@@ -61,8 +61,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         shape: what is averaged.
         hand_over: asks the training process for this peer's model, for a newcomer.
         reply: takes the number of a call, its result or its error. In any thread; may block.
-        give_up: ends this process, for a new one to begin; takes the sentence that says why, and a trace
-            for whoever mends it, or nothing.
+        give_up: ends this process, for a new one to begin; takes the sentence that says why, and a trace or nothing.
         own: how this peer declares itself.
         final_s: how long the meeting of a final round waits.
     """
@@ -190,21 +189,22 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             self._mixer.keep(self._kept[self._kept_in])
         return replace(result, kept_in=self._kept_in)
 
-    async def _join(self, from_round: int, is_founder: bool, began_as: str) -> View:
-        self._start(is_founder=is_founder)
+    async def _join(self, from_round: int, is_founder: bool, began_as: str, goes_on: bool) -> View:
+        self._start(is_founder=is_founder, kept_in=self._kept_in if goes_on else None)
         return await self._membership.join(from_round, began_as=began_as)
 
     async def _join_again(self, called: int, began_as: str, kept_in: int, before: tuple[Member, ...]) -> int:
-        self._mixer.start(self._averaged_tensors[0], is_founder=False)
-        self._kept_in = kept_in
-        self._mixer.restore(self._kept[kept_in])
+        self._start(is_founder=False, kept_in=kept_in)
         return await self._membership.join_again(called=called, began_as=began_as, before=before)
 
     async def _start_anew(self) -> None:
         self._start(is_founder=True)
 
-    def _start(self, *, is_founder: bool) -> None:
-        self._mixer.start(self._averaged_tensors[0], is_founder=is_founder)
+    def _start(self, *, is_founder: bool, kept_in: int | None = None) -> None:
+        self._mixer.start(self._averaged_tensors[0], is_founder=is_founder and kept_in is None)
+        if kept_in is not None:
+            self._kept_in = kept_in
+            self._mixer.restore(self._kept[kept_in])
         self._mixer.keep(self._kept[self._kept_in])
 
     async def _tick(self) -> None:

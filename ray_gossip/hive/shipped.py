@@ -206,9 +206,9 @@ class HivemindEngine:
             )
         self._ends.attach(state)
 
-    def join(self, *, founders: int, local_step: int = 0) -> None:
+    def join(self, *, founders: int, local_step: int = 0, has_taken_over: bool = False) -> None:
         """As GossipEngine.join; the rounds are hivemind's own, which count from 0."""
-        view = self._ends.join(founders=founders, local_step=local_step)
+        view = self._ends.join(founders=founders, local_step=local_step, has_taken_over=has_taken_over)
         self._names = exchange_names(self.dht, self.run_id, self.peer_index, count=len(view.members), within_s=5.0)
         if self._optimizer is not None:  # its clock has run since `attach`: the wait for others is no slow local step
             self._optimizer.tracker.report_local_progress(self._optimizer.local_epoch, samples_accumulated=0)

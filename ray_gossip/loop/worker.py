@@ -108,7 +108,10 @@ class LoopWorker:
         if self._error is not None and not isinstance(self._error, Stopped):
             raise self._error
 
-    def stop(self) -> None:
+    def save(self, mark: int) -> None:
+        raise UserError("a loop of one's own has no checkpoints")
+
+    def stop(self, mark: int | None = None) -> None:
         """Ask the loop to end at its next `step` or `report`. From any thread."""
         self._session.stopping.set()
 

@@ -90,7 +90,7 @@ class Network(Commands):
         """
         self._memory = Memory(shape.size, num_kept=num_kept(self._config.gossip, shape.num_parameters))
         self._shape = shape
-        self.snapshot, self.delta = self._memory.snapshot, self._memory.delta
+        self.snapshot, self.delta, self.kept = self._memory.snapshot, self._memory.delta, self._memory.kept[0]
         self.signals = Signals(self._memory.signals)
         self.signals.begin()
         seat = self.seat
@@ -119,9 +119,9 @@ class Network(Commands):
         else:
             self._look_for_others()
 
-    def declare(self, from_round: int, *, is_founder: bool, began_as: str = "") -> Future[View]:
+    def declare(self, from_round: int, *, began_as: str = "", **options: Any) -> Future[View]:
         self._began_as = began_as
-        return self._noted(super().declare(from_round, is_founder=is_founder, began_as=began_as))
+        return self._noted(super().declare(from_round, began_as=began_as, **options))
 
     def read_members(self) -> Future[View]:
         return self._noted(super().read_members())
@@ -147,6 +147,7 @@ class Network(Commands):
     def _note_kept(self, future: Future[RoundResult]) -> None:
         if future.exception() is None:
             self._kept_in = future.result().kept_in
+            self.kept = self._memory.kept[self._kept_in]
 
     def share_state(self) -> Future[None]:
         self._shares = True

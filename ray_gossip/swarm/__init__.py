@@ -1,7 +1,8 @@
 """The home of Ray's core: the cluster, the actor that hosts a peer, placement, supervision, an orderly stop."""
 
 from ray_gossip.swarm.cluster import cluster, connected_address
+from ray_gossip.swarm.known import Saves
 from ray_gossip.swarm.storage import check_storage
 from ray_gossip.swarm.supervision import Swarm
 
-__all__ = ["Swarm", "check_storage", "cluster", "connected_address"]
+__all__ = ["Saves", "Swarm", "check_storage", "cluster", "connected_address"]

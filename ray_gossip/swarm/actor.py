@@ -33,6 +33,7 @@ class PeerActor:
             not wait for it before this peer has done its imports.
         luggage: the user's own functions, as `pack` makes it.
         start: a snapshot to go on from, if any.
+        saves: where it saves itself, and from what it goes on, if it does: arguments of a `Peer`.
         loopback: listen on 127.0.0.1 only: all peers are on one machine.
     """
 
@@ -45,11 +46,13 @@ class PeerActor:
         loopback: bool,
         luggage: bytes,
         start: bytes | None,
+        saves: Mapping[str, Any],
     ) -> None:
         self._index = founder["peer_index"]
         self._failure: Failure | None = None
         try:
             factories = _unpack(luggage)
+            from ray_gossip.checkpoints.saving import Resumed
             from ray_gossip.gossip.seat import Founder, Listen
             from ray_gossip.loop.worker import LoopWorker
             from ray_gossip.peer import Peer
@@ -63,7 +66,8 @@ class PeerActor:
             }
             self._peer: Peer | LoopWorker
             if config.train.loop is None:
-                self._peer = Peer(config, **place, start=start)
+                resumed = Resumed(**saves["resumed"]) if "resumed" in saves else None
+                self._peer = Peer(config, **place, start=start, checkpoints=saves.get("place"), resumed=resumed)
             else:
                 self._peer = LoopWorker(config, **place)
         except Exception as error:
@@ -93,8 +97,12 @@ class PeerActor:
             yield Failure.of(error)
 
     @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        self._peer.stop()
+    def save(self, mark: int) -> None:
+        self._peer.save(mark)
+
+    @ray.method(concurrency_group="control")
+    def stop(self, mark: int | None = None) -> None:
+        self._peer.stop(mark)
 
     @ray.method(concurrency_group="control")
     def model(self) -> bytes:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ray_gossip.records import PeerFinished, PeerStarted, Progress, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saves:
+    """What the peers of a run have to do with its checkpoints."""
+
+    place: str | None = None  # where they save themselves; None: nowhere
+    resumed: Sequence[Mapping[str, Any]] = ()  # from what each goes on: of a `checkpoints.saving.Resumed`; none: begin
+
+    def of(self, index: int, *, incarnation: int) -> dict[str, Any]:
+        """For this process of a peer. A successor takes over the model of a living one."""
+        place = {} if self.place is None else {"place": self.place}
+        return place | ({"resumed": self.resumed[index]} if self.resumed and not incarnation else {})
 
 
 @dataclass

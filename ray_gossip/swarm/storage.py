@@ -13,8 +13,11 @@ from ray_gossip.errors import ConfigError
 _PROBE_S = 60.0  # a node may have to start a worker first
 
 
-def check_storage(place: str) -> None:
+def check_storage(place: str, *, key: str = "--run-dir ") -> None:
     """Write to a folder, or to where a URI leads, and have every node read that and write beside it.
+
+    Args:
+        key: what the place was given by.
 
     Raises:
         ConfigError: it cannot be written to, or a node sees another folder of that name, or none.
@@ -24,7 +27,7 @@ def check_storage(place: str) -> None:
     try:
         storage.write(place, name, b"written by the driver")
     except OSError as error:
-        raise ConfigError(f"cannot write to --run-dir {place}: {_reason(error)}") from error
+        raise ConfigError(f"cannot write to {key}{place}: {_reason(error)}") from error
     try:
         answers = {
             _probe.options(
@@ -39,7 +42,7 @@ def check_storage(place: str) -> None:
         storage.remove(place, name)
     if wrong:
         raise ConfigError(
-            f"--run-dir {place} is not the same on every node: not on {', '.join(wrong)}; name a folder on a file "
+            f"{key}{place} is not the same on every node: not on {', '.join(wrong)}; name a folder on a file "
             "system that all nodes share, or a URI such as s3://bucket/name"
         )
 

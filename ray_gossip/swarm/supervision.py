@@ -18,15 +18,15 @@ from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, PeerLost, PeerStarted, Record
-from ray_gossip.swarm.actor import pack
-from ray_gossip.swarm.cluster import nodes
+from ray_gossip.swarm.crew import Crew
 from ray_gossip.swarm.failure import Failure, cause_of
-from ray_gossip.swarm.known import Known
+from ray_gossip.swarm.known import Known, Saves
 from ray_gossip.swarm.placement import Places
 from ray_gossip.swarm.pulse import Pulse
 from ray_gossip.swarm.replacement import Replacements
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
+_SAVES_NOTHING = Saves()
 _OTHERS_DONE, _NOBODY_LEFT = "the others are done", "nobody is left whose model it could take over"
 
 
@@ -51,10 +51,9 @@ class Swarm:
         group: PlacementGroup | None = None,
         factories: Factories = NAMED,
         start: bytes | None = None,
+        saves: Saves = _SAVES_NOTHING,
     ) -> None:
-        self.config, self.run_id = config, run_id
-        self._start_from = start
-        self._luggage: Any = pack(factories)
+        self.config = config
         self._places = Places(config.swarm, group)
         self._actors: dict[int, Any] = {}  # live peers by index
         self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
@@ -62,7 +61,11 @@ class Swarm:
         self._streams: dict[Any, int] = {}
         self._training: set[int] = set()  # those that hold the swarm's model, and go on with it
         self._known = {index: Known() for index in range(config.swarm.num_peers)}
+        self._crew = Crew(
+            config, run_id=run_id, places=self._places, known=self._known, factories=factories, start=start, saves=saves
+        )
         self._mistakes: dict[int, UserError] = {}  # what a peer raised that the user can mend
+        self.would_recur = False  # a peer was lost for a reason that would end any other, too
         self._replacements = Replacements(
             per_peer=config.max_replacements, per_run=config.swarm.max_replacements_per_run
         )
@@ -112,16 +115,29 @@ class Swarm:
             self._follow(index, founders=len(self._training))
         yield from self._read(deadline=math.inf)
 
-    def stop(self) -> Iterator[Record | None]:
+    def save(self, mark: int) -> None:
+        """Have all peers that train save themselves, for this checkpoint."""
+        for index in self._training:
+            self._actors[index].save.remote(mark)
+
+    def stop(self, mark: int | None = None) -> Iterator[Record | None]:
         """Ask all peers to stop; yields what they still had to say, for at most half of `swarm.stop_s`.
 
         Peers that are not up yet have nothing to say: they are killed.
+
+        Args:
+            mark: they save themselves for this checkpoint; None: they do not.
         """
         self._replacements.cancel()
         self._drop_starting()
         for actor in self._actors.values():
-            actor.stop.remote()
+            actor.stop.remote(mark)
         yield from self._read(deadline=self._begin_stop() - self.config.swarm.stop_s / 2)
+
+    @property
+    def has_finished(self) -> bool:
+        """A peer has."""
+        return any(known.finished for known in self._known.values())
 
     def model(self) -> bytes | None:
         """The merged model from the first peer that took part in the final rounds; None when there is none."""
@@ -160,38 +176,14 @@ class Swarm:
         self._stop_by = time.monotonic()
 
     def _create_founders(self) -> None:
-        self._loopback = len(nodes()) == 1
-        # once, however many peers, however large
-        self._luggage, start = ray.put(self._luggage), ray.put(self._start_from)
-        self._start_from = None
-        first_peer: list[Any] = []
-        for index in range(self.config.swarm.num_peers):
-            actor = self._create(index, first_peer, start=start)
-            if index == 0:
-                first_peer = [actor.multiaddrs.remote()]
+        self._actors = self._crew.founders()
+        self._starting = {actor.started.remote(): index for index, actor in self._actors.items()}
 
     def _create_successor(self, index: int) -> None:
-        self._known[index].incarnation += 1
         live = [address for other in sorted(self._training) for address in self._known[other].multiaddrs]
-        self._create(index, live, start=ray.put(None))
-        self._start_by[index] = time.monotonic() + self.config.swarm.start_s
-
-    def _create(self, index: int, initial_peers: list[Any], *, start: Any) -> Any:
-        known = self._known[index]
-        suffix = f".{known.incarnation}" if known.incarnation else ""  # Ray may not have given the old name back yet
-        actor = self._places.start(
-            f"{self.run_id}/peer-{index:02d}{suffix}",
-            index,
-            config=self.config,
-            founder={"run_id": self.run_id, "peer_index": index, **known.before},
-            initial_peers=initial_peers,
-            loopback=self._loopback,
-            luggage=self._luggage,
-            start=start,
-        )
-        self._actors[index] = actor
+        self._actors[index] = actor = self._crew.successor(index, initial_peers=live)
         self._starting[actor.started.remote()] = index
-        return actor
+        self._start_by[index] = time.monotonic() + self.config.swarm.start_s
 
     def _came_up(self, reference: Any) -> PeerStarted | PeerLost:
         """What has become of a peer that was being started."""
@@ -266,8 +258,7 @@ class Swarm:
             for index in [index for index, by in self._start_by.items() if time.monotonic() > by]:
                 yield self._lose(index, f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}")
             return
-        are_done = any(known.finished for known in self._known.values())
-        why = f"nobody takes its place: {_OTHERS_DONE if are_done else _NOBODY_LEFT}"
+        why = f"nobody takes its place: {_OTHERS_DONE if self.has_finished else _NOBODY_LEFT}"
         for index in sorted({*self._replacements.cancel(), *self._starting.values(), *self._streams.values()}):
             if index in self._actors:
                 self._lose(index, why)
@@ -280,6 +271,7 @@ class Swarm:
         self._starting = {reference: other for reference, other in self._starting.items() if other != index}
         self._start_by.pop(index, None)
         self._training.discard(index)
+        self.would_recur |= would_recur
         is_done = would_recur or self._known[index].finished is not None
         is_replaced = not is_done and self._replacements.lost(index)
         return PeerLost(peer_index=index, wall_time=time.time(), cause=cause, is_replaced=is_replaced)

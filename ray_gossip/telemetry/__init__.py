@@ -13,11 +13,11 @@ what `tally` counts and `advice` knows. `curves` and `summary` read it; only `lo
 
 from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
 from ray_gossip.telemetry.observer import Observer
-from ray_gossip.telemetry.replay import Replay, replay
+from ray_gossip.telemetry.replay import Replay, config_of, recorded, replay
 from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.summary import Summary, means, summarise
 from ray_gossip.telemetry.tally import peers_named
-from ray_gossip.telemetry.untrained import clear_untrained, is_untrained
+from ray_gossip.telemetry.untrained import clear_untrained, is_untrained, set_earlier_attempt_aside
 
 __all__ = [
     "RUN_FILES",
@@ -31,10 +31,13 @@ __all__ = [
     "SwarmState",
     "Trouble",
     "clear_untrained",
+    "config_of",
     "dump_json",
     "is_untrained",
     "means",
     "peers_named",
+    "recorded",
     "replay",
+    "set_earlier_attempt_aside",
     "summarise",
 ]

@@ -19,10 +19,11 @@ class EventFile:
 
     Args:
         folder: made if missing; TensorBoard shows it as a run. Raises OSError, as `add` does.
+        goes_on_at: what earlier files of the folder hold of this step and later ones was lost.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+    def __init__(self, folder: Path, *, goes_on_at: int | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +32,10 @@ class EventFile:
         self._journal = Journal(folder / name)
         self._records = RecordWriter(self._journal)
         self._is_begun = False
-        self._header = Event(wall_time=now, file_version="brain.Event:2")
+        self._header = [Event(wall_time=now, file_version="brain.Event:2")]
+        if goes_on_at is not None:
+            session = SessionLog(status=SessionLog.START)
+            self._header.append(Event(wall_time=now, step=goes_on_at, session_log=session))
 
     def add(self, value: Any, *, step: int, wall_time: float) -> None:
         """Add a `Summary.Value`; it is in the file then, or (OSError) nothing of it."""
@@ -39,7 +43,8 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if not self._is_begun:
-            self._records.write(self._header.SerializeToString())
+            for header in self._header:
+                self._records.write(header.SerializeToString())
             self._is_begun = True
         event = Event(wall_time=wall_time, step=step, summary=Summary(value=[value]))
         self._records.write(event.SerializeToString())

@@ -39,6 +39,7 @@ class RunLog:
         run_dir: made if missing; files of an earlier part of the run are added to.
         started_at: when the run began, in seconds since 1970; the summary's durations count from there.
             Default: now.
+        goes_on_at: the local step at which an interrupted run goes on: later points of its curves are void.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class RunLog:
         *,
         run_id: str,
         started_at: float | None = None,
+        goes_on_at: int | None = None,
     ) -> None:
         self.run_dir, self.run_id = run_dir, run_id
         self._observer, self._state, self._config = observer, observer.state, observer.config
+        self._goes_on_at = goes_on_at
         self._started_at = time.time() if started_at is None else started_at
         self._curves = Curves(self._state)
         self._event_files: dict[str, EventFile] = {}  # by the name of the TensorBoard run
@@ -181,7 +184,7 @@ class RunLog:
 
     def _add_value(self, run: str, value: Any, *, step: int, wall_time: float) -> None:
         if run not in self._event_files:
-            self._event_files[run] = EventFile(self.run_dir / run)
+            self._event_files[run] = EventFile(self.run_dir / run, goes_on_at=self._goes_on_at)
             self._files.callback(self._event_files[run].close)
         self._event_files[run].add(value, step=step, wall_time=wall_time)
 

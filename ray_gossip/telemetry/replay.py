@@ -46,7 +46,7 @@ def replay(run_dir: Path) -> Replay:
     events = run_dir / "events.jsonl"
     if not events.is_file():
         raise ConfigError(f"{run_dir} holds no run: there is no events.jsonl in it")
-    config = _config(run_dir / "config.yaml")
+    config = config_of(run_dir)
     observer, rounds, num_unread = Observer(config), list[RoundReport](), 0
     for record in _records(events):
         if record is None:
@@ -69,7 +69,14 @@ def replay(run_dir: Path) -> Replay:
     )
 
 
-def _config(file: Path) -> Config:
+def recorded(run_dir: Path) -> list[Record]:
+    """What the peers and the driver of a run have told so far, without sketches."""
+    return [record for record in _records(run_dir / "events.jsonl") if record is not None]
+
+
+def config_of(run_dir: Path) -> Config:
+    """Raises ConfigError: it cannot be read."""
+    file = run_dir / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{file.parent} holds no run that can be read: there is no config.yaml in it")
     try:

@@ -126,6 +126,14 @@ class PeerState:
         return self.progress.samples_per_s if self.progress and self.status == "training" else 0.0
 
     @property
+    def measures(self) -> dict[str, float]:
+        """What it was evaluated at, or its loop has reported, the latest of each name."""
+        if self.evaluation is None:
+            return self.reported
+        accuracy = {} if self.evaluation.accuracy is None else {"accuracy": self.evaluation.accuracy}
+        return {**accuracy, "loss": self.evaluation.loss, **self.evaluation.metrics, **self.reported}
+
+    @property
     def groupmates(self) -> tuple[int, ...]:
         """The peers with which it averaged in its last round."""
         return tuple(index for index in self.round.group if index != self.peer_index) if self.round else ()
@@ -153,6 +161,7 @@ class SwarmState:
         self.last_round: SwarmRound | None = None
         self.troubles: dict[str, Trouble] = {}  # by kind, in the order in which they began; `watch` writes them
         self.news: list[PeerStarted | PeerLost | PeerLeft | Notice] = []  # what a person should read, in order
+        self.num_old_news = 0  # of which a person was told when the run was interrupted
         self.first_step_time: float | None = None  # seconds since 1970
         self._open_rounds: dict[int, dict[int, RoundReport]] = {}  # round -> peer_index -> report
 
@@ -203,6 +212,13 @@ class SwarmState:
                     peer.left = record
                 for reports in self._open_rounds.values():
                     reports.pop(record.peer_index, None)
+
+    def resume(self) -> None:
+        """The run goes on: its peers start again, and nothing is in progress."""
+        self.peers = {index: self._new_peer(index) for index in self.founders}
+        self.num_old_news = len(self.news)
+        self.first_step_time = None
+        self._open_rounds.clear()
 
     def present_troubles(self) -> list[Trouble]:
         return [trouble for trouble in self.troubles.values() if not trouble.is_over]

@@ -1,4 +1,4 @@
-"""What is left of a run that ended before anything was trained: the next one may have its folder."""
+"""What is left of an earlier run in a folder, for the next one to have it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from ray_gossip.records import Evaluation, PeerFinished, Progress, Reported, RoundReport
 
 _OF_TRAINING = {kind.__name__ for kind in (Progress, Evaluation, Reported, RoundReport, PeerFinished)}
+_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "model.pt", "swarm", "peer-*")
 _MOST_BYTES = 1_000_000  # of events.jsonl: of a run that never trained, a few lines, with a traceback each
 
 
@@ -36,3 +37,13 @@ def clear_untrained(run_dir: Path) -> None:
             folder.rmdir()
     for name in ("config.yaml", "summary.json", "events.jsonl"):  # the last one is what says that there was a run
         (run_dir / name).unlink(missing_ok=True)
+
+
+def set_earlier_attempt_aside(run_dir: Path) -> None:
+    """Move what an attempt that failed or was interrupted has left into a folder of its own, `attempt-1`, ..."""
+    earlier = [path for pattern in _OF_A_RUN for path in run_dir.glob(pattern)]
+    if earlier:
+        aside = run_dir / f"attempt-{1 + sum(1 for _ in run_dir.glob('attempt-*'))}"
+        aside.mkdir()
+        for path in earlier:
+            path.rename(aside / path.name)

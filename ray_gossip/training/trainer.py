@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -220,14 +220,16 @@ class Trainer:
         return self.averaged.digest()
 
     def snapshot(self) -> bytes:
-        """All that local training goes on from: parameters and buffers, what the optimizer remembers, the local step.
-        Waits for the steps queued so far; call it between two of them."""
+        """`state` as bytes. Waits for the steps queued so far; call it between two of them."""
         buffer = io.BytesIO()
+        torch.save(self.state(), buffer)
+        return buffer.getvalue()
+
+    def state(self) -> dict[str, Any]:
+        """All that local training goes on from: model, optimizer, the local step. Later steps change some of it."""
         optimizer = self.optimizer.state_dict()["state"]
         counts = {"local_step": self.local_step, "samples": self.samples}
-        kept = {"model": self.model_state(), "optimizer": optimizer, "scaler": self._update.state()}
-        torch.save({**counts, **kept}, buffer)
-        return buffer.getvalue()
+        return {**counts, "model": self.model.state_dict(), "optimizer": optimizer, "scaler": self._update.state()}
 
     def load(self, snapshot: bytes) -> None:
         """Go on from a snapshot, under this config's own hyperparameters; call it before the first local step.
@@ -235,13 +237,18 @@ class Trainer:
         The batches are those that follow for this shard, so that the same config gives the same steps, bit for bit, as
         if there had been no break. A GPU's own random numbers, such as for dropout, are not among what is kept.
         """
-        found = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
+        self.load_state(torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True))
+
+    def load_state(self, found: Mapping[str, Any]) -> None:
+        """The same from what `state` has returned; `position` in it: samples of the present shard, if not all were."""
         self.model.load_state_dict(found["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": found["optimizer"], "param_groups": groups})
         self._update.load(found["scaler"])
         self.skip_to(found["local_step"])
-        self.batches.skip(found["samples"])
+        position = found.get("position", found["samples"])
+        self._samples_before = found["samples"] - position
+        self.batches.skip(position)
         self._taken_samples = self.samples
 
     def model_state(self) -> dict[str, Tensor]:

@@ -23,12 +23,12 @@ from ray_gossip.config import Config
 from ray_gossip.records import Record
 from ray_gossip.resources import bundle
 from ray_gossip.run import Run
+from ray_gossip.telemetry import set_earlier_attempt_aside
 from ray_gossip.tuning.metrics import Metrics, Scores
 from ray_gossip.tuning.sweep import Sweep
 
 _REPORT_S = 2.0  # a result at least as often: Tune's words, "stop" among them, reach a trial between two results
 _SNAPSHOT, _METRICS = "swarm.pt", "metrics.json"  # in a checkpoint
-_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "model.pt", "swarm", "peer-*")
 
 
 class SwarmTrial(tune.Trainable):
@@ -120,13 +120,3 @@ def resources(config: Config) -> tune.PlacementGroupFactory:
     """A bundle for each peer. The trial's own process needs as little as that of `train`: nothing."""
     swarm = config.swarm
     return tune.PlacementGroupFactory([{}, *[bundle(swarm)] * swarm.num_peers], strategy=swarm.placement)
-
-
-def set_earlier_attempt_aside(run_dir: Path) -> None:
-    """Move what an attempt that failed or was interrupted has left into a folder of its own, `attempt-1`, ..."""
-    earlier = [path for pattern in _OF_A_RUN for path in run_dir.glob(pattern)]
-    if earlier:
-        aside = run_dir / f"attempt-{1 + sum(1 for _ in run_dir.glob('attempt-*'))}"
-        aside.mkdir()
-        for path in earlier:
-            path.rename(aside / path.name)

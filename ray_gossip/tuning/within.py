@@ -15,9 +15,8 @@ from ray.util.placement_group import PlacementGroup
 from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import ConfigError
 from ray_gossip.resources import bundle
-from ray_gossip.telemetry import Summary, SwarmState
+from ray_gossip.telemetry import Summary, SwarmState, set_earlier_attempt_aside
 from ray_gossip.tuning.metrics import Scores
-from ray_gossip.tuning.trial import set_earlier_attempt_aside
 
 _runs: Counter[str] = Counter()  # that this process has begun, by trial: Tune gives a process to several, in turn
 

@@ -55,3 +55,10 @@ class Fragile(Slow):
         if self._order.exists() and self._order.read_text() == str(os.getpid()):
             raise ArithmeticError("a layer of this model has failed")
         return super().forward(inputs)
+
+
+class Dropping(Slow):
+    """Takes its time, and draws random numbers of torch's."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(inputs, 0.2, self.training))

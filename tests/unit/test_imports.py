@@ -18,7 +18,7 @@ errors
 causes records storage folders screen tensor_memory
 addresses board
 config
-resources factory starter
+resources factory starter checkpoints
 mixing data
 training
 rehearsal models
@@ -29,6 +29,7 @@ telemetry
 testing peer
 loop
 integrations
+resume
 lines
 console
 status swarm

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ray_gossip import data, models
 from ray_gossip.causes import lacking
+from ray_gossip.checkpoints.saving import Resumed, Saving
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import Engine, StateShape
 from ray_gossip.gossip.seat import Founder, Listen
+from ray_gossip.peer import reports
+from ray_gossip.peer.going_on import go_on
 from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, RoundReport, Statistics
 from ray_gossip.sidecar.network import Network
 from ray_gossip.training.optimizer import build_optimizer
 from ray_gossip.training.spikes import SpikeGuard
 from ray_gossip.training.trainer import Trainer, averaged_state
+from ray_gossip.training.whole import whole_state
 
 
 class Peer:
@@ -41,6 +43,8 @@ class Peer:
         node: peers with the same node share a machine.
         factories: the user's own model and data, where they were handed over instead of named in the config.
         start: a snapshot to go on from, the same for all founders; None: begin with a new model.
+        checkpoints: where this peer saves itself; None: nowhere.
+        resumed: from what of them it goes on; None: it begins.
 
     Raises:
         ConfigError: it does not fit into the swarm that it joins.
@@ -57,6 +61,8 @@ class Peer:
         node: str = "",
         factories: Factories = NAMED,
         start: bytes | None = None,
+        checkpoints: str | None = None,
+        resumed: Resumed | None = None,
     ) -> None:
         if start is not None and config.engine == "hivemind":
             raise ConfigError("engine=hivemind cannot go on from a snapshot; use engine=gossip")
@@ -100,30 +106,20 @@ class Peer:
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
         if start is not None:
             self.trainer.load(start)
-        self._samples_before = founder.samples if founder is not None else 0
-        self.trainer.batches.skip(self._samples_before)
+        self.trainer.batches.skip(founder.samples if founder is not None else 0)
+        self._goes_on = resumed is not None
+        if resumed is not None:
+            go_on(self.trainer, self._network, resumed)
+        self._samples_before = self.trainer.samples
+        self._saving = Saving(
+            checkpoints, every_steps=config.checkpoint.every_steps, peer_index=self.peer_index, state=self._whole_state
+        )
         self.engine.attach(self.trainer)
 
     def started(self) -> PeerStarted:
         """What this peer is, and where."""
-        device = self.trainer.device
-        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
-        return PeerStarted(
-            peer_index=self.peer_index,
-            wall_time=time.time(),
-            peer_id=self._network.seat.peer_id,
-            multiaddrs=self.multiaddrs(),
-            pid=os.getpid(),
-            node=socket.gethostname(),
-            device=name,
-            num_parameters=sum(parameter.numel() for parameter in self.trainer.model.parameters()),
-            num_samples=self.trainer.num_samples,
-            averaged_bytes=4 * self.trainer.averaged.size,
-            averaged=self.trainer.averaged.tensors() if self.peer_index == 0 else (),
-            class_counts=self._class_counts,
-            local_step=self.trainer.local_step,
-            incarnation=self._network.seat.place.incarnation,
-            samples=self._samples_before,
+        return reports.started(
+            self.trainer, self._network.seat, class_counts=self._class_counts, samples=self._samples_before
         )
 
     def multiaddrs(self) -> tuple[str, ...]:
@@ -144,20 +140,23 @@ class Peer:
         if self._joins_running:
             trainer.skip_to(self.engine.join_running())
         else:
-            self.engine.join(founders=founders, local_step=trainer.local_step)
+            self.engine.join(founders=founders, local_step=trainer.local_step, has_taken_over=self._goes_on)
         if self._network.seat.place.incarnation:
             yield [self.started()]
         trainer.take_progress()  # keeps the wait for the others out of the first rate
-        records: list[Record] = [self._notice(text) for text in (*trainer.notices, *self._device_notices())]
+        records: list[Record] = [
+            self._notice(text) for text in (*trainer.notices, *reports.device_notices(config, trainer.device))
+        ]
         records += self._deal_anew()
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
             with self._state_to_itself():
                 trainer.step()
-                reports = self.engine.after_step(trainer.local_step)
+                ended = self.engine.after_step(trainer.local_step)
+                self._saving.after_step(trainer.local_step)
             while self.engine.notices:
                 records.append(self._notice(self.engine.notices.pop(0)))
-            for report in reports:
+            for report in ended:
                 bytes_sent += report.bytes_sent
                 records += [report, *self._deal_anew()]
             last = trainer.local_step == config.train.local_steps
@@ -166,14 +165,18 @@ class Peer:
             if time.monotonic() - reported >= config.train.report_s or last:
                 reported = time.monotonic()
                 progress = self._progress()
-                reports = self._look_at(progress)
-                bytes_sent += sum(report.bytes_sent for report in reports)
-                records += [progress, *reports, *self.engine.guest_records()]
+                ended = self._look_at(progress)
+                bytes_sent += sum(report.bytes_sent for report in ended)
+                records += [progress, *ended, *self._saving.told(), *self.engine.guest_records()]
                 yield records
                 records = []
         train_s = time.monotonic() - started
         if self._stopping.is_set():
             yield [*records, *([self._progress()] if trainer.has_progress else [])]
+            self._saving.finish()  # what is being written, and then the last
+            self._saving.after_step(trainer.local_step)
+            self._saving.finish()
+            yield list(self._saving.told())
             return
         yield [*records, self._evaluate("peer")]
         with self._state_to_itself():
@@ -194,21 +197,27 @@ class Peer:
         merged = [self._evaluate("merged", batch_norm=batch_norm)] if final.agreed else []
         notices = [self._notice(lacking(final.silent))] if final.silent and not self.charter.has_driver else []
         self._finished = True
-        yield [*final.reports, *notices, *merged, finished, *self.engine.guest_records()]
+        self._saving.finish()
+        yield [*final.reports, *notices, *merged, *self._saving.told(), finished, *self.engine.guest_records()]
 
     @property
     def is_finished(self) -> bool:
         """It has done all its local steps and the final rounds."""
         return self._finished
 
-    def stop(self) -> None:
-        """Ask `run()` to end after the present local step. From any thread."""
+    def save(self, mark: int) -> None:
+        """Ask for this peer's part of a checkpoint, after the present local step. From any thread."""
+        self._saving.ask(mark)
+
+    def stop(self, mark: int | None = None) -> None:
+        """Ask `run()` to end after the present local step, and to save this peer then. From any thread."""
+        if mark is not None:
+            self._saving.ask(mark)
         self._stopping.set()
 
     def model(self) -> bytes:
         """The model as `torch.save` writes its state_dict."""
-        buffer = io.BytesIO()
-        torch.save(self.trainer.model_state(), buffer)
+        torch.save(self.trainer.model_state(), buffer := io.BytesIO())
         return buffer.getvalue()
 
     def snapshot(self) -> bytes:
@@ -224,7 +233,7 @@ class Peer:
 
     def shutdown(self) -> None:
         """Leave the swarm and end every process of this peer."""
-        self.stop()
+        self._stopping.set()
         self.engine.shutdown()
 
     @contextlib.contextmanager
@@ -245,6 +254,9 @@ class Peer:
         from ray_gossip.hive.shipped import HivemindEngine
 
         return HivemindEngine(self.config, engine, self._network.seat)
+
+    def _whole_state(self) -> dict[str, Any]:
+        return whole_state(self.trainer, kept=self._network.kept.clone())
 
     def _shard(self) -> Tensor:
         """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""
@@ -277,23 +289,7 @@ class Peer:
         return Progress(peer_index=self.peer_index, wall_time=time.time(), **progress._asdict())
 
     def _evaluate(self, model: Literal["peer", "merged"], *, batch_norm: Statistics = "none") -> Evaluation:
-        measured = self.trainer.evaluate()
-        return Evaluation(
-            peer_index=self.peer_index,
-            wall_time=time.time(),
-            local_step=self.trainer.local_step,
-            model=model,
-            accuracy=measured.accuracy,
-            loss=measured.loss,
-            metrics=measured.metrics,
-            batch_norm=batch_norm,
-        )
-
-    def _device_notices(self) -> list[str]:
-        reserved = self.config.swarm.gpus_per_peer
-        if reserved > 0 and self.trainer.device.type == "cpu":
-            return [f"swarm.gpus_per_peer={reserved:g} is reserved, but torch finds no CUDA here: it trains on the CPU"]
-        return []
+        return reports.evaluation(self.trainer, self.peer_index, model=model, batch_norm=batch_norm)
 
     def _notice(self, text: str) -> Notice:
         return Notice(peer_index=self.peer_index, wall_time=time.time(), text=text)

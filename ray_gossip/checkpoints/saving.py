@@ -1,0 +1,66 @@
+"""When a peer saves itself: at a number of local steps, when the driver asks, and once more when it is stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_gossip.checkpoints.writer import Writer
+from ray_gossip.records import Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """From what a peer goes on."""
+
+    place: str  # of the checkpoints
+    mark: int
+    name: str  # of the file
+    samples: int  # that count as seen by this peer
+    is_same_shard: bool  # of a run with as many peers
+
+
+class Saving:
+    """One peer's.
+
+    Args:
+        place: of the checkpoints; None: it never saves.
+        every_steps: local steps between two; None: only when it is asked.
+        state: a copy of all that it goes on from, between two local steps.
+    """
+
+    def __init__(
+        self, place: str | None, *, every_steps: int | None, peer_index: int, state: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._writer = Writer(place, peer_index=peer_index) if place is not None else None
+        self._every_steps, self._state = every_steps, state
+        self._lock = threading.Lock()
+        self._asked: int | None = None  # the mark
+
+    def ask(self, mark: int) -> None:
+        """Save after the present local step. From any thread."""
+        with self._lock:
+            self._asked = mark
+
+    def after_step(self, local_step: int) -> None:
+        """Save if it is time. In the training thread, between two local steps."""
+        with self._lock:
+            mark, self._asked = self._asked, None
+        if mark is None and self._every_steps is not None and local_step % self._every_steps == 0:
+            mark = local_step
+        if mark is not None and self._writer is not None:
+            self._writer.write(mark, self._state())
+
+    def finish(self) -> None:
+        """Wait for what is being written."""
+        if self._writer is not None:
+            self._writer.wait()
+
+    def told(self) -> list[Saved]:
+        """What has been saved since this was last asked."""
+        told: list[Saved] = []
+        while self._writer is not None and not self._writer.told.empty():
+            told.append(self._writer.told.get())
+        return told
