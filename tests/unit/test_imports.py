@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 # A module may import those on lines above its own, and those of its own folder.
 ORDER = """
 errors
-causes records storage folders screen tensor_memory
+causes records storage folders screen stopping tensor_memory
 addresses board
 config
 resources factory starter checkpoints
@@ -53,7 +53,7 @@ HOMES = {
     "sklearn": {"data", "templates"},
     "lightning": {"integrations"},
     "transformers": {"integrations"},
-    "pydantic": {"config", "gossip", "records", "tuning"},
+    "pydantic": {"checkpoints", "config", "gossip", "records", "tuning"},
 }
 
 HEAVY = {"torch", "ray", "hivemind"}
