@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,7 +14,7 @@ from ray_gossip.console import View, open_view
 from ray_gossip.errors import ConfigError, DataError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.factory import check as check_factories
-from ray_gossip.folders import check_writable
+from ray_gossip.folders import check_writable, held
 from ray_gossip.lines import print_summary
 from ray_gossip.rehearsal import rehearse
 from ray_gossip.resources import check_fits, this_machine
@@ -64,7 +64,8 @@ def train(
     """
     run_id = new_run_id()
     run_dir = run_dir or Path("runs") / run_id
-    if resume and (summary := ended(run_dir)) is not None:
+    if resume and (summary := ended(config, run_dir)) is not None:
+        stream.write(f"the run in {run_dir} has ended: there is nothing to go on with\n")
         print_summary(summary, run_dir, stream=stream)
         return summary
     check(config, address=address, run_dir=run_dir, factories=factories, resume=resume)
@@ -75,8 +76,9 @@ def train(
     with nullcontext() if beside is None else beside(run_dir):
         started = time.time()
         try:
-            with open_view(stream) as view, cluster([config.swarm], address=address):
+            with open_view(stream) as view, cluster([config.swarm], address=address), ExitStack() as stack:
                 group = within.group(config.swarm) if within is not None else None
+                stack.enter_context(held(run_dir))
                 place, why_not = _place(config, run_dir)
                 before = resumption(config, run_dir) if resume else Resumption()
                 before.notices.extend(why_not)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ray_gossip.errors import ConfigError
@@ -43,3 +47,32 @@ def check_writable(folder: Path, option: str = "--run-dir") -> None:
         raise ConfigError(
             f"cannot write to {option} {folder}: {there}: {error.strerror}; name another folder"
         ) from None
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else works in this folder meanwhile. It is made if missing.
+
+    Raises:
+        ConfigError: somebody does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".driver"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"--run-dir {folder}: another run is at work there, {file.read().strip()}; wait for its end, or name "
+                "another folder"
+            ) from None
+        except OSError:  # a file system that knows no locks: nobody is kept out there
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

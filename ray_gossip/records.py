@@ -142,6 +142,14 @@ class Saved(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunResumed(Record):
+    """The driver's own record: an interrupted run goes on. `peer_index` is -1."""
+
+    local_step: int
+    num_peers: int  # from now on
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeerLeft(Record):
     """A peer that had joined a running swarm has left it, before it was done."""
 
@@ -161,16 +169,8 @@ BEGAN_APART = "this peer began with another model than"  # how a notice says so:
 KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (
-        PeerStarted,
-        Progress,
-        Evaluation,
-        Reported,
-        RoundReport,
-        PeerFinished,
-        Saved,
-        PeerLost,
-        PeerLeft,
-        Notice,
+        *(PeerStarted, Progress, Evaluation, Reported, RoundReport, PeerFinished, Saved),
+        *(PeerLost, PeerLeft, RunResumed, Notice),
     )
 }
 

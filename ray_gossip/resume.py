@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_gossip.checkpoints.manifest import Manifest, all_in, deal, latest_sound
+from ray_gossip.checkpoints.manifest import Manifest, deal, latest_sound, marks_in
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
-from ray_gossip.records import Notice, PeerLeft, Record
+from ray_gossip.records import Notice, Record, RunResumed
 from ray_gossip.storage import inside, is_uri
-from ray_gossip.telemetry import Summary, recorded, set_earlier_attempt_aside
+from ray_gossip.telemetry import Summary, config_of, recorded, set_earlier_attempt_aside
 
 
 def place_of(config: Config, run_dir: Path) -> str | None:
@@ -30,10 +30,10 @@ def place_of(config: Config, run_dir: Path) -> str | None:
 
 def check_is_free(place: str) -> None:
     """Raise ConfigError where another run has left checkpoints, which the ones of this run would replace."""
-    if there := all_in(place):
+    if marks_in(place):
         raise ConfigError(
-            f"{place} already holds checkpoints, of run {there[0].run_id}: go on from them by --resume, or name "
-            "another --run-dir or checkpoint.place"
+            f"{place} already holds checkpoints: go on from them by --resume, or name another --run-dir or "
+            "checkpoint.place"
         )
 
 
@@ -50,17 +50,25 @@ class Resumption:
         """From what each peer goes on: fields of `checkpoints.saving.Resumed`."""
         if self.manifest is None:
             return []
-        is_same = len(self.manifest.peers) == num_peers
-        common = {"place": self.place, "mark": self.manifest.mark, "is_same_shard": is_same}
-        dealt = deal(self.manifest, num_peers=num_peers)
-        return [{**common, "name": file.name, "samples": samples} for file, samples in dealt]
+        common = {"place": self.place, "mark": self.manifest.mark}
+        return [
+            {**common, "name": share.file.name, "samples": share.samples, "is_same_shard": share.is_own}
+            for share in deal(self.manifest, num_peers=num_peers)
+        ]
 
-    def departures(self, num_peers: int) -> Iterator[Record]:
-        """Of the peers of the run so far that are no longer among so many."""
-        now = time.time()
-        known = {record.peer_index for record in self.records if record.peer_index >= 0}
-        for index in sorted(index for index in known if index >= num_peers):
-            yield PeerLeft(peer_index=index, wall_time=now, local_step=self.manifest.mark if self.manifest else 0)
+    def begins(self, num_peers: int) -> Iterator[Record]:
+        """What is to be written first."""
+        if self.manifest is not None and self.records:
+            at = self.manifest.local_step
+            yield RunResumed(peer_index=-1, wall_time=time.time(), local_step=at, num_peers=num_peers)
+
+    def steps(self) -> dict[str, int]:
+        """Folder of TensorBoard -> the local step up to which its curves stay."""
+        if self.manifest is None:
+            return {}
+        files = self.manifest.peers
+        mean = round(sum(file.local_step for file in files) / len(files))
+        return {"swarm": mean, **{f"peer-{file.peer_index:02d}": file.local_step for file in files}}
 
     def told(self) -> Iterator[Notice]:
         """What a person should know of it."""
@@ -68,13 +76,25 @@ class Resumption:
             yield Notice(peer_index=-1, wall_time=time.time(), text=text)
 
 
-def ended(run_dir: Path) -> Summary | None:
-    """The summary of a run that has done all its steps; None: it has not, or there is none."""
+def ended(config: Config, run_dir: Path) -> Summary | None:
+    """The summary of a run that has done all its steps; None: it has not, or there is none.
+
+    Raises:
+        ConfigError: it has, and this config asks for something else.
+    """
     try:
         summary: Summary = json.loads((run_dir / "summary.json").read_bytes())
-        return summary if summary["model"] and (run_dir / "model.pt").exists() else None
+        if not (summary["model"] and (run_dir / "model.pt").exists()):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    before = config_of(run_dir)
+    if before.train != config.train or before.model != config.model or before.data != config.data:
+        raise ConfigError(
+            f"--resume: the run in {run_dir} has ended, with other values of train, model or data than these; name a "
+            "new --run-dir"
+        )
+    return summary
 
 
 def resumption(config: Config, run_dir: Path) -> Resumption:
@@ -99,8 +119,8 @@ def resumption(config: Config, run_dir: Path) -> Resumption:
     if manifest is None:
         set_earlier_attempt_aside(run_dir)
         return Resumption(notices=["there is no checkpoint to go on from: the run begins again"])
-    text = f"it goes on from checkpoint {manifest.mark}: {len(manifest.peers)} peers, from local step "
-    text += f"{manifest.local_step} on, {manifest.samples:,} samples"
+    text = f"it goes on with {config.swarm.num_peers} peers from checkpoint {manifest.mark}: of {len(manifest.peers)} "
+    text += f"peers, from local step {manifest.local_step} on, {manifest.samples:,} samples"
     return Resumption(manifest=manifest, place=place, records=recorded(run_dir), notices=[*notices, text])
 
 

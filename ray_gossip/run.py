@@ -57,8 +57,8 @@ class Run:
         self._observer, self._resumption = Observer(config), resumption
         for record in resumption.records:
             self._observer.see(record)
-        at = resumption.manifest.local_step if resumption.manifest is not None else None
-        self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at, goes_on_at=at)
+        kept = resumption.steps()
+        self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at, kept_until=kept)
         self._again = partial(Swarm, config, run_id=run_id, group=group, factories=factories)
         saves = Saves(place=checkpoints, resumed=resumption.peers(config.swarm.num_peers))
         self._swarm = self._again(start=start, saves=saves)
@@ -72,6 +72,7 @@ class Run:
                 ask=lambda mark: self._swarm.save(mark),  # of a later swarm, perhaps
                 measured=lambda: means(peer.measures for peer in self.state.live_peers()),
             )
+            self._keeper.resume(resumption.manifest)
         self._open: ExitStack
 
     @property
@@ -90,9 +91,7 @@ class Run:
 
     def records(self) -> Iterator[Record | None]:
         """Start the peers and let them train, until each has finished or is lost."""
-        yield from self._written(self._resumption.departures(self.config.swarm.num_peers))
-        if self._resumption.records:
-            self.state.resume()
+        yield from self._written(self._resumption.begins(self.config.swarm.num_peers))
         yield from self._written([*self._resumption.told(), *map(_notice, skipped(self.config))])
         while True:
             yield from self._written(self._swarm.start())
@@ -140,7 +139,7 @@ class Run:
         try:
             for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop(self._last_mark()))):
                 show()
-            for _ in self._written(self._keeper.close() if self._keeper is not None else []):
+            for _ in self._written(self._kept() if self._keeper is not None else []):
                 show()
         except BaseException:
             self._swarm.give_up()
@@ -160,12 +159,21 @@ class Run:
         if manifest is None:
             return None
         self._num_restored += 1
+        keeper.resume(manifest)
         notices.append(f"every peer was lost: all go on from checkpoint {manifest.mark}")
         before = Resumption(manifest=manifest, place=keeper.place, notices=notices)
         swarm.close()
         saves = Saves(place=keeper.place, resumed=before.peers(self.config.swarm.num_peers))
         self._swarm = self._open.enter_context(self._again(saves=saves))
         return before
+
+    def _kept(self) -> Iterator[Record]:
+        """How to go on after a stop."""
+        assert self._keeper is not None
+        yield from self._keeper.close()
+        if self._keeper.latest >= 0:
+            where = shlex.join(["--run-dir", str(self.run_dir), "--resume"])
+            yield _notice(f"checkpoint {self._keeper.latest} is saved; to go on, give the same command with {where}")
 
     def _last_mark(self) -> int | None:
         """Of the checkpoint that a run makes when it is stopped in order; None: it makes none."""

@@ -18,12 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_gossip.causes import HAS_LEFT, IS_DONE, SCHEDULED_ALONE
-from ray_gossip.checkpoints.manifest import all_in, wrong_with
+from ray_gossip.checkpoints.manifest import all_in, marks_in, wrong_with
 from ray_gossip.console import table
 from ray_gossip.errors import ConfigError
 from ray_gossip.lines import distance_line, headline, rounds_line
 from ray_gossip.records import PeerLost, RoundReport
 from ray_gossip.resume import place_of
+from ray_gossip.storage import is_uri
 from ray_gossip.telemetry import Replay, SwarmState, config_of, dump_json, replay
 from ray_gossip.telemetry.advice import advice_on
 
@@ -75,23 +76,18 @@ def show_checkpoints(run_dir: Path, stream: TextIO) -> int:
     notices: list[str] = []
     manifests = all_in(place, notices=notices) if place is not None else []
     wrong = [wrong_with(place or "", manifest) for manifest in manifests]
-    grid = Table(box=None, pad_edge=False)
-    for name in ("step", "saved", "peers", "samples", "MB", "", "measured"):
-        grid.add_column(name, justify="left" if name in ("", "measured") else "right")
+    lines = (
+        [f"{'checkpoint':>10}  {'saved':19}  {'peers':>5}  {'samples':>13}  {'MB':>9}  measured"] if manifests else []
+    )
     for manifest, problem in zip(manifests, wrong, strict=True):
-        grid.add_row(
-            str(manifest.mark),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.wall_time)),
-            str(len(manifest.peers)),
-            f"{manifest.samples:,}",
-            f"{sum(peer.num_bytes for peer in manifest.peers) / 1e6:,.1f}",
-            problem or "sound",
-            ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items()),
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.wall_time))
+        num_bytes = sum(peer.num_bytes for peer in manifest.peers)
+        measured = ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+        lines.append(
+            f"{manifest.mark:>10}  {saved}  {len(manifest.peers):>5}  {manifest.samples:>13,}  "
+            f"{num_bytes / 1e6:>9,.1f}  {problem or measured}"
         )
-    console = Console(file=stream)
-    console.print(grid if manifests else f"{run_dir} has no checkpoint", soft_wrap=True)
-    for text in notices:
-        console.print(text, soft_wrap=True)
+    stream.write("".join(f"{line}\n" for line in [*lines, *notices] or [f"{run_dir} has no checkpoint"]))
     return WELL if wrong and not wrong[0] else WRONG
 
 
@@ -184,7 +180,13 @@ def _picture(found: Replay) -> Sequence[Table | Text]:
 
 def _stands(found: Replay) -> str:
     if found.summary is not None:
-        return "has ended" if found.summary["model"] else "has ended without a model: it was interrupted, or failed"
+        if found.summary["model"]:
+            return "has ended"
+        place = place_of(found.config, found.run_dir)
+        can_go_on = place is not None and not is_uri(place) and marks_in(place)
+        return "has ended without a model: it was interrupted, or failed" + "; --resume goes on with it" * bool(
+            can_go_on
+        )
     wrote = f"its driver wrote {found.silent_s:.0f} s ago"
     return f"{wrote} and has not ended: it is dead, or stopped" if found.is_abandoned else f"runs; {wrote}"
 

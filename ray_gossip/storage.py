@@ -128,6 +128,11 @@ def names(place: str) -> list[str]:
     return [each.name for each in Path(place).iterdir()] if Path(place).is_dir() else []
 
 
+def exists(place: str, name: str) -> bool:
+    """A file of this name. Raises OSError."""
+    return name in names(place)
+
+
 def chunks(place: str, name: str, num_bytes: int) -> Iterator[bytes]:
     """A file, piece by piece. Raises OSError."""
     with contextlib.ExitStack() as stack:

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ray_gossip.checkpoints.manifest import Manifest, PeerFile, prune, save
+from ray_gossip.checkpoints.manifest import Manifest, PeerFile, all_in, prune, save
 from ray_gossip.config import Config
-from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Record, Saved
+from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Progress, Record, Saved
 
 
 class Keeper:
@@ -34,23 +34,34 @@ class Keeper:
         self._settings, self._model = config.checkpoint, config.model.model_dump(mode="json")
         self._run_id, self._ask, self._measured, self._clock = run_id, ask, measured, clock
         self._num_peers = config.swarm.num_peers
+        self._asked_at = clock()
+        self._samples: dict[int, int] = {}  # that each peer has seen, whichever process it was
+        self.resume(None)
+
+    def resume(self, manifest: Manifest | None) -> None:
+        """All peers start, and go on from this checkpoint; None: they begin. Later ones are left alone, and may be
+        damaged."""
         self._began_at: dict[int, int] = {}  # local step of each peer that is there, where this process of it began
         self._saved: dict[int, dict[int, Saved]] = {}  # by mark and peer index
-        self._asked_at = clock()
-        self._asked_for = -1
-        self.latest = -1  # the mark of the last one that is whole
+        self._asked_for = self.latest = -1  # marks: of the last one that was asked for, of the last one that is whole
+        self._own: list[int] = []
+        if manifest is not None:
+            self._asked_for = self.latest = manifest.mark
+            self._own = sorted(each.mark for each in all_in(self.place) if each.mark <= manifest.mark)
 
     def see(self, record: Record) -> Iterator[Notice]:
         """What a person should know because of a record; mostly nothing."""
         match record:
             case PeerStarted():
                 self._began_at[record.peer_index] = record.local_step
+                self._samples[record.peer_index] = record.samples
+            case Progress():
+                self._samples[record.peer_index] = record.samples
+                return
             case PeerLost() | PeerLeft():
                 self._began_at.pop(record.peer_index, None)
             case Saved():
                 self._saved.setdefault(record.mark, {})[record.peer_index] = record
-                if record.cause:
-                    yield _notice(record.peer_index, f"checkpoint {record.mark}: {record.cause}; training goes on")
             case _:
                 return
         yield from self._complete()
@@ -67,37 +78,52 @@ class Keeper:
             self._ask(local_step)
 
     def close(self) -> Iterator[Notice]:
-        """No more is to come: what is there of the latest counts, if it is anything."""
-        self._began_at.clear()
-        yield from self._complete()
+        """No more is to come."""
+        for mark, saved in sorted(self._saved.items()):
+            if mark > self.latest:
+                yield self._incomplete(mark, f"{len(saved)} of {len(self._awaited(mark))} peers have saved")
+        self._saved.clear()
+
+    def _awaited(self, mark: int) -> list[int]:
+        """Peers that belong to a checkpoint: those that are there and began before it. Guests have their own folders,
+        and who came after it has nothing to do with it."""
+        return [index for index, began in self._began_at.items() if began < mark and index < self._num_peers]
 
     def _complete(self) -> Iterator[Notice]:
         for mark in sorted(self._saved):
-            saved = self._saved[mark]
-            # who came after it has nothing to do with it; guests have their own folders
-            awaited = [index for index, began in self._began_at.items() if began < mark and index not in saved]
-            if any(index < self._num_peers for index in awaited):
+            saved, awaited = self._saved[mark], self._awaited(mark)
+            if any(index not in saved for index in awaited):
                 continue
             del self._saved[mark]
-            whole = [each for each in saved.values() if not each.cause]
-            if whole and mark > self.latest:
+            causes = [each.cause for index, each in sorted(saved.items()) if each.cause and index in awaited]
+            whole = [each for _, each in sorted(saved.items()) if not each.cause]
+            if causes:  # of a peer that is there: without it, what it has seen would be lost
+                yield self._incomplete(mark, causes[0])
+            elif whole and mark > self.latest:
                 yield from self._write(mark, whole)
 
+    def _incomplete(self, mark: int, why: str) -> Notice:
+        before = f"the one before, {self.latest}, counts" if self.latest >= 0 else "there is none before it"
+        return _notice(f"checkpoint {mark} is incomplete and does not count: {why}; {before}; training goes on")
+
     def _write(self, mark: int, saved: list[Saved]) -> Iterator[Notice]:
+        there = {each.peer_index for each in saved}
         manifest = Manifest(
             mark=mark,
             run_id=self._run_id,
             wall_time=time.time(),
             model=self._model,
-            peers=tuple(PeerFile.of(each) for each in sorted(saved, key=lambda each: each.peer_index)),
+            num_peers=self._num_peers,
+            peers=tuple(PeerFile.of(each) for each in saved),
+            other_samples=sum(seen for index, seen in self._samples.items() if index not in there),
             metrics={name: value for name, value in self._measured().items() if math.isfinite(value)},
         )
         try:
             save(self.place, manifest)
             self.latest = mark
-            prune(self.place, keep=self._settings.keep, better=self._better)
+            self._own = prune(self.place, [*self._own, mark], keep=self._settings.keep, better=self._better)
         except OSError as error:
-            yield _notice(-1, f"checkpoint {mark} has no manifest, and does not count: {error.strerror or error}")
+            yield _notice(f"checkpoint {mark}: {error.strerror or error}; training goes on")
 
     @property
     def _better(self) -> Callable[[Manifest], float] | None:
@@ -108,5 +134,5 @@ class Keeper:
         return lambda manifest: sign * manifest.metrics.get(name, -sign * math.inf)
 
 
-def _notice(index: int, text: str) -> Notice:
-    return Notice(peer_index=index, wall_time=time.time(), text=text)
+def _notice(text: str) -> Notice:
+    return Notice(peer_index=-1, wall_time=time.time(), text=text)

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ray_gossip import storage
 from ray_gossip.records import Saved
 
 _NAME, _VERSION = "manifest.json", 1
+_FOLDER = re.compile(r"[0-9]{9}", re.ASCII)
 _CHUNK = 1 << 20
 _IDENTITY = ("name", "factory", "norm")  # keys that name another model; whether model.args do, peers see
+
+_Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerFile:
     """The state of one peer."""
 
-    peer_index: int
-    name: str  # in the checkpoint's folder
-    num_bytes: int
+    peer_index: _Number
+    name: Annotated[str, Field(pattern=r"^peer-[0-9]{2,5}-[0-9a-f]{8}\.pt$")]  # in the checkpoint's folder
+    num_bytes: _Number
     digest: str  # blake2b, 16 bytes, in hex
-    local_step: int
-    samples: int
+    local_step: _Number
+    samples: _Number
 
     @classmethod
     def of(cls, saved: Saved) -> PeerFile:
@@ -45,11 +49,13 @@ class PeerFile:
 class Manifest:
     """A whole checkpoint."""
 
-    mark: int  # its name: about the local step at which the swarm was
+    mark: _Number  # its name: about the local step at which the swarm was
     run_id: str
     wall_time: float  # seconds since 1970
     model: dict[str, Any]  # the `model` section of the config
+    num_peers: _Number  # of the run; of peers that were lost, and not replaced, there is no file
     peers: tuple[PeerFile, ...]
+    other_samples: _Number = 0  # that such peers had seen
     metrics: dict[str, float] = field(default_factory=dict)  # mean over the peers, as of then
     version: int = _VERSION
 
@@ -61,7 +67,7 @@ class Manifest:
     @property
     def samples(self) -> int:
         """Seen by all peers until then."""
-        return sum(peer.samples for peer in self.peers)
+        return sum(peer.samples for peer in self.peers) + self.other_samples
 
 
 def folder_of(place: str, mark: int) -> str:
@@ -74,18 +80,22 @@ def save(place: str, manifest: Manifest) -> None:
     storage.write_whole(folder_of(place, manifest.mark), _NAME, f"{text}\n".encode())
 
 
+def marks_in(place: str) -> list[int]:
+    """Of the checkpoints that there are, whole or not, the latest first. Raises OSError."""
+    return sorted((int(name) for name in storage.names(place) if _FOLDER.fullmatch(name)), reverse=True)
+
+
 def all_in(place: str, *, notices: list[str] | None = None) -> list[Manifest]:
-    """The checkpoints that there are, the latest first. A manifest that cannot be read is a notice."""
+    """The checkpoints that are whole, the latest first. A manifest that cannot be read is a notice."""
     found = []
-    for name in sorted(storage.names(place), reverse=True):
-        if name.isdigit():
-            try:
-                found.append(_read(place, int(name)))
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
-                if notices is not None:
-                    notices.append(f"checkpoint {int(name)} is passed over: its manifest is damaged: {_line(error)}")
+    for mark in marks_in(place):
+        try:
+            found.append(_read(place, mark))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            if notices is not None:
+                notices.append(f"checkpoint {mark} is passed over: its manifest is damaged: {_line(error)}")
     return found
 
 
@@ -94,9 +104,11 @@ def _read(place: str, mark: int) -> Manifest:
         values = json.loads(storage.read(folder_of(place, mark), _NAME))
         manifest: Manifest = TypeAdapter(Manifest).validate_python(values)
     except ValidationError as error:
-        raise ValueError(f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
-    if manifest.version != _VERSION or manifest.mark != mark or not manifest.peers:
-        raise ValueError(f"version {manifest.version}, step {manifest.mark}, {len(manifest.peers)} peers")
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(f"{where}: {error.errors()[0]['msg']}") from None
+    indices = {peer.peer_index for peer in manifest.peers}
+    if manifest.version != _VERSION or manifest.mark != mark or not 0 < len(indices) == len(manifest.peers):
+        raise ValueError(f"version {manifest.version}, step {manifest.mark}, peers {sorted(indices)}")
     return manifest
 
 
@@ -105,7 +117,7 @@ def wrong_with(place: str, manifest: Manifest) -> str:
     for peer in manifest.peers:
         try:
             size, digest = measured(storage.chunks(folder_of(place, manifest.mark), peer.name, _CHUNK))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return f"{peer.name} cannot be read: {_line(error)}"
         if (size, digest) != (peer.num_bytes, peer.digest):
             return f"{peer.name} is damaged: " + (
@@ -136,28 +148,51 @@ def latest_sound(place: str, *, model: dict[str, Any], notices: list[str]) -> Ma
     return None
 
 
-def prune(place: str, *, keep: int, better: Callable[[Manifest], float] | None = None) -> None:
-    """Remove all but the latest, and the best. What is being written is newer than any manifest, and stays."""
-    manifests = all_in(place)
-    kept = {manifest.mark for manifest in manifests[:keep]}
-    if better is not None and manifests:
-        kept.add(max(manifests, key=better).mark)
-    if len(manifests) < keep:
-        return
-    oldest = manifests[keep - 1].mark
-    for name in storage.names(place):
-        if name.isdigit() and int(name) < oldest and int(name) not in kept:
-            storage.remove_folder(folder_of(place, int(name)))
+def prune(place: str, own: Sequence[int], *, keep: int, better: Callable[[Manifest], float] | None = None) -> list[int]:
+    """Remove all of a run's own checkpoints but the latest, and the best; returns those that are left. Removes older
+    folders without a manifest, too, and nothing else. Raises OSError.
+
+    Args:
+        own: marks, the latest last.
+    """
+    manifests = {manifest.mark: manifest for manifest in all_in(place)}
+    known = [mark for mark in own if mark in manifests]
+    kept = set(known[-keep:])
+    if better is not None and known:
+        kept.add(max((manifests[mark] for mark in known), key=better).mark)
+    for mark in marks_in(place):
+        is_old = mark in known and mark not in kept
+        is_none = kept and mark < min(kept) and not storage.exists(folder_of(place, mark), _NAME)
+        if is_old or is_none:
+            storage.remove_folder(folder_of(place, mark))
+    return [mark for mark in known if mark in kept]
 
 
-def deal(manifest: Manifest, *, num_peers: int) -> Sequence[tuple[PeerFile, int]]:
-    """From which file each of so many peers goes on, and how many samples count as seen by it. What has been seen is
-    counted once, whatever their number."""
-    files = sorted(manifest.peers, key=lambda peer: peer.peer_index)
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """From what one peer goes on."""
+
+    file: PeerFile
+    samples: int  # that count as seen by it
+    is_own: bool  # it is the same peer, of as many
+
+
+def deal(manifest: Manifest, *, num_peers: int) -> list[Share]:
+    """To so many peers. What has been seen is counted once, whatever their number."""
+    files = {peer.peer_index: peer for peer in manifest.peers}
     samples = [0] * num_peers
-    for place, peer in enumerate(files):
-        samples[place % num_peers] += peer.samples
-    return [(files[index % len(files)], samples[index]) for index in range(num_peers)]
+    samples[0] += manifest.other_samples
+    for index, peer in files.items():
+        samples[index % num_peers] += peer.samples
+    others = sorted(files)
+    return [
+        Share(
+            file=files.get(index) or files[others[index % len(others)]],
+            samples=samples[index],
+            is_own=index in files and num_peers == manifest.num_peers,
+        )
+        for index in range(num_peers)
+    ]
 
 
 def _line(error: Exception) -> str:

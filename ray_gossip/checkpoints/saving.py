@@ -19,7 +19,7 @@ class Resumed:
     mark: int
     name: str  # of the file
     samples: int  # that count as seen by this peer
-    is_same_shard: bool  # of a run with as many peers
+    is_same_shard: bool  # it is the same peer of as many
 
 
 class Saving:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ class Writer:
 
     def __init__(self, place: str, *, peer_index: int) -> None:
         self._place, self._peer_index = place, peer_index
+        # of this process alone: what another process of the same peer has saved may be part of a checkpoint
+        self._name = f"peer-{peer_index:02d}-{secrets.token_hex(4)}.pt"
         self._thread: threading.Thread | None = None
         self.told: SimpleQueue[Saved] = SimpleQueue()
 
@@ -49,16 +52,15 @@ class Writer:
             self._thread.join(within_s)
 
     def _write(self, mark: int, state: Mapping[str, Any]) -> None:
-        name = f"peer-{self._peer_index:02d}.pt"
         try:
-            with storage.writing(folder_of(self._place, mark), name) as file:
+            with storage.writing(folder_of(self._place, mark), self._name) as file:
                 measured = _Measured(file)
                 torch.save(dict(state), cast("IO[bytes]", measured))
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._tell(mark, state, cause=f"could not be saved: {text.splitlines()[0]}")
             return
-        self._tell(mark, state, name=name, num_bytes=measured.num_bytes, digest=measured.digest.hexdigest())
+        self._tell(mark, state, name=self._name, num_bytes=measured.num_bytes, digest=measured.digest.hexdigest())
 
     def _tell(self, mark: int, state: Mapping[str, Any], **outcome: Any) -> None:
         self.told.put(

@@ -109,7 +109,7 @@ class Peer:
         self.trainer.batches.skip(founder.samples if founder is not None else 0)
         self._goes_on = resumed is not None
         if resumed is not None:
-            go_on(self.trainer, self._network, resumed)
+            go_on(self.trainer, self._network, resumed, dealt_to=self._dealt_to)
         self._samples_before = self.trainer.samples
         self._saving = Saving(
             checkpoints, every_steps=config.checkpoint.every_steps, peer_index=self.peer_index, state=self._whole_state
@@ -256,7 +256,7 @@ class Peer:
         return HivemindEngine(self.config, engine, self._network.seat)
 
     def _whole_state(self) -> dict[str, Any]:
-        return whole_state(self.trainer, kept=self._network.kept.clone())
+        return whole_state(self.trainer, kept=self._network.kept.clone()) | {"dealt_to": list(self._dealt_to)}
 
     def _shard(self) -> Tensor:
         """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""

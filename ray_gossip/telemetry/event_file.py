@@ -19,10 +19,10 @@ class EventFile:
 
     Args:
         folder: made if missing; TensorBoard shows it as a run. Raises OSError, as `add` does.
-        goes_on_at: what earlier files of the folder hold of this step and later ones was lost.
+        kept_until: what earlier files of the folder hold of later steps was lost.
     """
 
-    def __init__(self, folder: Path, *, goes_on_at: int | None = None) -> None:
+    def __init__(self, folder: Path, *, kept_until: int | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -33,9 +33,9 @@ class EventFile:
         self._records = RecordWriter(self._journal)
         self._is_begun = False
         self._header = [Event(wall_time=now, file_version="brain.Event:2")]
-        if goes_on_at is not None:
+        if kept_until is not None:
             session = SessionLog(status=SessionLog.START)
-            self._header.append(Event(wall_time=now, step=goes_on_at, session_log=session))
+            self._header.append(Event(wall_time=now, step=kept_until + 1, session_log=session))
 
     def add(self, value: Any, *, step: int, wall_time: float) -> None:
         """Add a `Summary.Value`; it is in the file then, or (OSError) nothing of it."""

@@ -6,7 +6,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ray_gossip.telemetry.summary import Summary, summarise
 # What a run overwrites in its folder.
 RUN_FILES = ("events.jsonl", "config.yaml", "summary.json", "model.pt")
 
+_ALL: Mapping[str, int] = {}
 _PICTURE_S = 30.0  # between two pictures of who met whom; each takes a tenth of a second
 
 
@@ -39,7 +40,7 @@ class RunLog:
         run_dir: made if missing; files of an earlier part of the run are added to.
         started_at: when the run began, in seconds since 1970; the summary's durations count from there.
             Default: now.
-        goes_on_at: the local step at which an interrupted run goes on: later points of its curves are void.
+        kept_until: of an interrupted run that goes on: later points in these folders of TensorBoard are void.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class RunLog:
         *,
         run_id: str,
         started_at: float | None = None,
-        goes_on_at: int | None = None,
+        kept_until: Mapping[str, int] = _ALL,
     ) -> None:
         self.run_dir, self.run_id = run_dir, run_id
         self._observer, self._state, self._config = observer, observer.state, observer.config
-        self._goes_on_at = goes_on_at
+        self._kept_until = kept_until
         self._started_at = time.time() if started_at is None else started_at
         self._curves = Curves(self._state)
         self._event_files: dict[str, EventFile] = {}  # by the name of the TensorBoard run
@@ -66,6 +67,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         with _or_swarm_error(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier part: it has not ended any more
         self.save("config.yaml", dump(self._config).encode())
         with _or_swarm_error(self.run_dir / "events.jsonl"):
             self._events = Journal(self.run_dir / "events.jsonl")
@@ -184,7 +186,7 @@ class RunLog:
 
     def _add_value(self, run: str, value: Any, *, step: int, wall_time: float) -> None:
         if run not in self._event_files:
-            self._event_files[run] = EventFile(self.run_dir / run, goes_on_at=self._goes_on_at)
+            self._event_files[run] = EventFile(self.run_dir / run, kept_until=self._kept_until.get(run))
             self._files.callback(self._event_files[run].close)
         self._event_files[run].add(value, step=step, wall_time=wall_time)
 

@@ -25,6 +25,7 @@ from ray_gossip.records import (
     Record,
     Reported,
     RoundReport,
+    RunResumed,
 )
 
 Status = Literal["starting", "training", "final", "finished", "left", "lost"]
@@ -170,6 +171,9 @@ class SwarmState:
         if isinstance(record, SwarmRound):  # one that was completed before, and written
             self.last_round = record
             return []
+        if isinstance(record, RunResumed):
+            self._resume(record.num_peers)
+            return []
         if isinstance(record, (PeerStarted, PeerLost, PeerLeft, Notice)):
             self.news.append(record)
         if not isinstance(record, Notice):
@@ -213,11 +217,14 @@ class SwarmState:
                 for reports in self._open_rounds.values():
                     reports.pop(record.peer_index, None)
 
-    def resume(self) -> None:
-        """The run goes on: its peers start again, and nothing is in progress."""
-        self.peers = {index: self._new_peer(index) for index in self.founders}
+    def _resume(self, num_peers: int) -> None:
+        """Peers start again; nothing is in progress. What they were evaluated at counts until they are again."""
+        before, self.founders = self.peers, frozenset(range(num_peers))
+        self.peers = {index: self._new_peer(index) for index in range(num_peers)}
+        for index in before.keys() & self.peers.keys():
+            self.peers[index].evaluation, self.peers[index].reported = before[index].evaluation, before[index].reported
         self.num_old_news = len(self.news)
-        self.first_step_time = None
+        self.first_step_time = self.last_round = None
         self._open_rounds.clear()
 
     def present_troubles(self) -> list[Trouble]:

@@ -57,7 +57,9 @@ def summarise(
         "wall_s": ended_at - started_at,
         "time_to_first_step_s": None if state.first_step_time is None else state.first_step_time - started_at,
         "peers_lost": [
-            {"peer_index": lost.peer_index, "cause": lost.cause} for lost in state.news if isinstance(lost, PeerLost)
+            {"peer_index": lost.peer_index, "cause": lost.cause, "is_replaced": lost.is_replaced}
+            for lost in state.news
+            if isinstance(lost, PeerLost)
         ],
         "peers_joined": sum(peer.peer_index not in state.founders for peer in peers),
         "run_dir": str(run_dir),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from ray_gossip.checkpoints.writer import Writer, load
 from ray_gossip.config import parse
 from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.records import Saved
-from tests.unit.telemetry_records import lost, started
+from tests.unit.telemetry_records import lost, progress, started
 
 MODEL: dict[str, Any] = {"name": "mlp"}
 
@@ -35,7 +36,8 @@ def written(place: Path, mark: int, *, peers: int = 2, model: Mapping[str, Any] 
         writer.write(mark, {"local_step": mark, "samples": 10 * mark + index, "values": torch.arange(5) + index})
         writer.wait()
         files.append(PeerFile.of(writer.told.get()))
-    manifest = Manifest(mark=mark, run_id="r", wall_time=1.0, model=dict(model), peers=tuple(files), **fields)
+    of_run = {"run_id": "r", "wall_time": 1.0, "model": dict(model), "num_peers": peers}
+    manifest = Manifest(mark=mark, peers=tuple(files), **{**of_run, **fields})
     save(str(place), manifest)
     return manifest
 
@@ -48,7 +50,7 @@ class TestAManifest:
         assert all_in(str(tmp_path)) == [second, first]
         assert all_in(str(tmp_path / "nowhere")) == []
         assert wrong_with(str(tmp_path), second) == ""
-        found = load(str(tmp_path), 1000, "peer-01.pt")
+        found = load(str(tmp_path), 1000, second.peers[1].name)
         assert (found["samples"], found["values"].tolist()) == (10001, [1, 2, 3, 4, 5])
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"mark": 5}', b"\xff\xfe"])
@@ -66,12 +68,12 @@ class TestAManifest:
         for mark in (200, 300, 400):
             written(tmp_path, mark)
         written(tmp_path, 500, model={"name": "cnn"})
-        (tmp_path / "000000200" / "peer-00.pt").unlink()
-        file = tmp_path / "000000300" / "peer-01.pt"
+        next((tmp_path / "000000200").glob("peer-00-*")).unlink()
+        file = next((tmp_path / "000000300").glob("peer-01-*"))
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-        file = tmp_path / "000000400" / "peer-01.pt"
+        file = next((tmp_path / "000000400").glob("peer-01-*"))
         file.write_bytes(file.read_bytes()[:-100])
         notices: list[str] = []
         assert latest_sound(str(tmp_path), model=MODEL, notices=notices) == before
@@ -87,22 +89,75 @@ class TestAManifest:
             written(tmp_path, mark, metrics={"accuracy": accuracy})
         (tmp_path / "000000050").mkdir()  # of a peer that was lost over it
         (tmp_path / "000000500").mkdir()
-        prune(str(tmp_path), keep=2, better=lambda manifest: manifest.metrics["accuracy"])
-        assert sorted(each.name for each in tmp_path.iterdir()) == ["000000200", "000000300", "000000400", "000000500"]
+        own = prune(str(tmp_path), [100, 200, 300, 400], keep=2, better=lambda each: each.metrics["accuracy"])
+        assert own == [200, 300, 400]
+        assert manifests.marks_in(str(tmp_path)) == [500, 400, 300, 200]
+
+    def test_prune_leaves_alone_what_is_not_the_runs_own(self, tmp_path: Path) -> None:
+        """Such as what `--resume` has passed over: it may be damaged, and would take the place of what is sound."""
+        for mark in (100, 150, 200, 300):
+            written(tmp_path, mark)
+        (tmp_path / "2023").mkdir()
+        assert prune(str(tmp_path), [150], keep=1) == [150]
+        assert manifests.marks_in(str(tmp_path)) == [300, 200, 150, 100]
+        assert (tmp_path / "2023").is_dir()
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("name", "../../evil.pt"),
+            ("name", "/etc/passwd"),
+            ("name", "peer-00\0.pt"),
+            ("samples", -5),
+            ("samples", 10**30),
+            ("samples", True),
+            ("local_step", "7"),
+            ("peer_index", 1),
+        ],
+    )
+    def test_that_names_what_no_peer_has_written_is_damaged(self, tmp_path: Path, key: str, value: object) -> None:
+        before = written(tmp_path, 100)
+        written(tmp_path, 200)
+        file = tmp_path / "000000200" / "manifest.json"
+        values = json.loads(file.read_text())
+        values["peers"][0][key] = value
+        file.write_text(json.dumps(values))
+        notices: list[str] = []
+        assert latest_sound(str(tmp_path), model=MODEL, notices=notices) == before
+        assert notices[0].startswith("checkpoint 200 is passed over: its manifest is damaged: ")
+
+    def test_in_a_place_with_other_folders_and_one_that_is_nested_without_end(self, tmp_path: Path) -> None:
+        before = written(tmp_path, 100)
+        (tmp_path / "²").mkdir()
+        (tmp_path / "000000200").mkdir()
+        (tmp_path / "000000200" / "manifest.json").write_text("[" * 200_000)
+        assert latest_sound(str(tmp_path), model=MODEL, notices=[]) == before
 
 
-@given(samples=st.lists(st.integers(0, 10**9), min_size=1, max_size=9), num_peers=st.integers(1, 12))
-def test_what_was_seen_is_counted_once_whatever_the_number_of_peers(samples: list[int], num_peers: int) -> None:
+@given(
+    samples=st.lists(st.integers(0, 10**9), min_size=1, max_size=9),
+    num_peers=st.integers(1, 12),
+    lost=st.integers(0, 2),
+)
+def test_what_was_seen_is_counted_once_whatever_the_number_of_peers(
+    samples: list[int], num_peers: int, lost: int
+) -> None:
     files = tuple(
         PeerFile(peer_index=index, name=f"{index}", num_bytes=0, digest="", local_step=5, samples=count)
         for index, count in enumerate(samples)
     )
-    dealt = deal(Manifest(mark=5, run_id="", wall_time=0.0, model={}, peers=files), num_peers=num_peers)
+    before = len(samples) + lost
+    manifest = Manifest(
+        mark=5, run_id="", wall_time=0.0, model={}, num_peers=before, peers=files, other_samples=17 * lost
+    )
+    dealt = deal(manifest, num_peers=num_peers)
     assert len(dealt) == num_peers
-    assert sum(count for _, count in dealt) == sum(samples)
-    assert {file.peer_index for file, _ in dealt} == set(range(min(len(samples), num_peers)))
-    if num_peers == len(samples):
-        assert [(file.peer_index, count) for file, count in dealt] == list(enumerate(samples))
+    assert sum(share.samples for share in dealt) == sum(samples) + 17 * lost
+    assert {share.file.peer_index for share in dealt} == set(range(min(len(samples), num_peers)))
+    for index, share in enumerate(dealt):
+        assert share.is_own == (num_peers == before and share.file.peer_index == index)
+    if num_peers == before and not lost:
+        assert [share.samples for share in dealt] == samples
 
 
 class TestAWriter:
@@ -164,7 +219,7 @@ class TestAKeeper:
         return [manifest.mark for manifest in all_in(str(self.place))]
 
     def saved(self, index: int, mark: int, *, cause: str = "") -> Saved:
-        name = f"peer-{index:02d}.pt"
+        name = f"peer-{index:02d}-0123abcd.pt"
         if not cause:
             storage.write(manifests.folder_of(str(self.place), mark), name, b"x")
         size, digest = manifests.measured(iter([b"x"]))
@@ -195,16 +250,39 @@ class TestAKeeper:
             list(keeper.see(record))
         assert self.marks() == [150, 100]
 
-    def test_what_one_could_not_save_is_told_and_the_others_count(self) -> None:
-        keeper = self.keeper()
-        for record in (started(0), started(1), self.saved(0, 100)):
-            list(keeper.see(record))
-        (told,) = keeper.see(self.saved(1, 100, cause="could not be saved: No space left on device"))
-        assert told.text == "checkpoint 100: could not be saved: No space left on device; training goes on"
+    def test_one_that_lacks_a_peer_that_is_there_does_not_count_and_nothing_makes_room_for_it(self) -> None:
+        keeper = self.keeper(keep=1)
+        for record in (started(0), started(1), self.saved(0, 100), self.saved(1, 100), self.saved(0, 200)):
+            assert list(keeper.see(record)) == []
+        (told,) = keeper.see(self.saved(1, 200, cause="could not be saved: No space left on device"))
+        assert told.text == (
+            "checkpoint 200 is incomplete and does not count: could not be saved: No space left on device; the one "
+            "before, 100, counts; training goes on"
+        )
         assert self.marks() == [100]
+
+    def test_what_the_dead_had_seen_is_counted(self) -> None:
+        keeper = self.keeper()
+        for record in (started(0), started(1), progress(1, 70), lost(1), self.saved(0, 100)):
+            list(keeper.see(record))
+        (manifest,) = all_in(str(self.place))
+        assert (manifest.num_peers, len(manifest.peers)) == (2, 1)
+        assert manifest.samples == 100 + manifest.other_samples > 100
+
+    def test_a_run_that_goes_back_keeps_what_it_goes_back_to(self) -> None:
+        keeper = self.keeper(keep=2)
+        for mark in (100, 200, 300):
+            for record in (started(0), started(1), self.saved(0, mark), self.saved(1, mark)):
+                list(keeper.see(record))
+        assert self.marks() == [300, 200]
+        (self.place / "000000300" / "peer-00-0123abcd.pt").write_bytes(b"y")
+        (before,) = [manifest for manifest in all_in(str(self.place)) if manifest.mark == 200]
+        keeper.resume(before)
+        for record in (replace(started(0), local_step=200), replace(started(1), local_step=200)):
+            list(keeper.see(record))
         for index in (0, 1):
-            list(keeper.see(self.saved(index, 200, cause="could not be saved")))
-        assert self.marks() == [100], "nobody has saved: the one before counts"
+            list(keeper.see(self.saved(index, 250)))
+        assert self.marks() == [300, 250, 200], "300 is damaged, and nobody's to remove"
 
     def test_by_time_it_asks_when_the_swarm_has_gone_on(self) -> None:
         keeper = self.keeper(every_s=10.0)
@@ -213,12 +291,13 @@ class TestAKeeper:
             keeper.look(local_step)
         assert self.asked == [100, 200, 300]
 
-    def test_in_the_end_what_is_there_of_the_last_counts(self) -> None:
+    def test_what_is_incomplete_in_the_end_is_told(self) -> None:
         keeper = self.keeper()
         for record in (started(0), started(1), self.saved(0, 100)):
             list(keeper.see(record))
-        assert list(keeper.close()) == []
-        assert self.marks() == [100]
+        (told,) = keeper.close()
+        assert "checkpoint 100 is incomplete and does not count: 1 of 2 peers have saved" in told.text
+        assert self.marks() == []
 
     def test_an_earlier_one_that_comes_late_does_not_count(self) -> None:
         keeper = self.keeper()
