@@ -143,7 +143,10 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         ("averaged", f"{summary['averaged_tensors'] or '-'} tensors, {(summary['averaged_bytes'] or 0) / 1e6:.3g} MB"),
         ("speed", f"{speed}{summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
         *(
-            ("lost", f"peer {lost['peer_index']}: {_first_line(lost['cause'])}{'; replaced' * lost['is_replaced']}")
+            (
+                "lost",
+                f"peer {lost['peer_index']}: {_first_line(lost['cause'])}{'; replaced' * lost.get('is_replaced', False)}",
+            )
             for lost in summary["peers_lost"]
         ),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),

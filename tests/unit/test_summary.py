@@ -150,7 +150,7 @@ class TestTheSummary:
     def test_names_a_lost_peer_and_its_cause(self, write: Write) -> None:
         log = write([*map(started, range(4)), evaluation(2, 10, 0.5), report(2, 1, outcome="failed"), lost(2)])
         summary = log.write_summary()
-        assert summary["peers_lost"] == [{"peer_index": 2, "cause": "its process died"}]
+        assert summary["peers_lost"] == [{"peer_index": 2, "cause": "its process died", "is_replaced": False}]
         assert summary["peer_accuracy"] == [None] * 4
         assert summary["rounds"]["failed"] == 1
         assert summary["bytes_sent"] == 1_000_000, "bytes of a failed round were sent all the same"
