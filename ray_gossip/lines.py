@@ -142,13 +142,7 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         ("distance", f"consensus distance {distance} at the end"),
         ("averaged", f"{summary['averaged_tensors'] or '-'} tensors, {(summary['averaged_bytes'] or 0) / 1e6:.3g} MB"),
         ("speed", f"{speed}{summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
-        *(
-            (
-                "lost",
-                f"peer {lost['peer_index']}: {_first_line(lost['cause'])}{'; replaced' * lost.get('is_replaced', False)}",
-            )
-            for lost in summary["peers_lost"]
-        ),
+        *(("lost", _lost(lost)) for lost in summary["peers_lost"]),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),
         ("curves", shlex.join(["tensorboard", "--logdir", str(all_runs)])),
     ]
@@ -171,6 +165,11 @@ def _known(values: Sequence[float | None]) -> list[float]:
 def number(value: float | None, spec: str) -> str:
     """By a format; a dash for what is not known."""
     return "-" if value is None else format(value, spec)
+
+
+def _lost(lost: Mapping[str, Any]) -> str:
+    then = "; replaced" if lost.get("is_replaced") else ""
+    return f"peer {lost['peer_index']}: {_first_line(lost['cause'])}{then}"
 
 
 def _first_line(text: str) -> str:
