@@ -80,9 +80,10 @@ def train(
                 group = within.group(config.swarm) if within is not None else None
                 stack.enter_context(held(run_dir))
                 place, why_not = _place(config, run_dir)
-                before = resumption(config, run_dir) if resume else Resumption()
+                goes_on = resume and (run_dir / "events.jsonl").exists()
+                before = resumption(config, run_dir) if goes_on else Resumption()
                 before.notices.extend(why_not)
-                if before.manifest is None:
+                if not goes_on:
                     clear_untrained(run_dir)
                     if place is not None:
                         check_is_free(place)

@@ -98,13 +98,11 @@ def ended(config: Config, run_dir: Path) -> Summary | None:
 
 
 def resumption(config: Config, run_dir: Path) -> Resumption:
-    """Of the run in this folder; where there is none, or it has never saved anything, it begins.
+    """Of the run in this folder; where it has never saved anything, it begins again.
 
     Raises:
         ConfigError: there are checkpoints, and none of them can be used.
     """
-    if not (run_dir / "events.jsonl").exists():
-        return Resumption()
     _end_last_line(run_dir / "events.jsonl")
     notices: list[str] = []
     place = place_of(config, run_dir)
@@ -112,6 +110,10 @@ def resumption(config: Config, run_dir: Path) -> Resumption:
         raise ConfigError(
             "--resume goes on from a checkpoint, and this run makes none: set checkpoint.every_s or .every_steps; with "
             "train.loop and engine=hivemind there are none"
+        )
+    if (earlier := place_of(config_of(run_dir), run_dir)) not in (None, place):
+        raise ConfigError(
+            f"--resume: the checkpoints of this run are in {earlier}, not in {place}: give the same checkpoint.place"
         )
     manifest = latest_sound(place, model=config.model.model_dump(mode="json"), notices=notices)
     if manifest is None and notices:

@@ -193,8 +193,8 @@ class Run:
                 self._log.write(record)
                 for notice in self._keeper.see(record) if self._keeper is not None else ():
                     self._log.write(notice)
-            elif self._keeper is not None:
-                self._keeper.look(_local_step(self.state))
+            if self._keeper is not None:
+                self._keeper.look(lambda: _local_step(self.state))
             yield record
 
 

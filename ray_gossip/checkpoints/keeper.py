@@ -66,14 +66,16 @@ class Keeper:
                 return
         yield from self._complete()
 
-    def look(self, local_step: int) -> None:
+    def look(self, how_far: Callable[[], int]) -> None:
         """Ask for a checkpoint, if one is due by time.
 
         Args:
-            local_step: how far the swarm is.
+            how_far: the local step at which the swarm is.
         """
         every_s = self._settings.every_s
-        if every_s is not None and self._clock() - self._asked_at >= every_s and local_step > self._asked_for:
+        if every_s is None or self._clock() - self._asked_at < every_s:
+            return
+        if (local_step := how_far()) > self._asked_for:
             self._asked_at, self._asked_for = self._clock(), local_step
             self._ask(local_step)
 

@@ -144,6 +144,7 @@ def test_resume_without_a_checkpoint_begins(ray: str, tmp_path: Path, has_run: b
     if has_run:
         train(tmp_path / "run", *words, address=ray)
         (tmp_path / "run" / "model.pt").unlink()  # as if it had been interrupted
+        (tmp_path / "run" / "checkpoints" / "000000010").mkdir(parents=True)  # while it saved for the first time
     run = train(tmp_path / "run", *words, "--resume", address=ray)
     assert len(run.events("PeerFinished")) == 1
     assert (tmp_path / "run" / "attempt-1" / "events.jsonl").exists() == has_run
