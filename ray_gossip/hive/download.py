@@ -18,6 +18,7 @@ from hivemind.p2p import P2PHandlerError
 from hivemind.proto import averaging_pb2, runtime_pb2
 from torch import Tensor
 
+from ray_gossip.causes import UNREACHABLE
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.handover import Damaged, Handover, StandsStill
 from ray_gossip.hive.rendezvous import GONE
@@ -62,7 +63,9 @@ async def fetch(asked: Sequence[str], *, stub: Callable[[str], Any], size: int, 
 
 def _in_words(error: BaseException) -> str:
     text = str(error) or type(error).__name__
-    return text.partition(": ")[2] or text if isinstance(error, P2PHandlerError) else text  # before it, who was asked
+    if isinstance(error, P2PHandlerError):
+        return text.partition(": ")[2] or text  # before it, who was asked
+    return UNREACHABLE if isinstance(error, GONE) else text
 
 
 async def receive(

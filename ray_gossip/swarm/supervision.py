@@ -206,7 +206,7 @@ class Swarm:
 
     def _read(self, *, deadline: float) -> Iterator[Record | None]:
         while (self._streams or self._starting or self._replacements.are_awaited) and time.monotonic() < deadline:
-            for index in self._replacements.take_due():
+            for index in self._replacements.take_due() if self._training else ():
                 self._create_successor(index)
             awaited = [*self._streams, *self._starting]
             ready, _ = ray.wait(awaited, timeout=_POLL_S) if awaited else ([], [])

@@ -175,7 +175,8 @@ def test_a_run_that_diverges_ends_with_the_cause(ray: str, tmp_path: Path) -> No
         assert run.finish().code == 1, run
     last = run.stderr.splitlines()[-1]
     assert "every peer was lost: it raised DivergedError: at local step" in last
-    assert "its parameters are not finite: the training has diverged: lower optimizer.lr" in last
+    assert "its parameters are not finite, and " in last  # the other one has no model to give, or has ended already
+    assert ": the training has diverged: lower optimizer.lr; " in last
     assert [lost["is_replaced"] for lost in run.events("PeerLost")] == [False, False]
     assert not (run.run_dir / "model.pt").exists()
 
