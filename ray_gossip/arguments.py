@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,16 @@ def _folder(word: str) -> Path:
     if is_uri(word):
         raise argparse.ArgumentTypeError(f"{word} is a URI, which only a sweep writes to; name a folder")
     return Path(word)
+
+
+def _not_negative(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is no number of 0 or more")
+    return value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,23 +73,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     )
     parser.add_argument("--version", action="version", version=f"ray-gossip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser(
-        "train",
-        help="train one swarm",
-        description="Train one swarm on the Ray cluster that RAY_ADDRESS names, else on a local one.",
-        epilog="example: ray-gossip train configs/quickstart.yaml gossip.group_size=4 swarm.num_peers=8",
-    )
-    train.add_argument(
-        "config",
-        nargs="*",
-        metavar="CONFIG.yaml | key=value",
-        help="one config file, and overrides of its keys",
-    )
-    train.add_argument("--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>)")
-    resume = "go on with the run in --run-dir, from its latest checkpoint; where there is none, begin it"
-    train.add_argument("--resume", action="store_true", help=resume)
-    train.add_argument("--json", action="store_true", help="last line of standard output: summary.json on one line")
-    train.add_argument("--tensorboard", action="store_true", help="start TensorBoard beside it, and say where")
+    _add_train(commands)
     tune = commands.add_parser(
         "tune",
         help="sweep over keys of the config",
@@ -124,6 +119,40 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     keys.set_defaults(config=[])
     _add_status(commands)
     return parser, commands.choices
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train one swarm",
+        description="Train one swarm on the Ray cluster that RAY_ADDRESS names, else on a local one.",
+        epilog="example: ray-gossip train configs/quickstart.yaml gossip.group_size=4 swarm.num_peers=8",
+    )
+    chaos = commands.add_parser(
+        "chaos",
+        help="train one swarm while its parts are killed and stopped",
+        description="Train as `train` does, for some minutes, while its processes are killed, stopped and cut off by "
+        "chance; then tell how it got over that.",
+        epilog="example: ray-gossip chaos configs/quickstart.yaml --rate 125 --minutes 5",
+    )
+    for command in (train, chaos):
+        command.add_argument(
+            "config",
+            nargs="*",
+            metavar="CONFIG.yaml | key=value",
+            help="one config file, and overrides of its keys",
+        )
+        command.add_argument("--run-dir", type=_folder, help="new folder for the results (default: runs/<run id>)")
+        resume = "go on with the run in --run-dir, from its latest checkpoint; where there is none, begin it"
+        command.add_argument("--resume", action="store_true", help=resume)
+        command.add_argument(
+            "--json", action="store_true", help="last line of standard output: summary.json on one line"
+        )
+        command.add_argument("--tensorboard", action="store_true", help="start TensorBoard beside it, and say where")
+    rate = "faults an hour, of the whole swarm (default: what faults: in the config says, else 125); 0: none"
+    chaos.add_argument("--rate", type=_not_negative, metavar="N", help=rate)
+    minutes = "how long to train, at most; a run that has done its train.local_steps ends before (default: 10)"
+    chaos.add_argument("--minutes", type=_not_negative, default=10.0, metavar="M", help=minutes)
 
 
 def _add_status(commands: Any) -> None:

@@ -36,6 +36,7 @@ _RAY_SETTINGS = {
     # else a local Ray first starts a process for each processor, which no peer uses: peers start 3 s later
     "RAY_prestart_worker_first_driver": "0",
 }
+_RATE = 125.0  # faults in an hour, as what is known of such storms was measured at
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of the three, two are named; the third would write HParams of its own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours knows SIGTERM too
@@ -126,9 +127,21 @@ def _print_json(options: argparse.Namespace, outcome: Mapping[str, Any]) -> int:
 
 
 def _train(options: argparse.Namespace, stop: OrderlyStop) -> int:
+    return _trained(_load_config(options.config), options, stop)
+
+
+def _chaos(options: argparse.Namespace, stop: OrderlyStop) -> int:
+    config = _load_config(options.config)
+    if options.rate is not None or not config.faults.are_asked_for:
+        rate = _RATE if options.rate is None else options.rate
+        per_peer = f"faults.per_peer_hour={rate / config.swarm.num_peers}"
+        config = _load_config([*options.config, per_peer])
+    return _trained(config, options, stop, for_s=60 * options.minutes)
+
+
+def _trained(config: Config, options: argparse.Namespace, stop: OrderlyStop, *, for_s: float | None = None) -> int:
     if options.resume and options.run_dir is None:
         raise ConfigError("--resume goes on with the run in --run-dir, or begins it there: name the folder")
-    config = _load_config(options.config)
     _check_outlives_job(options.run_dir)
     stop.limit_s = config.swarm.stop_s + 4.0  # Ray itself takes 1 to 2 s
     _set_environment(_RAY_SETTINGS)
@@ -142,6 +155,7 @@ def _train(options: argparse.Namespace, stop: OrderlyStop) -> int:
         address=_address(),
         run_dir=options.run_dir,
         resume=options.resume,
+        for_s=for_s,
         stream=stream,
         beside=partial(board, stream=stream) if options.tensorboard else None,
     )
@@ -261,6 +275,7 @@ def _checkpoints(options: argparse.Namespace, _: OrderlyStop) -> int:
 
 
 _COMMANDS = {
+    "chaos": _chaos,
     "checkpoints": _checkpoints,
     "train": _train,
     "tune": _tune,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ray_gossip.tuning.within import WithinTrial
 
 
+_GETS_OVER_S = 60.0  # longest that a last fault is waited for
+
+
 def new_run_id() -> str:
     """Sorts by time and is unique: 20261122-081530-3fa9c1."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -43,6 +47,7 @@ def train(
     beside: Callable[[Path], AbstractContextManager[None]] | None = None,
     within: WithinTrial | None = None,
     resume: bool = False,
+    for_s: float | None = None,
 ) -> Summary:
     """Train one swarm; write everything below `run_dir`; show it on `stream`.
 
@@ -52,6 +57,8 @@ def train(
         factories: the user's own model and data, where they are handed over instead of named in the config.
         within: the trial of a Tuner in which this run is, if it is in one.
         resume: go on with the run that is there; begin it if none is. One that has ended is left as it is.
+        for_s: stop in order after so many seconds of training, when it has got over the faults on purpose; None: after
+            `train.local_steps`.
         beside: asked with the run's folder, entered once all has been checked, left when the summary has been shown.
 
     Returns:
@@ -98,7 +105,7 @@ def train(
                     resumption=before,
                 )
                 with run:
-                    summary = _trained(run, view, within)
+                    summary = _trained(run, view, within, for_s)
                     if within is not None:
                         within.end(run.state, summary)
                     return summary
@@ -127,18 +134,28 @@ def _place(config: Config, run_dir: Path) -> tuple[str | None, list[str]]:
     return place, []
 
 
-def _trained(run: Run, view: View, within: WithinTrial | None) -> Summary:
+def _trained(run: Run, view: View, within: WithinTrial | None, for_s: float | None) -> Summary:
     """Let it train to the end, and show it; whatever interrupts it, its peers stop in order."""
     try:
         for _ in run.records():
             view.update(run.state)
             if within is not None:
                 within.see(run.state)
+            if for_s is not None and _is_over(run, for_s):
+                run.stop(f"{for_s / 60:g} minutes are over: stopping the peers", show=lambda: view.update(run.state))
+                assert run.summary is not None
+                return run.summary
         return run.finish()
     except BaseException as error:
         why = "interrupted: stopping the peers; once more to stop at once"
         run.stop(why if isinstance(error, KeyboardInterrupt) else None, show=lambda: view.update(run.state))
         raise
+
+
+def _is_over(run: Run, for_s: float) -> bool:
+    began = run.state.first_step_time
+    left_s = math.inf if began is None else began + for_s - time.time()
+    return left_s <= 0 and (run.calm() or left_s < -_GETS_OVER_S)
 
 
 def tune(sweep: Sweep, *, address: str | None, place: str | None, resume: bool, stream: TextIO) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted
-from ray_gossip.telemetry import PeerState, SwarmState
+from ray_gossip.records import Fault, Notice, PeerLeft, PeerLost, PeerStarted
+from ray_gossip.telemetry import News, PeerState, SwarmState
 
 
 def rounds_line(state: SwarmState) -> str:
@@ -95,7 +95,17 @@ def _reported(name: str, peer: PeerState) -> float | None:
     return peer.reported.get(name)
 
 
-def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
+_FAULTS = {
+    "kill": "its process is killed",
+    "stop": "its process is stopped",
+    "slow": "its process gets a third of the time",
+    "sidecar": "its network process is killed",
+    "p2pd": "its libp2p daemon is killed",
+    "drop": "nothing comes or goes on its network",
+}
+
+
+def headline(news: News) -> str:
     """An event in one line."""
     match news:
         case PeerStarted():
@@ -113,6 +123,9 @@ def headline(news: PeerStarted | PeerLost | PeerLeft | Notice) -> str:
             return f"peer {news.peer_index} is lost: {_first_line(news.cause)}{then}"
         case PeerLeft():
             return f"peer {news.peer_index} has left, at local step {news.local_step}"
+        case Fault():
+            lasts = f" for {news.for_s:g} s" if news.for_s else ""
+            return f"peer {news.peer_index}: on purpose, {_FAULTS[news.kind]}{lasts}"
         case Notice():
             who = f"peer {news.peer_index}: " if news.peer_index >= 0 else ""
             return who + _first_line(news.text)
@@ -143,6 +156,7 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         ("averaged", f"{summary['averaged_tensors'] or '-'} tensors, {(summary['averaged_bytes'] or 0) / 1e6:.3g} MB"),
         ("speed", f"{speed}{summary['bytes_sent'] / 1e6:,.1f} MB sent, {summary['wall_s']:.1f} s in all"),
         *(("lost", _lost(lost)) for lost in summary["peers_lost"]),
+        *(("faults", text) for text in _recovered(summary.get("recovery"))),
         ("files", f"{run_dir}: summary.json, events.jsonl, config.yaml"),
         ("curves", shlex.join(["tensorboard", "--logdir", str(all_runs)])),
     ]
@@ -150,6 +164,28 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, *, stream: TextIO) 
         lines.append(("model", f"torch.load({json.dumps(summary['model'], ensure_ascii=False)}, weights_only=True)"))
     stream.write("\n" + "".join(f"{name:<9} {text}\n" for name, text in lines))
     stream.flush()
+
+
+def _recovered(recovery: Mapping[str, Any] | None) -> list[str]:
+    """How a run got over the faults that happened to it on purpose."""
+    if recovery is None:
+        return []
+    throughput, participation = (number(recovery[key], ".3f") for key in ("throughput", "participation"))
+    return [
+        *(f"{kind}: {_figures(figures)}" for kind, figures in recovery["by_kind"].items()),
+        f"in all: {_figures(recovery)} (at most {recovery['most_rounds_lost']} by one)",
+        f"throughput {throughput} of undisturbed, {participation} of the peers averaged in a round",
+    ]
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    seconds = {name: number(figures[f"{name}_s"], ".1f") for name in ("noticed_median", "back_median", "back_p90")}
+    noticed = "" if figures["noticed_median_s"] is None else f"noticed after {seconds['noticed_median']} s, "
+    back = f"{noticed}back after {seconds['back_median']} s (median), {seconds['back_p90']} s (90 %); "
+    return (
+        f"{figures['back']} of {figures['faults']} back; {back if figures['back'] else ''}"
+        f"{figures['samples_lost']:,} samples lost, and rounds of other peers: {figures['rounds_lost']}"
+    )
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -129,6 +129,14 @@ class PeerLost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fault(Record):
+    """The driver's own record: it has hit a peer on purpose."""
+
+    kind: str  # as in `faults.kinds`
+    for_s: float  # how long it lasts; 0: until something is done about it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saved(Record):
     """The peer has written its state for a checkpoint, or could not."""
 
@@ -163,6 +171,7 @@ class Notice(Record):
     text: str
 
 
+RESTARTED = "another one took its place after"  # how a notice says that a peer's network side is back, and then when
 BEGAN_APART = "this peer began with another model than"  # how a notice says so: the driver tells it of the swarm
 
 
@@ -170,7 +179,7 @@ KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (
         *(PeerStarted, Progress, Evaluation, Reported, RoundReport, PeerFinished, Saved),
-        *(PeerLost, PeerLeft, RunResumed, Notice),
+        *(PeerLost, PeerLeft, Fault, RunResumed, Notice),
     )
 }
 

@@ -19,7 +19,7 @@ from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, Record
 from ray_gossip.resume import Resumption
-from ray_gossip.swarm import Saves, Swarm
+from ray_gossip.swarm import Saves, Storm, Swarm
 from ray_gossip.telemetry import Observer, RunLog, Summary, SwarmState, means
 
 _BEGINS = Resumption()
@@ -59,7 +59,8 @@ class Run:
             self._observer.see(record)
         kept = resumption.steps()
         self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at, kept_until=kept)
-        self._again = partial(Swarm, config, run_id=run_id, group=group, factories=factories)
+        self._storm = Storm(config.faults, num_peers=config.swarm.num_peers, seed=config.seed)
+        self._again = partial(Swarm, config, run_id=run_id, group=group, factories=factories, storm=self._storm)
         saves = Saves(place=checkpoints, resumed=resumption.peers(config.swarm.num_peers))
         self._swarm = self._again(start=start, saves=saves)
         self._num_restored = 0
@@ -113,6 +114,11 @@ class Run:
         if snapshot is None:
             raise SwarmError(f"no peer is there to give its state; {self.run_dir / 'events.jsonl'} says why")
         return snapshot
+
+    def calm(self) -> bool:
+        """No more faults on purpose; returns whether the run has got over those there were."""
+        self._storm.end()
+        return self._observer.is_whole
 
     def finish(self) -> Summary:
         """Save the merged model and write the summary.

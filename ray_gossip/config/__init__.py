@@ -4,7 +4,7 @@ A run is described by one YAML file plus dotted overrides (`gossip.group_size=2`
 complete run. Every section is frozen and refuses unknown keys. The text under a field says its unit, its range
 and when to change it.
 
-    swarm.py  gossip.py  data.py  model.py  optimizer.py  train.py      a section each
+    swarm.py  gossip.py  data.py  model.py  optimizer.py  train.py  checkpoint.py  faults.py      a section each
     section.py  own.py      what sections have in common
     meaning.py              what a key means beyond the peer that has it
     schema.py               all sections, and what must hold between them
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from ray_gossip.config.changes import check_key, check_value, replace
 from ray_gossip.config.data import DataConfig
+from ray_gossip.config.faults import FaultKind, FaultsConfig
 from ray_gossip.config.gossip import GossipConfig
 from ray_gossip.config.loading import dump, load, load_tree, parse_text, read
 from ray_gossip.config.model import ModelConfig
@@ -34,6 +35,8 @@ from ray_gossip.config.train import TrainConfig
 __all__ = [
     "Config",
     "DataConfig",
+    "FaultKind",
+    "FaultsConfig",
     "GossipConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -80,6 +80,8 @@ def _kind(kind: Any) -> str:
         return f"list of: {_kind(get_args(kind)[0])}"
     if get_origin(kind) is dict:
         return "mapping"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"mapping of {', '.join(kind.model_fields)}"
     return _WORDS.get(kind, str(getattr(kind, "__name__", kind)))
 
 

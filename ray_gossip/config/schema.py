@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ray_gossip.config.checkpoint import CheckpointConfig
 from ray_gossip.config.data import DataConfig
+from ray_gossip.config.faults import NETWORK, FaultsConfig
 from ray_gossip.config.gossip import GossipConfig
 from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.mistakes import explain
@@ -36,6 +37,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @property
     def max_replacements(self) -> int:
@@ -59,6 +61,7 @@ class Config(Section):
                 f"swarm.num_peers={self.swarm.num_peers} is above the {self.data.num_train} training samples of "
                 f"data.name={self.data.name}, so that some peers would get none; lower it"
             )
+        self._check_faults()
         if self.engine == "hivemind" and self.swarm.max_replacements:
             raise ValueError("swarm.max_replacements needs engine=gossip: nobody joins engine=hivemind while it runs")
         if self.engine == "hivemind" and gossip.seconds is not None:
@@ -69,6 +72,19 @@ class Config(Section):
         if self.engine == "hivemind" and self.train.precision == "fp16":
             raise ValueError("train.precision=fp16 needs a scaler that engine=hivemind does not take; use bf16 or fp32")
         return self
+
+    def _check_faults(self) -> None:
+        faults, num_peers = self.faults, self.swarm.num_peers
+        for planned in faults.plan:
+            if planned.peer is not None and planned.peer >= num_peers:
+                raise ValueError(
+                    f"faults.plan hits peer {planned.peer}, but swarm.num_peers={num_peers}: 0 is the first"
+                )
+        kinds = [*(planned.kind for planned in faults.plan), *(faults.kinds if faults.per_peer_hour else ())]
+        if self.engine == "hivemind" and (beyond := [kind for kind in kinds if kind in NETWORK]):
+            raise ValueError(
+                f"faults of kind {beyond[0]} need engine=gossip, whose network side is a process of its own"
+            )
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

@@ -155,4 +155,5 @@ def _cut_out(images: Tensor, top: Tensor, left: Tensor, *, edge: int) -> None:
     squares = images.as_strided(
         (num_images, height - edge + 1, width - edge + 1, channels, edge, edge), (n, y, x, c, y, x)
     )
-    squares[torch.arange(num_images, device=images.device), top, left] = 0
+    places = (torch.arange(num_images, device=images.device), top, left)
+    squares.index_put_(places, images.new_zeros(()))  # a number would be copied to the GPU, and waited for

@@ -22,6 +22,7 @@ from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import RoundResult
 from ray_gossip.gossip.seat import Listen, Place, Seat
 from ray_gossip.gossip.signals import Pulse, Signals
+from ray_gossip.records import RESTARTED
 from ray_gossip.sidecar.client import Sidecar
 
 _HUNG_S = 15.0  # a sidecar that has given no sign of life for so long is hung
@@ -276,7 +277,7 @@ class Network(Commands):
                 self._sidecar = sidecar
             self.seat = replace(self.seat, peer_id=seat.peer_id, multiaddrs=seat.multiaddrs)
             self._pulse, self._is_connected = Pulse(), False
-            self.notices.append(f"{why}; another one took its place after {time.monotonic() - started:.1f} s")
+            self.notices.append(f"{why}; {RESTARTED} {time.monotonic() - started:.1f} s")
             self._is_restarting.clear()
             return
         self._given_up = f"{why}, and no other one could take its place" + (f": {latest}" if latest != why else "")

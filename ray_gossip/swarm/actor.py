@@ -89,6 +89,13 @@ class PeerActor:
     def ping(self) -> None:
         """Its answer says that this process runs."""
 
+    @ray.method(concurrency_group="pulse")
+    def strike(self, kind: str, for_s: float) -> None:
+        """Hit this peer on purpose."""
+        from ray_gossip.swarm.strikes import strike
+
+        strike(kind, for_s=for_s)
+
     @ray.method(num_returns="streaming")
     def run(self, *, founders: int) -> Iterator[list[Record] | Failure]:
         try:

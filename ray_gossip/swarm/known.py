@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_gossip.records import PeerFinished, PeerStarted, Progress, Record
+from ray_gossip.records import PeerFinished, PeerStarted, Progress, Record, RoundReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Known:
     incarnation: int = 0  # of the latest
     multiaddrs: tuple[str, ...] = ()
     samples: int = 0  # seen so far
+    round: int = -1  # the latest of which it has told
     finished: PeerFinished | None = None
 
     def note(self, record: Record) -> None:
@@ -38,6 +39,8 @@ class Known:
                 self.multiaddrs = record.multiaddrs
             case Progress():
                 self.samples = record.samples
+            case RoundReport():
+                self.round = record.round
             case PeerFinished():
                 self.finished = record
 

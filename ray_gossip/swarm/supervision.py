@@ -24,6 +24,7 @@ from ray_gossip.swarm.known import Known, Saves
 from ray_gossip.swarm.placement import Places
 from ray_gossip.swarm.pulse import Pulse
 from ray_gossip.swarm.replacement import Replacements
+from ray_gossip.swarm.storm import Storm
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
 _SAVES_NOTHING = Saves()
@@ -41,6 +42,7 @@ class Swarm:
     Args:
         group: a bundle for each peer, reserved by somebody else and left to them; None: the swarm reserves its own.
         start: a snapshot that all peers go on from; None: they begin with a new model.
+        storm: faults on purpose; None: none.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Swarm:
         factories: Factories = NAMED,
         start: bytes | None = None,
         saves: Saves = _SAVES_NOTHING,
+        storm: Storm | None = None,
     ) -> None:
         self.config = config
         self._places = Places(config.swarm, group)
@@ -69,6 +72,7 @@ class Swarm:
         self._replacements = Replacements(
             per_peer=config.max_replacements, per_run=config.swarm.max_replacements_per_run
         )
+        self._storm = storm
         self._pulse = Pulse(limit_s=config.swarm.silent_s)
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
@@ -218,6 +222,7 @@ class Swarm:
                 else:
                     self._follow(told.peer_index, founders=0)  # it says by itself when it takes part
             yield from self._give_up_silent()
+            yield from self._strike()
             yield from self._give_up_successors()
             if not ready:
                 yield None
@@ -251,6 +256,12 @@ class Swarm:
         for index in self._pulse.silent(awaited):
             asked = f"swarm.silent_s={self.config.swarm.silent_s:g}"
             yield self._lose(index, f"its process has not answered for {asked}: it is stopped, or hangs")
+
+    def _strike(self) -> Iterator[Record]:
+        if self._storm is not None and self._stop_by is None:
+            for fault in self._storm.due({index: self._known[index].round for index in self._training}):
+                self._actors[fault.peer_index].strike.remote(fault.kind, fault.for_s)
+                yield fault
 
     def _give_up_successors(self) -> Iterator[Record]:
         """Those that do not come up, and all when nobody is left who could give them a model."""

@@ -8,19 +8,21 @@
       summary.json      the end of the story
 
 `observer` owns the current picture: `state` folds records into it, `watch` says when something is wrong with it, by
-what `tally` counts and `advice` knows. `curves` and `summary` read it; only `log` touches the disk.
+what `tally` counts and `advice` knows, `recovery` how the run got over faults on purpose. `curves` and `summary` read
+it; only `log` touches the disk.
 """
 
 from ray_gossip.telemetry.log import RUN_FILES, RunLog, dump_json
 from ray_gossip.telemetry.observer import Observer
 from ray_gossip.telemetry.replay import Replay, config_of, recorded, replay
-from ray_gossip.telemetry.state import PeerState, Status, SwarmRound, SwarmState, Trouble
+from ray_gossip.telemetry.state import News, PeerState, Status, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.summary import Summary, means, summarise
 from ray_gossip.telemetry.tally import peers_named
 from ray_gossip.telemetry.untrained import clear_untrained, is_untrained, set_earlier_attempt_aside
 
 __all__ = [
     "RUN_FILES",
+    "News",
     "Observer",
     "PeerState",
     "Replay",

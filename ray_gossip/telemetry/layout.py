@@ -37,6 +37,7 @@ def custom_scalars(config: Config) -> Any:
         _lines("samples per second", "swarm/samples_per_s"),
         _lines("live peers", "swarm/peers"),
         _lines("MB sent so far", "swarm/sent_mb"),
+        *([_lines("faults on purpose so far", "swarm/faults")] if config.faults.are_asked_for else []),
     ]
     peers = [_lines(f"{title}, by peer", f"^{tag}$") for tag, title in measures.items()]
     categories = {"how well it learns": learning, "how it mixes": mixing, "how fast it is": speed, "peers": peers}
@@ -52,9 +53,11 @@ def config_text(config: Config) -> Any:
 
 def summary_text(summary: Mapping[str, Any]) -> Any:
     """The end of a run as a `Summary.Value`: what is one number, one text, or a few of them by name."""
+    values = {key: value for key, value in summary.items() if key != "recovery"}
+    values |= {f"recovery: {key}": value for key, value in (summary["recovery"] or {}).items()}
     rows = [
         f"| {key} | {_cell(value)} |"
-        for key, value in summary.items()
+        for key, value in values.items()
         if not isinstance(value, list) or not value or not isinstance(value[0], dict)
     ]
     troubles = [f"\n**trouble**: {trouble['text']}{' (over)' * trouble['is_over']}" for trouble in summary["troubles"]]

@@ -114,6 +114,7 @@ class RunLog:
             ended_at=time.time(),
             run_dir=self.run_dir,
             model=model,
+            recovery=self._observer.recovery(),
         )
         text = dump_json(summary, indent=2)
         self.save("summary.json", f"{text}\n".encode(errors=_ESCAPED))

@@ -15,6 +15,7 @@ from ray_gossip.mixing import spread_of_sketches
 from ray_gossip.records import (
     OUTCOMES,
     Evaluation,
+    Fault,
     Notice,
     Outcome,
     PeerFinished,
@@ -28,6 +29,7 @@ from ray_gossip.records import (
     RunResumed,
 )
 
+News = PeerStarted | PeerLost | PeerLeft | Fault | Notice
 Status = Literal["starting", "training", "final", "finished", "left", "lost"]
 
 # A peer that stops reporting rounds must not keep the sketches of all later ones in memory, 16 KB a report.
@@ -143,8 +145,7 @@ class PeerState:
 class SwarmState:
     """A swarm as its records tell it.
 
-    A peer that is replaced starts afresh under its old index. What a lost peer did still counts in `rounds`
-    and `bytes_sent`.
+    What a lost peer did still counts in `rounds` and `bytes_sent`; its successor starts afresh.
 
     Args:
         peers: indices of those that are started; more may join later.
@@ -161,7 +162,7 @@ class SwarmState:
         self.meetings: Counter[tuple[int, int]] = Counter()  # (peer, groupmate) -> rounds averaged together
         self.last_round: SwarmRound | None = None
         self.troubles: dict[str, Trouble] = {}  # by kind, in the order in which they began; `watch` writes them
-        self.news: list[PeerStarted | PeerLost | PeerLeft | Notice] = []  # what a person should read, in order
+        self.news: list[News] = []  # what a person should read, in order
         self.num_old_news = 0  # of which a person was told when the run was interrupted
         self.first_step_time: float | None = None  # seconds since 1970
         self._open_rounds: dict[int, dict[int, RoundReport]] = {}  # round -> peer_index -> report
@@ -174,9 +175,9 @@ class SwarmState:
         if isinstance(record, RunResumed):
             self._resume(record.num_peers)
             return []
-        if isinstance(record, (PeerStarted, PeerLost, PeerLeft, Notice)):
+        if isinstance(record, News):
             self.news.append(record)
-        if not isinstance(record, Notice):
+        if not isinstance(record, (Notice, Fault)):
             self._fold_peer(record, self.peers.setdefault(record.peer_index, self._new_peer(record.peer_index)))
         return self._complete_rounds(wall_time=record.wall_time)
 
@@ -252,8 +253,7 @@ class SwarmState:
 
     def _ends(self) -> list[PeerFinished | None]:
         """Of the peers that count at the end: the last word of a guest may come after the driver's own are done."""
-        peers = [peer for peer in self.peers.values() if peer.is_live]
-        return [peer.finished for peer in peers if peer.finished or peer.peer_index in self.founders]
+        return [peer.finished for peer in self.live_peers() if peer.finished or peer.peer_index in self.founders]
 
     def _new_peer(self, index: int, *, started: PeerStarted | None = None) -> PeerState:
         return PeerState(peer_index=index, total_steps=self.total_steps, started=started)

@@ -22,12 +22,14 @@ def summarise(
     ended_at: float,
     run_dir: Path,
     model: Path | None,
+    recovery: Mapping[str, Any] | None = None,
 ) -> Summary:
     """The summary of a run that may have ended in any way; what never happened is None.
 
     Args:
         started_at, ended_at: seconds since 1970.
         model: where the merged model was saved, if it was.
+        recovery: how it got over what happened to it on purpose.
     """
     peers = [peer for _, peer in sorted(state.peers.items())]
     merged = _merged(peers)
@@ -62,6 +64,7 @@ def summarise(
             if isinstance(lost, PeerLost)
         ],
         "peers_joined": sum(peer.peer_index not in state.founders for peer in peers),
+        "recovery": recovery,
         "run_dir": str(run_dir),
         "model": str(model) if model else None,
     }

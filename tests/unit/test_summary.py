@@ -131,6 +131,7 @@ class TestTheSummary:
             "time_to_first_step_s": 11.0,
             "peers_joined": 0,
             "peers_lost": [],
+            "recovery": None,
             "run_dir": str(log.run_dir),
             "model": str(log.run_dir / "model.pt"),
         }
