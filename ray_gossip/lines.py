@@ -122,7 +122,8 @@ def headline(news: News) -> str:
             then = "; another takes its place" if news.is_replaced else ""
             return f"peer {news.peer_index} is lost: {_first_line(news.cause)}{then}"
         case PeerLeft():
-            return f"peer {news.peer_index} has left, at local step {news.local_step}"
+            then = "; it goes on elsewhere" if news.is_replaced else ""
+            return f"peer {news.peer_index} has left, at local step {news.local_step}{then}"
         case Fault():
             lasts = f" for {news.for_s:g} s" if news.for_s else ""
             return f"peer {news.peer_index}: on purpose, {_FAULTS[news.kind]}{lasts}"

@@ -159,9 +159,10 @@ class RunResumed(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PeerLeft(Record):
-    """A peer that had joined a running swarm has left it, before it was done."""
+    """A peer has left its swarm in order, before it was done."""
 
     local_step: int
+    is_replaced: bool = False  # it goes on elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ snapshot out and the delta in; everything between happens in the sidecar.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from ray_gossip.gossip.guard import Guard
 from ray_gossip.gossip.leaving import Leaving
 from ray_gossip.gossip.members import Roster, View
 from ray_gossip.gossip.pace import Pace, Stopwatch, resumed
+from ray_gossip.gossip.passing import Passing
 from ray_gossip.gossip.patience import Patience
 from ray_gossip.gossip.protocols import FinalResult, TrainingState
 from ray_gossip.gossip.round import RoundResult
@@ -70,7 +70,7 @@ class GossipEngine:
         self._charter = seat.charter
         self._latest = Roster()
         self._is_guest = self._has_looked = False
-        self._guest_records: Future[list[Record]] | None = None
+        self._passing = Passing(averager)
         self._pending: _Pending | None = None
         self._between_steps = Stopwatch()
         self._patience = Patience()
@@ -108,8 +108,11 @@ class GossipEngine:
         self._start(resumed(self.gossip, local_step), view)
         return view
 
-    def join_running(self) -> int:
+    def join_running(self, *, has_model: bool = False) -> int:
         """Enter a swarm that runs: start from the state of one of its peers, count from a round that is still ahead.
+
+        Args:
+            has_model: this peer brings the swarm's model along, as it was a moment ago, and needs nobody else's.
 
         Returns:
             The local step at which the swarm is: this peer's count goes on from there, so that it is done with them.
@@ -117,7 +120,7 @@ class GossipEngine:
         Raises:
             SwarmError: nobody answers, or nobody shares its state, within `swarm.start_s`.
         """
-        entered = self._entry.join_running()
+        entered = self._entry.join_running(has_model=has_model)
         self._is_guest = True
         pace = Pace(self.gossip, position=self._position(entered.local_step), round=entered.from_round)
         self._start(pace, entered.view)
@@ -156,16 +159,22 @@ class GossipEngine:
 
     def finish(self, local_step: int) -> FinalResult:
         """The final rounds: all peers in one group, until the swarm agrees or `swarm.final_s` is over."""
-        reports = [self._complete(local_step)] if self._pending is not None else []
+        reports = self.settle(local_step)
         self.snapshot.take(local_step)
         if self.gossip.group_size > 1 and not self.snapshot.values.isfinite().all():
             self._guard.restore(f"at local step {local_step}, its last, its parameters are {NOT_FINITE}")
         return replace(self._leaving.agree(local_step), reports=reports)
 
+    def settle(self, local_step: int, *, within_s: float = math.inf) -> list[RoundReport]:
+        """The end of the round in flight; none, if it takes longer or there is none."""
+        if self._pending is None or (within_s < math.inf and not wait([self._pending.result], timeout=within_s).done):
+            return []
+        return [self._complete(local_step)]
+
     def restore(self, local_step: int, why: str) -> list[RoundReport]:
         """Go on with a neighbour's model, because this peer's training has diverged. Raises DivergedError."""
         before = self._guard.count
-        reports = [self._complete(local_step)] if self._pending is not None else []
+        reports = self.settle(local_step)
         if self._guard.count == before:
             self._guard.restore(why)
         return reports
@@ -177,21 +186,11 @@ class GossipEngine:
     def tell_driver(self, records: Sequence[Record], *, wait_s: float = 0.0) -> None:
         """Pass on this peer's records, when it is a guest; wait at most so long until they have arrived."""
         if self._is_guest and self._charter.has_driver and records:
-            *_, last = [self.averager.tell_driver(record) for record in records]
-            if wait_s:
-                with contextlib.suppress(FutureTimeoutError, TimeoutError, SwarmError):
-                    last.result(timeout=wait_s)
+            self._passing.tell(records, wait_s=wait_s)
 
     def guest_records(self) -> list[Record]:
         """What guests have told this peer up to the last time that this was asked; waits for nothing."""
-        records: list[Record] = []
-        if self._guest_records is not None and self._guest_records.done():
-            done, self._guest_records = self._guest_records, None
-            with contextlib.suppress(Interrupted):
-                records = done.result()
-        if self._guest_records is None:
-            self._guest_records = self.averager.take_guest_records()
-        return records
+        return self._passing.take()
 
     def shutdown(self) -> None:
         """Announce the departure and end the network side."""

@@ -94,8 +94,11 @@ class Entry:
             view = self._ask(self._averager.read_members)
         return view
 
-    def join_running(self) -> Entered:
+    def join_running(self, *, has_model: bool = False) -> Entered:
         """Come into a swarm that runs: with the model of one of its peers, from a round that is still ahead.
+
+        Args:
+            has_model: this peer brings the swarm's model along.
 
         Raises:
             SwarmError: nobody answers, or nobody shares its model, within `swarm.start_s`.
@@ -109,7 +112,11 @@ class Entry:
             view = self._ask(self._averager.read_members)
         self._check_data(view)
         started, first = time.monotonic(), view.latest_round
-        local_step = self._load_state(deadline)
+        if has_model:
+            local_step = max(member.local_step for member in view.present)
+            self._snapshot.take(local_step)
+        else:
+            local_step = self._load_state(deadline)
         self._ask(self._averager.share_state)
         time.sleep(max(0.0, _OBSERVE_S - (time.monotonic() - started)))
         view = self._ask(self._averager.read_members)

@@ -85,11 +85,14 @@ class Engine(Protocol):
     def join(self, *, founders: int, local_step: int = 0, has_taken_over: bool = False) -> object:
         """Enter a swarm that begins, at this local step; wait for the other founders, with a deadline."""
 
-    def join_running(self) -> int:
-        """Enter a swarm that runs, with its state; returns the local step at which the others are."""
+    def join_running(self, *, has_model: bool = False) -> int:
+        """Enter a swarm that runs, with its state, unless this peer has that; returns the others' local step."""
 
     def after_step(self, local_step: int) -> list[RoundReport]:
         """To be called after every local step; returns the rounds that have ended."""
+
+    def settle(self, local_step: int, *, within_s: float) -> list[RoundReport]:
+        """The end of the round in flight, if it ends so soon."""
 
     def restore(self, local_step: int, why: str) -> list[RoundReport]:
         """Go on with a neighbour's model, because this peer's training has diverged."""

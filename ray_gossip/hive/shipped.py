@@ -213,9 +213,13 @@ class HivemindEngine:
         if self._optimizer is not None:  # its clock has run since `attach`: the wait for others is no slow local step
             self._optimizer.tracker.report_local_progress(self._optimizer.local_epoch, samples_accumulated=0)
 
-    def join_running(self) -> int:
+    def join_running(self, *, has_model: bool = False) -> int:
         """hivemind's own way to join is by its progress tracker, and knows no rounds."""
         raise UserError("engine=hivemind cannot join a running swarm here; use engine=gossip")
+
+    def settle(self, local_step: int, *, within_s: float) -> list[RoundReport]:
+        """Its rounds end within a local step."""
+        return []
 
     def restore(self, local_step: int, why: str) -> list[RoundReport]:
         """hivemind's own way to take over a model is by its progress tracker."""

@@ -22,7 +22,7 @@ from ray_gossip.errors import UserError
 from ray_gossip.factory import Factories, find, loop_arguments
 from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.loop.session import Session, Stopped, within
-from ray_gossip.records import PeerFinished, PeerStarted, Record
+from ray_gossip.records import PeerFinished, PeerLeft, PeerStarted, Record
 from ray_gossip.sidecar.network import Network
 
 _POLL_S = 0.05
@@ -63,7 +63,7 @@ class LoopWorker:
             samples=founder.samples,
         )
         self._error: BaseException | None = None
-        self._is_introduced = False
+        self._is_introduced = self._leaves = False
         self._model: bytes | None = None
 
     def started(self) -> PeerStarted:
@@ -105,6 +105,11 @@ class LoopWorker:
                 reported = time.monotonic()
                 yield self._taken()
         yield self._taken()
+        if self._leaves:
+            self.shutdown()
+            step = session.peer.local_step if session.peer is not None else 0
+            yield [PeerLeft(peer_index=session.peer_index, wall_time=time.time(), local_step=step)]
+            return
         if self._error is not None and not isinstance(self._error, Stopped):
             raise self._error
 
@@ -114,6 +119,11 @@ class LoopWorker:
     def stop(self, mark: int | None = None) -> None:
         """Ask the loop to end at its next `step` or `report`. From any thread."""
         self._session.stopping.set()
+
+    def leave(self) -> None:
+        """Ask the loop to end at its next `step` or `report`, and to leave its swarm. From any thread."""
+        self._leaves = True
+        self.stop()
 
     def model(self) -> bytes:
         """The model as `torch.save` writes its state_dict, as it was when the loop ended."""

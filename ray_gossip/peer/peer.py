@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import threading
 import time
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from ray_gossip import data, models
 from ray_gossip.causes import lacking
@@ -22,13 +20,26 @@ from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import Engine, StateShape
 from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.peer import reports
+from ray_gossip.peer.dealing import Dealing
 from ray_gossip.peer.going_on import go_on
-from ray_gossip.records import Evaluation, Notice, PeerFinished, PeerStarted, Progress, Record, RoundReport, Statistics
+from ray_gossip.peer.turns import Turns
+from ray_gossip.records import (
+    Evaluation,
+    Notice,
+    PeerLeft,
+    PeerStarted,
+    Progress,
+    Record,
+    RoundReport,
+    Statistics,
+)
 from ray_gossip.sidecar.network import Network
 from ray_gossip.training.optimizer import build_optimizer
 from ray_gossip.training.spikes import SpikeGuard
 from ray_gossip.training.trainer import Trainer, averaged_state
 from ray_gossip.training.whole import whole_state
+
+_LEAVE_S = 2.0  # longest that a peer which leaves waits for its round
 
 
 class Peer:
@@ -42,7 +53,8 @@ class Peer:
         founder: its place in a swarm that begins; None: it joins one that runs.
         node: peers with the same node share a machine.
         factories: the user's own model and data, where they were handed over instead of named in the config.
-        start: a snapshot to go on from, the same for all founders; None: begin with a new model.
+        start: a snapshot to go on from, the same for all founders, or its own if it comes from another node; None:
+            begin with a new model, or with that of the swarm that it joins.
         checkpoints: where this peer saves itself; None: nowhere.
         resumed: from what of them it goes on; None: it begins.
 
@@ -68,7 +80,7 @@ class Peer:
             raise ConfigError("engine=hivemind cannot go on from a snapshot; use engine=gossip")
         self.config = config
         self._stopping, self._spikes = threading.Event(), SpikeGuard(config.train.loss_spike)
-        self._turn, self._waiting_for_turn = threading.Lock(), threading.Lock()
+        self._turns, self._leaves = Turns(), False
         self._dataset = dataset = data.load(config.data, factory=factories.data)
         model = models.build(
             config.model,
@@ -98,18 +110,20 @@ class Peer:
             self._network.end()
             raise
         self._joins_running, self._finished = founder is None or founder.incarnation > 0, False
-        founders = range(self.charter.num_peers)
-        self._dealt_to = tuple(sorted({*founders, self.peer_index}))  # until the engine knows better
-        shard = self._shard()
+        founders = self.charter.num_peers
+        self._dealing = Dealing(config, dataset, peer_index=self.peer_index, founders=founders)
+        shard = self._dealing.shard()
         self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
+        self._has_model = start is not None
         if start is not None:
             self.trainer.load(start)
-        self.trainer.batches.skip(founder.samples if founder is not None else 0)
+        elif founder is not None:
+            self.trainer.batches.skip(founder.samples)
         self._goes_on = resumed is not None
         if resumed is not None:
-            go_on(self.trainer, self._network, resumed, dealt_to=self._dealt_to)
+            go_on(self.trainer, self._network, resumed, dealt_to=self._dealing.peers)
         self._samples_before = self.trainer.samples
         self._saving = Saving(
             checkpoints, every_steps=config.checkpoint.every_steps, peer_index=self.peer_index, state=self._whole_state
@@ -138,7 +152,7 @@ class Peer:
         """
         config, trainer = self.config, self.trainer
         if self._joins_running:
-            trainer.skip_to(self.engine.join_running())
+            trainer.skip_to(self.engine.join_running(has_model=self._has_model))
         else:
             self.engine.join(founders=founders, local_step=trainer.local_step, has_taken_over=self._goes_on)
         if self._network.seat.place.incarnation:
@@ -150,7 +164,7 @@ class Peer:
         records += self._deal_anew()
         bytes_sent, started, reported = 0, time.monotonic(), float("-inf")
         while trainer.local_step < config.train.local_steps and not self._stopping.is_set():
-            with self._state_to_itself():
+            with self._turns.mine():
                 trainer.step()
                 ended = self.engine.after_step(trainer.local_step)
                 self._saving.after_step(trainer.local_step)
@@ -171,6 +185,9 @@ class Peer:
                 yield records
                 records = []
         train_s = time.monotonic() - started
+        if self._leaves:
+            yield [*records, *self._leave()]
+            return
         if self._stopping.is_set():
             yield [*records, *([self._progress()] if trainer.has_progress else [])]
             self._saving.finish()  # what is being written, and then the last
@@ -179,21 +196,11 @@ class Peer:
             yield list(self._saving.told())
             return
         yield [*records, self._evaluate("peer")]
-        with self._state_to_itself():
+        with self._turns.mine():
             final = self.engine.finish(trainer.local_step)
             batch_norm = trainer.settle_statistics() if final.agreed else "none"
         bytes_sent += final.bytes_sent + sum(report.bytes_sent for report in final.reports)
-        finished = PeerFinished(
-            peer_index=self.peer_index,
-            wall_time=time.time(),
-            local_step=trainer.local_step,
-            samples=trainer.samples,
-            train_s=train_s,
-            bytes_sent=bytes_sent,
-            final_outcome=final.outcome,
-            final_cause=final.cause,
-            sketch=final.sketch,
-        )
+        finished = reports.finished(trainer, self.peer_index, final, train_s=train_s, bytes_sent=bytes_sent)
         merged = [self._evaluate("merged", batch_norm=batch_norm)] if final.agreed else []
         notices = [self._notice(lacking(final.silent))] if final.silent and not self.charter.has_driver else []
         self._finished = True
@@ -215,6 +222,11 @@ class Peer:
             self._saving.ask(mark)
         self._stopping.set()
 
+    def leave(self) -> None:
+        """Ask `run()` to end after the present local step, and to leave the swarm, which goes on. From any thread."""
+        self._leaves = True
+        self._stopping.set()
+
     def model(self) -> bytes:
         """The model as `torch.save` writes its state_dict."""
         torch.save(self.trainer.model_state(), buffer := io.BytesIO())
@@ -228,7 +240,7 @@ class Peer:
         It stands for the whole swarm, whose peers differ a little between two rounds: as it does for a newcomer. What
         the engine remembers beside the model, such as outer momentum, is not in it.
         """
-        with self._state_to_itself():
+        with self._turns.mine():
             return self.trainer.snapshot()
 
     def shutdown(self) -> None:
@@ -236,16 +248,14 @@ class Peer:
         self._stopping.set()
         self.engine.shutdown()
 
-    @contextlib.contextmanager
-    def _state_to_itself(self) -> Iterator[None]:
-        """No other thread changes or reads the trainer's state meanwhile. Turns alternate: one lock alone would mostly
-        be given back to the loop of local steps, which has just let it go."""
-        with self._waiting_for_turn:
-            self._turn.acquire()
-        try:
-            yield
-        finally:
-            self._turn.release()
+    def _leave(self) -> list[Record]:
+        """Nothing is lost of what this peer has seen: the round in flight is waited for, if it ends soon."""
+        with self._turns.mine():
+            ended = self.engine.settle(self.trainer.local_step, within_s=_LEAVE_S)
+        self.engine.shutdown()
+        progress = [self._progress()] if self.trainer.has_progress else []
+        left = PeerLeft(peer_index=self.peer_index, wall_time=time.time(), local_step=self.trainer.local_step)
+        return [*ended, *progress, left]
 
     def _build_engine(self, data: str) -> Engine:
         engine = GossipEngine(self.config, self._network, self._network.seat, data=data)
@@ -256,21 +266,14 @@ class Peer:
         return HivemindEngine(self.config, engine, self._network.seat)
 
     def _whole_state(self) -> dict[str, Any]:
-        return whole_state(self.trainer, kept=self._network.kept.clone()) | {"dealt_to": list(self._dealt_to)}
-
-    def _shard(self) -> Tensor:
-        """The samples that are this peer's when they are dealt to the peers `_dealt_to`."""
-        config, peers = self.config, self._dealt_to
-        shards = data.deal(self._dataset.train_labels, len(peers), config=config.data, seed=config.seed)
-        return shards[peers.index(self.peer_index)]
+        return whole_state(self.trainer, kept=self._network.kept.clone()) | {"dealt_to": list(self._dealing.peers)}
 
     def _deal_anew(self) -> list[Record]:
         """Take another shard if the swarm has grown or shrunk, so that every sample is still seen."""
-        peers = self.engine.members
-        if peers is None or peers == self._dealt_to or self.peer_index not in peers:
+        if not self._dealing.changes_to(self.engine.members):
             return []
-        self._dealt_to = peers
-        self.trainer.take_shard(self._shard())
+        peers = self._dealing.peers
+        self.trainer.take_shard(self._dealing.shard())
         if self.peer_index != peers[0]:  # one says it for all
             return []
         return [self._notice(f"the samples are dealt anew, to {len(peers)} peers: {self.trainer.num_samples:,} here")]
@@ -281,7 +284,7 @@ class Peer:
         why = self._spikes.see(progress.loss) if progress.loss is not None else ""
         if not why or self.config.engine != "gossip":
             return []
-        with self._state_to_itself():
+        with self._turns.mine():
             return self.engine.restore(progress.local_step, f"at local step {progress.local_step} {why}")
 
     def _progress(self) -> Progress:

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 
 from ray_gossip.config import Config
+from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.seat import Seat
-from ray_gossip.records import Evaluation, PeerStarted, Statistics
+from ray_gossip.records import Evaluation, PeerFinished, PeerStarted, Statistics
 from ray_gossip.training.trainer import Trainer
 
 
@@ -56,6 +57,25 @@ def evaluation(
         loss=measured.loss,
         metrics=measured.metrics,
         batch_norm=batch_norm,
+    )
+
+
+def finished(trainer: Trainer, peer_index: int, final: FinalResult, *, train_s: float, bytes_sent: int) -> PeerFinished:
+    """That it is done.
+
+    Args:
+        bytes_sent: in all.
+    """
+    return PeerFinished(
+        peer_index=peer_index,
+        wall_time=time.time(),
+        local_step=trainer.local_step,
+        samples=trainer.samples,
+        train_s=train_s,
+        bytes_sent=bytes_sent,
+        final_outcome=final.outcome,
+        final_cause=final.cause,
+        sketch=final.sketch,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from ray_gossip.factory import Factories
 from ray_gossip.records import PeerStarted, Record
 from ray_gossip.resources import machine_id
 from ray_gossip.swarm.failure import Failure
+
+_GRACE_S = 10.0  # after SIGTERM, for the driver to fetch what this process holds
 
 
 # A call of the group "control" may wait for the final rounds; nothing but a process that is stuck holds up "pulse".
@@ -70,6 +74,7 @@ class PeerActor:
                 self._peer = Peer(config, **place, start=start, checkpoints=saves.get("place"), resumed=resumed)
             else:
                 self._peer = LoopWorker(config, **place)
+            signal.signal(signal.SIGTERM, self._leave_and_end)
         except Exception as error:
             self._failure = Failure.of(error)
 
@@ -112,6 +117,10 @@ class PeerActor:
         self._peer.stop(mark)
 
     @ray.method(concurrency_group="control")
+    def leave(self) -> None:
+        self._peer.leave()
+
+    @ray.method(concurrency_group="control")
     def model(self) -> bytes:
         return self._peer.model()
 
@@ -122,6 +131,14 @@ class PeerActor:
     @ray.method(concurrency_group="control")
     def shutdown(self) -> None:
         self._peer.shutdown()
+
+    def _leave_and_end(self, *_: object) -> None:
+        """On SIGTERM: whoever takes this process away means it, and most wait for some seconds."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._peer.leave()
+        last = threading.Timer(_GRACE_S, os.kill, [os.getpid(), signal.SIGTERM])
+        last.daemon = True
+        last.start()
 
 
 def pack(factories: Factories) -> bytes:

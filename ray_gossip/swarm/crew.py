@@ -1,8 +1,10 @@
-"""The actors of a swarm: what each is told when it is created."""
+"""The actors of a swarm: what each is told when it is created, and which there are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -13,10 +15,15 @@ from ray_gossip.swarm.actor import pack
 from ray_gossip.swarm.cluster import nodes
 from ray_gossip.swarm.known import Known, Saves
 from ray_gossip.swarm.placement import Places
+from ray_gossip.swarm.starting import Starting
 
 
 class Crew:
-    """Creates them.
+    """Creates them, and ends them.
+
+    Attributes:
+        actors: those that there are, by peer index.
+        starting: those of them that are not up yet.
 
     Args:
         known: what is known of each peer, by index.
@@ -38,8 +45,10 @@ class Crew:
         self._start, self._saves = start, saves
         self._luggage: Any = pack(factories)
         self._loopback = False
+        self.actors: dict[int, Any] = {}
+        self.starting = Starting(limit_s=config.swarm.start_s)
 
-    def founders(self) -> dict[int, Any]:
+    def create_founders(self) -> None:
         """An actor for each index. Once the places are reserved."""
         self._loopback = len(nodes()) == 1
         # once, however many peers, however large
@@ -47,12 +56,43 @@ class Crew:
         self._start = None
         first = self._create(0, [], start=start)
         first_peer = [first.multiaddrs.remote()]
-        return {0: first, **{index: self._create(index, first_peer, start=start) for index in [*self._known][1:]}}
+        others = {index: self._create(index, first_peer, start=start) for index in [*self._known][1:]}
+        self.actors = {0: first, **others}
+        for index, actor in self.actors.items():
+            self.starting.add(index, actor)
 
-    def successor(self, index: int, *, initial_peers: list[str]) -> Any:
-        """The next process of a peer that is lost."""
+    def create_successor(self, index: int, *, initial_peers: list[str], model: Any = None) -> None:
+        """The next process of a peer.
+
+        Args:
+            model: a reference to the snapshot that the one before has left; None: it is lost.
+        """
         self._known[index].incarnation += 1
-        return self._create(index, initial_peers, start=ray.put(None))
+        self.actors[index] = actor = self._create(index, initial_peers, start=model or ray.put(None))
+        self.starting.add(index, actor, is_successor=True)
+
+    def end(self, index: int) -> None:
+        """Whatever its process does."""
+        ray.kill(self.actors.pop(index))
+        self.starting.forget(index)
+
+    def close(self, *, until: Callable[[], float]) -> None:
+        """End all in order; what has not ended at this moment of the monotonic clock is killed."""
+        shutdowns = [actor.shutdown.remote() for actor in self.actors.values()]
+        if shutdowns:
+            ray.wait(shutdowns, num_returns=len(shutdowns), timeout=max(0.0, until() - time.monotonic()))
+        for actor in self.actors.values():
+            ray.kill(actor)
+        self.actors.clear()
+
+    def answer(self, what: str, indices: Iterable[int]) -> bytes | None:
+        """What the first of these peers that answers this question has to give; None: none does, within
+        `swarm.final_s` each."""
+        for actor in [self.actors[index] for index in indices if index in self.actors]:
+            with contextlib.suppress(ray.exceptions.RayError):  # it is lost, and its stream will say why
+                given: bytes = ray.get(getattr(actor, what).remote(), timeout=self._config.swarm.final_s)
+                return given
+        return None
 
     def _create(self, index: int, initial_peers: list[Any], *, start: Any) -> Any:
         known = self._known[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,3 +48,9 @@ class Known:
     def before(self) -> dict[str, int]:
         """What the next process of it is told of those before."""
         return {"incarnation": self.incarnation, "samples": self.samples}
+
+
+def done_first(peers: Iterable[Known]) -> list[int]:
+    """The peers that are done: those first that took part in the final rounds."""
+    ends = [known.finished for known in peers if known.finished]
+    return [end.peer_index for end in sorted(ends, key=lambda end: (end.final_outcome != "averaged", end.peer_index))]

@@ -1,4 +1,4 @@
-"""Where the peers of a swarm run: a bundle of Ray's for each, which a peer's successor takes over."""
+"""Where the peers of a swarm run: a bundle of Ray's for each, which its successor takes over, or leaves for another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_gossip.config import SwarmConfig
@@ -22,14 +27,16 @@ _PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is to
 
 
 class Places:
-    """A bundle for each peer of a swarm.
+    """A bundle for each peer of a swarm, on its own from when all are there, so that one can move without the others.
 
     Args:
-        group: reserved by somebody else and left to them; None: `reserve` does so, and `release` gives it back.
+        group: reserved by somebody else and left to them: nobody moves there; None: `reserve` does so, and `release`
+            gives all back.
     """
 
     def __init__(self, swarm: SwarmConfig, group: PlacementGroup | None) -> None:
-        self._swarm, self._group, self._owns_group = swarm, group, group is None
+        self._swarm, self._given = swarm, group
+        self._own: dict[int, PlacementGroup] = {}  # by peer index; of one bundle each
 
     def reserve(self, deadline: float) -> Iterator[Notice | None]:
         """Wait until Ray has set a bundle aside for every peer.
@@ -37,17 +44,29 @@ class Places:
         Raises:
             SwarmError: it has not by this time, of the monotonic clock.
         """
-        if self._group is not None:
+        if self._given is not None:
             return
         swarm = self._swarm
+        # all or nothing, so that two runs do not wait for each other's halves; and by the strategy that is asked for
+        together = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
+        try:
+            yield from self._wait(together, deadline)
+            where = placement_group_table(together)["bundles_to_node_id"]
+        finally:
+            remove_placement_group(together)
+        self._own = {index: self._alone(on=where[index]) for index in range(swarm.num_peers)}
+        for group in self._own.values():
+            yield from self._wait(group, deadline)
+
+    def _wait(self, group: PlacementGroup, deadline: float) -> Iterator[Notice | None]:
+        swarm = self._swarm
         wanted = f"{swarm.num_peers} times {bundle(swarm)}"
-        self._group = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
         if num_that_fit(swarm, nodes()):
             why, fix = "other jobs hold the resources", "wait for them, or ask for less"
         else:
             why, fix = "nodes are missing, which its autoscaler is to bring", "ask for less, or raise swarm.start_s"
         say_at = time.monotonic() + _PATIENCE_S
-        while not self._group.wait(_ROOM_POLL_S):
+        while not group.wait(_ROOM_POLL_S):
             if time.monotonic() >= deadline:
                 limit_s = swarm.start_s
                 raise SwarmError(f"Ray found no room for {wanted} within swarm.start_s={limit_s:g}: {why}; {fix}")
@@ -57,17 +76,33 @@ class Places:
                 yield Notice(peer_index=-1, wall_time=time.time(), text=text)
             yield None
 
+    def node_of(self, index: int) -> str | None:
+        """The id of the node on which this peer's bundle is; None: it cannot move, or has none just now."""
+        if (group := self._own.get(index)) is None:
+            return None
+        node: str | None = placement_group_table(group)["bundles_to_node_id"].get(0)
+        return node or None
+
+    def move(self, index: int) -> None:
+        """Another bundle for this peer, wherever Ray has room for it now or later."""
+        remove_placement_group(self._own[index])
+        self._own[index] = self._alone()
+
     def start(self, name: str, index: int, **arguments: Any) -> Any:
-        """An actor in the bundle of this peer."""
+        """An actor in the bundle of this peer, once it is there."""
+        group, bundle_index = (self._own[index], 0) if self._given is None else (self._given, index)
         return PeerActor.options(  # type: ignore[attr-defined]
             name=name,
             num_cpus=self._swarm.cpus_per_peer,
             num_gpus=self._swarm.gpus_per_peer,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle_index),
             runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
         ).remote(**arguments)
 
     def release(self) -> None:
-        if self._group is not None and self._owns_group:
-            remove_placement_group(self._group)
-            self._group = None
+        for group in self._own.values():
+            remove_placement_group(group)
+        self._own.clear()
+
+    def _alone(self, *, on: str | None = None) -> PlacementGroup:
+        return placement_group([bundle(self._swarm)], strategy="STRICT_PACK", _soft_target_node_id=on)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from ray_gossip.config import FaultsConfig
 from ray_gossip.records import Fault
@@ -60,6 +61,12 @@ class Storm:
             if may_be_hit := sorted(rounds.keys() - self._felled):
                 found.append(self._fault(kind, may_be_hit[int(where * len(may_be_hit))], None))
         return found
+
+    def strike(self, actors: Mapping[int, Any], rounds: Mapping[int, int]) -> Iterator[Fault]:
+        """Hit those of these actors that are due; tells of each."""
+        for fault in self.due(rounds):
+            actors[fault.peer_index].strike.remote(fault.kind, fault.for_s)
+            yield fault
 
     def end(self) -> None:
         """No more of them."""

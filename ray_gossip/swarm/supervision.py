@@ -5,10 +5,10 @@ The pending item of each peer's stream of reports is its heartbeat: when the act
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,10 +17,12 @@ from ray.util.placement_group import PlacementGroup
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.records import Notice, PeerLost, PeerStarted, Record
+from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Record
 from ray_gossip.swarm.crew import Crew
+from ray_gossip.swarm.draining import Draining
 from ray_gossip.swarm.failure import Failure, cause_of
-from ray_gossip.swarm.known import Known, Saves
+from ray_gossip.swarm.known import Known, Saves, done_first
+from ray_gossip.swarm.moves import Moves
 from ray_gossip.swarm.placement import Places
 from ray_gossip.swarm.pulse import Pulse
 from ray_gossip.swarm.replacement import Replacements
@@ -28,6 +30,7 @@ from ray_gossip.swarm.storm import Storm
 
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
 _SAVES_NOTHING = Saves()
+_DRAINED = "its node is being drained: it leaves in order, and goes on elsewhere"
 _OTHERS_DONE, _NOBODY_LEFT = "the others are done", "nobody is left whose model it could take over"
 
 
@@ -58,9 +61,6 @@ class Swarm:
     ) -> None:
         self.config = config
         self._places = Places(config.swarm, group)
-        self._actors: dict[int, Any] = {}  # live peers by index
-        self._starting: dict[Any, int] = {}  # those of them that are not up yet, by the reference that awaits it
-        self._start_by: dict[int, float] = {}  # successors that are not up yet
         self._streams: dict[Any, int] = {}
         self._training: set[int] = set()  # those that hold the swarm's model, and go on with it
         self._known = {index: Known() for index in range(config.swarm.num_peers)}
@@ -73,6 +73,7 @@ class Swarm:
             per_peer=config.max_replacements, per_run=config.swarm.max_replacements_per_run
         )
         self._storm = storm
+        self._moves = Moves(self._places, Draining().nodes)
         self._pulse = Pulse(limit_s=config.swarm.silent_s)
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
@@ -91,10 +92,10 @@ class Swarm:
         """
         deadline = time.monotonic() + self.config.swarm.start_s
         yield from self._places.reserve(deadline)
-        self._create_founders()
+        self._crew.create_founders()
         causes: dict[int, str] = {}
-        while self._starting and time.monotonic() < deadline:
-            ready, _ = ray.wait(list(self._starting), timeout=_POLL_S)
+        while self._crew.starting.are_awaited and time.monotonic() < deadline:
+            ready, _ = ray.wait(self._crew.starting.references, timeout=_POLL_S)
             for reference in ready:
                 told = self._came_up(reference)
                 if isinstance(told, PeerLost):
@@ -102,10 +103,10 @@ class Swarm:
                 yield told
             if not ready:
                 yield None
-        for index in list(self._starting.values()):
+        for index in self._crew.starting.indices:
             causes[index] = f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}"
             yield self._lose(index, causes[index])
-        if not self._actors:
+        if not self._crew.actors:
             first = min(causes)  # the others join through it: its cause is behind theirs
             if mistake := self._mistakes.get(first):
                 raise mistake
@@ -113,7 +114,7 @@ class Swarm:
 
     def run(self) -> Iterator[Record | None]:
         """Let all peers train; yields their records until each has finished or is lost, and gets no successor."""
-        self._training = set(self._actors)
+        self._training = set(self._crew.actors)
         for index in self._training:
             self._replacements.trains(index)
             self._follow(index, founders=len(self._training))
@@ -122,7 +123,7 @@ class Swarm:
     def save(self, mark: int) -> None:
         """Have all peers that train save themselves, for this checkpoint."""
         for index in self._training:
-            self._actors[index].save.remote(mark)
+            self._crew.actors[index].save.remote(mark)
 
     def stop(self, mark: int | None = None) -> Iterator[Record | None]:
         """Ask all peers to stop; yields what they still had to say, for at most half of `swarm.stop_s`.
@@ -133,8 +134,9 @@ class Swarm:
             mark: they save themselves for this checkpoint; None: they do not.
         """
         self._replacements.cancel()
+        self._moves.cancel()
         self._drop_starting()
-        for actor in self._actors.values():
+        for actor in self._crew.actors.values():
             actor.stop.remote(mark)
         yield from self._read(deadline=self._begin_stop() - self.config.swarm.stop_s / 2)
 
@@ -145,54 +147,31 @@ class Swarm:
 
     def model(self) -> bytes | None:
         """The merged model from the first peer that took part in the final rounds; None when there is none."""
-        finished = [known.finished for known in self._known.values() if known.finished]
-        averaged_first = sorted(finished, key=lambda f: (f.final_outcome != "averaged", f.peer_index))
-        return self._from_one("model", [finished.peer_index for finished in averaged_first])
+        return self._crew.answer("model", done_first(self._known.values()))
 
     def snapshot(self) -> bytes | None:
         """What another swarm can `start` from: the state of the first peer that answers, which stands for all; None
         when no peer is up. Waits for each that does not answer, at most `swarm.final_s`."""
-        return self._from_one("snapshot", sorted(self._actors.keys() - self._starting.values()))
-
-    def _from_one(self, what: str, indices: Sequence[int]) -> bytes | None:
-        """What the first of these peers that answers has to give."""
-        for actor in (self._actors[index] for index in indices if index in self._actors):
-            with contextlib.suppress(ray.exceptions.RayError):  # it is lost, and its stream will say why
-                given: bytes = ray.get(getattr(actor, what).remote(), timeout=self.config.swarm.final_s)
-                return given
-        return None
+        return self._crew.answer("snapshot", sorted(self._crew.actors.keys() - {*self._crew.starting.indices}))
 
     def close(self) -> None:
         """End every peer and its processes within `swarm.stop_s` (after `stop`: what is left of it); what has not
         ended by then is killed."""
         self._drop_starting()
-        shutdowns = [actor.shutdown.remote() for actor in self._actors.values()]
-        if shutdowns:
-            left_s = self._begin_stop() - time.monotonic()
-            ray.wait(shutdowns, num_returns=len(shutdowns), timeout=max(0.0, left_s))
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
+        self._crew.close(until=self._begin_stop)
         self._places.release()
 
     def give_up(self) -> None:
         """Wait for nothing any more: `close` will kill what is left at once."""
         self._stop_by = time.monotonic()
 
-    def _create_founders(self) -> None:
-        self._actors = self._crew.founders()
-        self._starting = {actor.started.remote(): index for index, actor in self._actors.items()}
-
-    def _create_successor(self, index: int) -> None:
+    def _create_successor(self, index: int, *, model: Any = None) -> None:
         live = [address for other in sorted(self._training) for address in self._known[other].multiaddrs]
-        self._actors[index] = actor = self._crew.successor(index, initial_peers=live)
-        self._starting[actor.started.remote()] = index
-        self._start_by[index] = time.monotonic() + self.config.swarm.start_s
+        self._crew.create_successor(index, initial_peers=live, model=model)
 
     def _came_up(self, reference: Any) -> PeerStarted | PeerLost:
         """What has become of a peer that was being started."""
-        index = self._starting.pop(reference)
-        self._start_by.pop(index, None)
+        index = self._crew.starting.end(reference)
         try:
             started: PeerStarted | Failure = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -206,13 +185,14 @@ class Swarm:
 
     def _follow(self, index: int, *, founders: int) -> None:
         """Let a peer that is up train, and read what it tells."""
-        self._streams[self._actors[index].run.remote(founders=founders)] = index
+        self._streams[self._crew.actors[index].run.remote(founders=founders)] = index
 
     def _read(self, *, deadline: float) -> Iterator[Record | None]:
-        while (self._streams or self._starting or self._replacements.are_awaited) and time.monotonic() < deadline:
+        coming = self._crew.starting, self._replacements, self._moves
+        while (self._streams or any(each.are_awaited for each in coming)) and time.monotonic() < deadline:
             for index in self._replacements.take_due() if self._training else ():
                 self._create_successor(index)
-            awaited = [*self._streams, *self._starting]
+            awaited = [*self._streams, *self._crew.starting.references]
             ready, _ = ray.wait(awaited, timeout=_POLL_S) if awaited else ([], [])
             for reference in ready:
                 if reference in self._streams:
@@ -222,6 +202,7 @@ class Swarm:
                 else:
                     self._follow(told.peer_index, founders=0)  # it says by itself when it takes part
             yield from self._give_up_silent()
+            yield from self._move()
             yield from self._strike()
             yield from self._give_up_successors()
             if not ready:
@@ -240,59 +221,78 @@ class Swarm:
         else:
             if not isinstance(said, Failure):
                 for record in said:
-                    if record.peer_index == index:  # and no guest's
-                        self._known[index].note(record)
-                        if isinstance(record, PeerStarted):
-                            self._training.add(index)
-                            self._replacements.trains(index)
-                yield from said
+                    yield self._noted(record) if record.peer_index == index else record  # a guest's
                 return
             cause, would_recur = f"it raised {said}", said.would_recur
         yield self._lose(index, cause, would_recur=would_recur)
 
+    def _noted(self, record: Record) -> Record:
+        """What a peer says of itself, as it is to be told."""
+        index = record.peer_index
+        self._known[index].note(record)
+        if isinstance(record, PeerStarted):
+            self._training.add(index)
+            self._replacements.trains(index)
+        if isinstance(record, PeerLeft):
+            self._training.discard(index)
+            if self.config.max_replacements and self._stop_by is None:
+                self._moves.has_left(index, self._crew.actors[index])
+                return replace(record, is_replaced=True)
+        return record
+
+    def _move(self) -> Iterator[Record]:
+        """Peers of nodes that are drained leave, and go on elsewhere with all that they hold."""
+        for index in self._moves.due(self._training) if self._stop_by is None else ():
+            self._crew.actors[index].leave.remote()
+            yield Notice(peer_index=index, wall_time=time.time(), text=_DRAINED)
+        for index, model in self._moves.take_ready().items():
+            self._end(index)
+            self._places.move(index)
+            self._create_successor(index, model=model)
+
     def _give_up_silent(self) -> Iterator[PeerLost]:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
-        awaited = {index: self._actors[index] for index in self._streams.values()}
+        awaited = {index: self._crew.actors[index] for index in self._streams.values()}
         for index in self._pulse.silent(awaited):
             asked = f"swarm.silent_s={self.config.swarm.silent_s:g}"
             yield self._lose(index, f"its process has not answered for {asked}: it is stopped, or hangs")
 
     def _strike(self) -> Iterator[Record]:
         if self._storm is not None and self._stop_by is None:
-            for fault in self._storm.due({index: self._known[index].round for index in self._training}):
-                self._actors[fault.peer_index].strike.remote(fault.kind, fault.for_s)
-                yield fault
+            rounds = {index: self._known[index].round for index in self._training}
+            yield from self._storm.strike(self._crew.actors, rounds)
 
     def _give_up_successors(self) -> Iterator[Record]:
         """Those that do not come up, and all when nobody is left who could give them a model."""
         if self._training:
-            for index in [index for index, by in self._start_by.items() if time.monotonic() > by]:
+            for index in self._crew.starting.overdue():
                 yield self._lose(index, f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}")
             return
         why = f"nobody takes its place: {_OTHERS_DONE if self.has_finished else _NOBODY_LEFT}"
-        for index in sorted({*self._replacements.cancel(), *self._starting.values(), *self._streams.values()}):
-            if index in self._actors:
+        for index in sorted({*self._replacements.cancel(), *self._crew.starting.indices, *self._streams.values()}):
+            if index in self._crew.actors:
                 self._lose(index, why)
             yield Notice(peer_index=index, wall_time=time.time(), text=why)
 
     def _lose(self, index: int, cause: str, *, would_recur: bool = False) -> PeerLost:
-        """End what is left of a peer: it may live on, when it was only its code that raised."""
-        ray.kill(self._actors.pop(index))
-        self._streams = {stream: other for stream, other in self._streams.items() if other != index}
-        self._starting = {reference: other for reference, other in self._starting.items() if other != index}
-        self._start_by.pop(index, None)
-        self._training.discard(index)
+        """End what is left of a peer, and say what becomes of it."""
+        self._end(index)
         self.would_recur |= would_recur
         is_done = would_recur or self._known[index].finished is not None
         is_replaced = not is_done and self._replacements.lost(index)
         return PeerLost(peer_index=index, wall_time=time.time(), cause=cause, is_replaced=is_replaced)
 
+    def _end(self, index: int) -> None:
+        """Of its process, whatever it does."""
+        self._crew.end(index)
+        self._streams = {stream: other for stream, other in self._streams.items() if other != index}
+        self._moves.forget(index)
+        self._training.discard(index)
+
     def _drop_starting(self) -> None:
         """Kill the peers that are not up yet, which could not answer."""
-        for index in self._starting.values():
-            ray.kill(self._actors.pop(index))
-        self._starting.clear()
-        self._start_by.clear()
+        for index in self._crew.starting.indices:
+            self._end(index)
 
     def _begin_stop(self) -> float:
         if self._stop_by is None:

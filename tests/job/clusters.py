@@ -2,7 +2,8 @@
 forked (`forked.py`), but for those of a test that has nobody to fork them.
 
 `python -m tests.job.clusters '[{"num_cpus": 2}, …]'` prints its address and lives until its standard input ends. For
-each line that it reads, a JSON list of bundles, it reserves them, as another job would, and prints "reserved".
+each line that it reads, a JSON object, it does something and prints "done": `reserve` bundles, as another job would;
+`drain` a node, by number, as one that is about to be taken away; `kill` one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,10 +30,21 @@ class Cluster:
 
     def reserve(self, *bundles: dict[str, float]) -> None:
         """Take resources away, for as long as the cluster lives."""
+        self._ask({"reserve": bundles})
+
+    def drain(self, node: int) -> None:
+        """Give notice that this node will be taken away in a minute, as a spot instance's is."""
+        self._ask({"drain": node})
+
+    def kill(self, node: int) -> None:
+        """Take this node away, without notice."""
+        self._ask({"kill": node})
+
+    def _ask(self, what: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps(bundles)}\n")
+        self._process.stdin.write(f"{json.dumps(what)}\n")
         self._process.stdin.flush()
-        assert self._answer() == "reserved"
+        assert self._answer() == "done"
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -56,6 +69,7 @@ def start_cluster(*nodes: dict[str, Any]) -> Iterator[Cluster]:
 def _main() -> None:
     import ray
     from ray.cluster_utils import Cluster as RayCluster
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
     from ray.util.placement_group import placement_group
 
     frugal = {"object_store_memory": 80 * 2**20, "include_log_monitor": False}
@@ -69,10 +83,19 @@ def _main() -> None:
             cluster.add_node(**frugal, **workers, **node)
         cluster.wait_for_nodes()
         print(cluster.address, file=answers, flush=True)
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         for line in sys.stdin:
-            ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-            assert placement_group(json.loads(line)).wait(30)
-            print("reserved", file=answers, flush=True)
+            ((what, argument),) = json.loads(line).items()
+            if what == "reserve":
+                assert placement_group(argument).wait(30)
+            elif what == "drain":
+                node_id = cluster.list_all_nodes()[argument].node_id
+                reason, until_ms = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, round(1000 * (time.time() + 60))
+                client = ray._raylet.GcsClient(address=cluster.address)
+                assert client.drain_node(node_id, reason, "its price has risen", until_ms) == (True, "")
+            elif what == "kill":
+                cluster.remove_node(cluster.list_all_nodes()[argument], allow_graceful=False)
+            print("done", file=answers, flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()
