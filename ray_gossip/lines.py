@@ -110,7 +110,8 @@ def headline(news: News) -> str:
     match news:
         case PeerStarted():
             if news.incarnation:
-                return f"peer {news.peer_index} is back on {news.node}, at local step {news.local_step}"
+                comes = "is back" if news.samples else "comes in"
+                return f"peer {news.peer_index} {comes} on {news.node}, at local step {news.local_step}"
             if not news.num_parameters:
                 return f"peer {news.peer_index} is up on {news.node}: {news.device}; its loop begins"
             return (

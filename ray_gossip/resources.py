@@ -47,10 +47,11 @@ def machine_id() -> str:
 
 
 def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
-    """Raise ResourceError unless the nodes, were they idle, could hold every peer's bundle."""
-    each = bundle(config)
+    """Raise ResourceError unless the nodes, were they idle, could hold the bundles of all peers that it begins with."""
+    each, least = bundle(config), config.least
+    key_of_least = "num_peers" if config.min_peers is None else "min_peers"
     for resource, amount in each.items():
-        need, have = config.num_peers * amount, sum(_amount(node, resource) for node in nodes)
+        need, have = least * amount, sum(_amount(node, resource) for node in nodes)
         if resource.startswith(_KIND) and have == 0:
             kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
             raise ResourceError(
@@ -60,15 +61,15 @@ def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
         if need > have and not resource.startswith(_KIND):
             key = f"swarm.{_KEYS.get(resource, f'resources_per_peer.{resource}')}"
             raise ResourceError(
-                f"swarm.num_peers={config.num_peers} with {key}={amount:g} needs {need:g} {_plural(resource)} but the "
-                f"cluster has {have:g}: lower swarm.num_peers or {key}"
+                f"swarm.{key_of_least}={least} with {key}={amount:g} needs {need:g} {_plural(resource)} but the "
+                f"cluster has {have:g}: lower swarm.{key_of_least} or {key}"
             )
     places = [_num_bundles(each, node) for node in nodes]
-    if sum(places) < config.num_peers:
+    if sum(places) < least:
         raise ResourceError(
-            f"swarm.num_peers={config.num_peers} but only {sum(places):g} peers with {in_words(config)} each, all on "
-            f"one node, fit on the {len(nodes)} nodes of the cluster: lower swarm.num_peers, cpus_per_peer or "
-            "gpus_per_peer"
+            f"swarm.{key_of_least}={least} but only {sum(places):g} peers with {in_words(config)} each, all on "
+            f"one node, fit on the {len(nodes)} nodes of the cluster: lower swarm.{key_of_least}, cpus_per_peer "
+            "or gpus_per_peer"
         )
     roomy = sum(place >= 1 for place in places)
     if config.placement == "STRICT_SPREAD" and roomy < config.num_peers:

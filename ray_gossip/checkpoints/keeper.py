@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ray_gossip.checkpoints.manifest import Manifest, PeerFile, all_in, prune, save
+from ray_gossip.checkpoints.manifest import Manifest, PeerFile, all_in, deal, prune, save
 from ray_gossip.config import Config
 from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Progress, Record, Saved
 
@@ -46,6 +46,8 @@ class Keeper:
         self._asked_for = self.latest = -1  # marks: of the last one that was asked for, of the last one that is whole
         self._own: list[int] = []
         if manifest is not None:
+            shares = deal(manifest, num_peers=self._num_peers)
+            self._samples = {index: share.samples for index, share in enumerate(shares)}  # also of who comes later
             self._asked_for = self.latest = manifest.mark
             self._own = sorted(each.mark for each in all_in(self.place) if each.mark <= manifest.mark)
 

@@ -62,6 +62,9 @@ class Config(Section):
                 f"data.name={self.data.name}, so that some peers would get none; lower it"
             )
         self._check_faults()
+        if self.swarm.least < self.swarm.num_peers and not self.max_replacements:
+            who = "engine=gossip" if self.engine == "hivemind" else "swarm.max_replacements"
+            raise ValueError(f"swarm.min_peers needs {who}: peers come in while the swarm runs")
         if self.engine == "hivemind" and self.swarm.max_replacements:
             raise ValueError("swarm.max_replacements needs engine=gossip: nobody joins engine=hivemind while it runs")
         if self.engine == "hivemind" and gossip.seconds is not None:

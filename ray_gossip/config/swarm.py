@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_gossip.config.section import Count, Peers, Seconds, Section
 
@@ -14,6 +14,9 @@ class SwarmConfig(Section):
 
     num_peers: Peers = 4
     """Peers that the driver starts, 1 or more. One peer = one Ray actor = one hivemind averager."""
+    min_peers: Peers | None = None
+    """The run begins when so many peers have room; the others come in when the cluster has grown, and go when it
+    shrinks. Unset: swarm.num_peers, all or nothing. For clusters that scale, and for spot instances."""
     cpus_per_peer: float = Field(0.25, ge=0.001, le=1000)
     """Ray CPUs reserved for a peer. A fraction lets more peers than cores share a machine: good for trying things
     out. On a GPU cluster 2 or more: libp2p costs CPU."""
@@ -44,6 +47,19 @@ class SwarmConfig(Section):
     final_s: Seconds = 60.0
     """Deadline in seconds for the final rounds, in which the swarm mixes to agreement. A peer that is done waits at
     most this long for slower ones: raise it when peers differ much in speed."""
+
+    @property
+    def least(self) -> int:
+        """Peers with which a run begins."""
+        return self.num_peers if self.min_peers is None else self.min_peers
+
+    @model_validator(mode="after")
+    def _grows(self) -> SwarmConfig:
+        if self.least > self.num_peers:
+            raise ValueError(f"min_peers={self.least} is above num_peers={self.num_peers}, which is the most; lower it")
+        if self.least < self.num_peers and self.placement != "PACK":
+            raise ValueError(f"min_peers needs placement=PACK, not {self.placement}: who comes later is placed alone")
+        return self
 
     @field_validator("resources_per_peer")
     @classmethod

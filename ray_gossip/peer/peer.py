@@ -119,7 +119,7 @@ class Peer:
         self._has_model = start is not None
         if start is not None:
             self.trainer.load(start)
-        elif founder is not None:
+        elif founder is not None and resumed is None:
             self.trainer.batches.skip(founder.samples)
         self._goes_on = resumed is not None
         if resumed is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -48,16 +48,16 @@ class Crew:
         self.actors: dict[int, Any] = {}
         self.starting = Starting(limit_s=config.swarm.start_s)
 
-    def create_founders(self) -> None:
-        """An actor for each index. Once the places are reserved."""
-        self._loopback = len(nodes()) == 1
+    def create_founders(self, indices: Sequence[int]) -> None:
+        """An actor for each of these; the others come later. Once the places are reserved."""
+        self._loopback = len(nodes()) == 1 and self._config.swarm.least == self._config.swarm.num_peers
         # once, however many peers, however large
         self._luggage, start = ray.put(self._luggage), ray.put(self._start)
         self._start = None
-        first = self._create(0, [], start=start)
-        first_peer = [first.multiaddrs.remote()]
-        others = {index: self._create(index, first_peer, start=start) for index in [*self._known][1:]}
-        self.actors = {0: first, **others}
+        first, *others = indices
+        self.actors = {first: self._create(first, [], start=start)}
+        first_peer = [self.actors[first].multiaddrs.remote()]
+        self.actors |= {index: self._create(index, first_peer, start=start) for index in others}
         for index, actor in self.actors.items():
             self.starting.add(index, actor)
 
@@ -70,6 +70,11 @@ class Crew:
         self._known[index].incarnation += 1
         self.actors[index] = actor = self._create(index, initial_peers, start=model or ray.put(None))
         self.starting.add(index, actor, is_successor=True)
+
+    def drop_starting(self) -> None:
+        """Kill those that are not up yet, which could not answer."""
+        for index in self.starting.indices:
+            self.end(index)
 
     def end(self, index: int) -> None:
         """Whatever its process does."""

@@ -22,7 +22,7 @@ class Draining:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._client: Any = None
+        self._gcs: Any = None
         self._asked_at = -_EVERY_S
         self._nodes: frozenset[str] = frozenset()
 
@@ -30,9 +30,9 @@ class Draining:
         """Their ids, as of the last time that Ray has answered."""
         if self._clock() - self._asked_at >= _EVERY_S:
             self._asked_at = self._clock()
-            if self._client is None:
+            if self._gcs is None:
                 address = ray.get_runtime_context().gcs_address
-                self._client = _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+                self._gcs = _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
             with contextlib.suppress(ray.exceptions.RayError):  # it is busy, or being started again
-                self._nodes = frozenset(self._client.get_draining_nodes(timeout=_ANSWER_S))
+                self._nodes = frozenset(self._gcs.get_draining_nodes(timeout=_ANSWER_S))
         return self._nodes

@@ -7,12 +7,13 @@ import os
 import re
 import sysconfig
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
-from ray_gossip.errors import DivergedError, RayGossipError, UserError, one_line
+from ray_gossip.errors import DivergedError, RayGossipError, SwarmError, UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Failure:
     def __str__(self) -> str:
         """A sentence, and below it where it happened."""
         return f"{self.cause}\n{self.traceback}"
+
+
+def nobody_came_up(causes: Mapping[int, str], mistakes: Mapping[int, UserError]) -> RayGossipError:
+    """What is raised when no peer has started. By peer: why, and what the user can mend."""
+    first = min(causes)  # the others join through it: its cause is behind theirs
+    why = f"no peer came up; peer {first}: {causes[first].splitlines()[0]}"
+    return mistakes.get(first) or SwarmError(why)
 
 
 def _own_line(error: Exception) -> str:

@@ -16,6 +16,10 @@ class Saves:
     place: str | None = None  # where they save themselves; None: nowhere
     resumed: Sequence[Mapping[str, Any]] = ()  # from what each goes on: of a `checkpoints.saving.Resumed`; none: begin
 
+    def samples_of(self, index: int) -> int:
+        """That a peer has seen before it starts."""
+        return int(self.resumed[index]["samples"]) if self.resumed else 0
+
     def of(self, index: int, *, incarnation: int) -> dict[str, Any]:
         """For this process of a peer. A successor takes over the model of a living one."""
         place = {} if self.place is None else {"place": self.place}

@@ -37,6 +37,7 @@ class Moves:
         self._places, self._draining, self._clock = places, draining, clock
         self._told: set[int] = set()
         self._partings: dict[int, _Parting] = {}
+        self._models: dict[int, Any] = {}  # of those whose successors are not started yet
 
     def due(self, training: Collection[int]) -> list[int]:
         """The peers, of those that train, that are to be told to leave now; each is told once. One always stays, with
@@ -67,13 +68,19 @@ class Moves:
         """Nobody goes on elsewhere."""
         self._partings.clear()
 
-    def take_ready(self) -> dict[int, Any]:
-        """Peers whose successors can be started now, each with a reference to the model that it brings along; None: it
-        could not give it in time, and the successor takes over that of another peer."""
-        found: dict[int, Any] = {}
+    def take_ready(self) -> list[int]:
+        """Peers whose processes can end now: they have given their models, or did not in time."""
+        ready = []
         for index, parting in list(self._partings.items()):
             is_there = bool(ray.wait([parting.model], timeout=0, fetch_local=False)[0])
             if is_there or self._clock() > parting.until:
                 del self._partings[index]
-                found[index] = parting.model if is_there else None
-        return found
+                ready.append(index)
+                if is_there:
+                    self._models[index] = parting.model
+        return ready
+
+    def take_model(self, index: int) -> Any:
+        """A reference to the model that this peer's last process has left; None: it has left none, so that the next one
+        takes over that of another peer."""
+        return self._models.pop(index, None)

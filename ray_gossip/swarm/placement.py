@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray.util.placement_group import (
@@ -23,6 +23,7 @@ from ray_gossip.swarm.actor import PeerActor
 from ray_gossip.swarm.cluster import nodes
 
 _ROOM_POLL_S = 1  # how often the driver looks up while Ray looks for room; there it counts whole seconds
+_SETTLES_S = 1.0  # after enough bundles are there, for the others
 _PATIENCE_S = 3.0  # a cluster that has room says so sooner; then the user is told what is awaited
 
 
@@ -47,26 +48,55 @@ class Places:
         if self._given is not None:
             return
         swarm = self._swarm
+        if swarm.least < swarm.num_peers:
+            yield from self._reserve_some(deadline)
+            return
         # all or nothing, so that two runs do not wait for each other's halves; and by the strategy that is asked for
         together = placement_group([bundle(swarm)] * swarm.num_peers, strategy=swarm.placement)
         try:
-            yield from self._wait(together, deadline)
+            yield from self._wait(together.wait, deadline)
             where = placement_group_table(together)["bundles_to_node_id"]
         finally:
             remove_placement_group(together)
         self._own = {index: self._alone(on=where[index]) for index in range(swarm.num_peers)}
         for group in self._own.values():
-            yield from self._wait(group, deadline)
+            yield from self._wait(group.wait, deadline)
 
-    def _wait(self, group: PlacementGroup, deadline: float) -> Iterator[Notice | None]:
+    def _reserve_some(self, deadline: float) -> Iterator[Notice | None]:
+        """As many as there is room for, if they are enough; what the others wait for is seen by an autoscaler."""
+        self._own = {index: self._alone() for index in range(self._swarm.num_peers)}
+
+        def are_enough(within_s: float) -> bool:
+            if len(self.with_room()) < swarm.least:
+                time.sleep(within_s)
+            return len(self.with_room()) >= swarm.least
+
         swarm = self._swarm
-        wanted = f"{swarm.num_peers} times {bundle(swarm)}"
+        yield from self._wait(are_enough, deadline)
+        if len(self.with_room()) < swarm.num_peers:
+            time.sleep(_SETTLES_S)  # several come at once
+        if (present := len(self.with_room())) < swarm.num_peers:
+            text = f"there is room for {present} of {swarm.num_peers} peers: they begin, and the others come later"
+            yield Notice(peer_index=-1, wall_time=time.time(), text=text)
+
+    def with_room(self) -> list[int]:
+        """Peers whose bundles are there."""
+        return [index for index in range(self._swarm.num_peers) if self.has_room(index)]
+
+    def has_room(self, index: int) -> bool:
+        """This peer's bundle is there, as far as Ray knows."""
+        # not PlacementGroup.wait: with no time to wait it says no to one that is there
+        return self._given is not None or placement_group_table(self._own[index])["state"] == "CREATED"
+
+    def _wait(self, is_there: Callable[[int], bool], deadline: float) -> Iterator[Notice | None]:
+        swarm = self._swarm
+        wanted = f"{swarm.least} times {bundle(swarm)}"
         if num_that_fit(swarm, nodes()):
             why, fix = "other jobs hold the resources", "wait for them, or ask for less"
         else:
             why, fix = "nodes are missing, which its autoscaler is to bring", "ask for less, or raise swarm.start_s"
         say_at = time.monotonic() + _PATIENCE_S
-        while not group.wait(_ROOM_POLL_S):
+        while not is_there(_ROOM_POLL_S):
             if time.monotonic() >= deadline:
                 limit_s = swarm.start_s
                 raise SwarmError(f"Ray found no room for {wanted} within swarm.start_s={limit_s:g}: {why}; {fix}")

@@ -15,12 +15,12 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from ray_gossip.config import Config
-from ray_gossip.errors import SwarmError, UserError
+from ray_gossip.errors import UserError
 from ray_gossip.factory import NAMED, Factories
 from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Record
 from ray_gossip.swarm.crew import Crew
 from ray_gossip.swarm.draining import Draining
-from ray_gossip.swarm.failure import Failure, cause_of
+from ray_gossip.swarm.failure import Failure, cause_of, nobody_came_up
 from ray_gossip.swarm.known import Known, Saves, done_first
 from ray_gossip.swarm.moves import Moves
 from ray_gossip.swarm.placement import Places
@@ -63,7 +63,7 @@ class Swarm:
         self._places = Places(config.swarm, group)
         self._streams: dict[Any, int] = {}
         self._training: set[int] = set()  # those that hold the swarm's model, and go on with it
-        self._known = {index: Known() for index in range(config.swarm.num_peers)}
+        self._known = {index: Known(samples=saves.samples_of(index)) for index in range(config.swarm.num_peers)}
         self._crew = Crew(
             config, run_id=run_id, places=self._places, known=self._known, factories=factories, start=start, saves=saves
         )
@@ -92,7 +92,9 @@ class Swarm:
         """
         deadline = time.monotonic() + self.config.swarm.start_s
         yield from self._places.reserve(deadline)
-        self._crew.create_founders()
+        self._crew.create_founders(founders := self._places.with_room())
+        for index in self._known.keys() - {*founders}:
+            self._replacements.is_awaited(index)
         causes: dict[int, str] = {}
         while self._crew.starting.are_awaited and time.monotonic() < deadline:
             ready, _ = ray.wait(self._crew.starting.references, timeout=_POLL_S)
@@ -107,10 +109,7 @@ class Swarm:
             causes[index] = f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}"
             yield self._lose(index, causes[index])
         if not self._crew.actors:
-            first = min(causes)  # the others join through it: its cause is behind theirs
-            if mistake := self._mistakes.get(first):
-                raise mistake
-            raise SwarmError(f"no peer came up; peer {first}: {causes[first].splitlines()[0]}")
+            raise nobody_came_up(causes, self._mistakes)
 
     def run(self) -> Iterator[Record | None]:
         """Let all peers train; yields their records until each has finished or is lost, and gets no successor."""
@@ -135,7 +134,7 @@ class Swarm:
         """
         self._replacements.cancel()
         self._moves.cancel()
-        self._drop_starting()
+        self._crew.drop_starting()
         for actor in self._crew.actors.values():
             actor.stop.remote(mark)
         yield from self._read(deadline=self._begin_stop() - self.config.swarm.stop_s / 2)
@@ -157,7 +156,7 @@ class Swarm:
     def close(self) -> None:
         """End every peer and its processes within `swarm.stop_s` (after `stop`: what is left of it); what has not
         ended by then is killed."""
-        self._drop_starting()
+        self._crew.drop_starting()
         self._crew.close(until=self._begin_stop)
         self._places.release()
 
@@ -165,9 +164,9 @@ class Swarm:
         """Wait for nothing any more: `close` will kill what is left at once."""
         self._stop_by = time.monotonic()
 
-    def _create_successor(self, index: int, *, model: Any = None) -> None:
+    def _create_successor(self, index: int) -> None:
         live = [address for other in sorted(self._training) for address in self._known[other].multiaddrs]
-        self._crew.create_successor(index, initial_peers=live, model=model)
+        self._crew.create_successor(index, initial_peers=live, model=self._moves.take_model(index))
 
     def _came_up(self, reference: Any) -> PeerStarted | PeerLost:
         """What has become of a peer that was being started."""
@@ -190,7 +189,7 @@ class Swarm:
     def _read(self, *, deadline: float) -> Iterator[Record | None]:
         coming = self._crew.starting, self._replacements, self._moves
         while (self._streams or any(each.are_awaited for each in coming)) and time.monotonic() < deadline:
-            for index in self._replacements.take_due() if self._training else ():
+            for index in self._replacements.take_due(self._places.has_room) if self._training else ():
                 self._create_successor(index)
             awaited = [*self._streams, *self._crew.starting.references]
             ready, _ = ray.wait(awaited, timeout=_POLL_S) if awaited else ([], [])
@@ -245,10 +244,10 @@ class Swarm:
         for index in self._moves.due(self._training) if self._stop_by is None else ():
             self._crew.actors[index].leave.remote()
             yield Notice(peer_index=index, wall_time=time.time(), text=_DRAINED)
-        for index, model in self._moves.take_ready().items():
+        for index in self._moves.take_ready():
             self._end(index)
             self._places.move(index)
-            self._create_successor(index, model=model)
+            self._replacements.is_awaited(index)
 
     def _give_up_silent(self) -> Iterator[PeerLost]:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
@@ -288,11 +287,6 @@ class Swarm:
         self._streams = {stream: other for stream, other in self._streams.items() if other != index}
         self._moves.forget(index)
         self._training.discard(index)
-
-    def _drop_starting(self) -> None:
-        """Kill the peers that are not up yet, which could not answer."""
-        for index in self._crew.starting.indices:
-            self._end(index)
 
     def _begin_stop(self) -> float:
         if self._stop_by is None:

@@ -3,7 +3,7 @@ forked (`forked.py`), but for those of a test that has nobody to fork them.
 
 `python -m tests.job.clusters '[{"num_cpus": 2}, …]'` prints its address and lives until its standard input ends. For
 each line that it reads, a JSON object, it does something and prints "done": `reserve` bundles, as another job would;
-`drain` a node, by number, as one that is about to be taken away; `kill` one.
+`drain` a node, by number, as one that is about to be taken away; `kill` one; `add` one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class Cluster:
     def drain(self, node: int) -> None:
         """Give notice that this node will be taken away in a minute, as a spot instance's is."""
         self._ask({"drain": node})
+
+    def add(self, **node: Any) -> None:
+        """Let the cluster grow."""
+        self._ask({"add": node})
 
     def kill(self, node: int) -> None:
         """Take this node away, without notice."""
@@ -93,6 +97,8 @@ def _main() -> None:
                 reason, until_ms = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, round(1000 * (time.time() + 60))
                 client = ray._raylet.GcsClient(address=cluster.address)
                 assert client.drain_node(node_id, reason, "its price has risen", until_ms) == (True, "")
+            elif what == "add":
+                cluster.add_node(**frugal, **workers, **argument)
             elif what == "kill":
                 cluster.remove_node(cluster.list_all_nodes()[argument], allow_graceful=False)
             print("done", file=answers, flush=True)

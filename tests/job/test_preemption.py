@@ -78,6 +78,33 @@ def test_peers_of_a_node_that_goes_without_notice_come_back_from_the_swarm(taken
     assert all(each["local_step"] > 0 for each in back)
 
 
+def test_a_run_begins_with_what_is_there_and_grows_and_shrinks_with_the_cluster(tmp_path: Path) -> None:
+    words = ("swarm.num_peers=3", "swarm.min_peers=2", "swarm.cpus_per_peer=0.5", "train.local_steps=1000000", *PACED)
+    with start_cluster(NODE) as cluster, Run(tmp_path / "run", *words, address=cluster.address) as run:
+        run.wait_until_training()
+        assert [each["peer_index"] for each in run.events("PeerStarted")] == [0, 1]
+        cluster.add(**NODE)
+        grown = run.wait_for("PeerStarted", count=3, within_s=BACK_S)[-1]
+        assert (grown["peer_index"], grown["samples"]) == (2, 0)
+        run.look()
+        cluster.drain(1)
+        run.wait_for("PeerLeft", within_s=30.0)
+        cluster.kill(1)
+        rounds = len(run.events("SwarmRound"))
+        run.wait_for("SwarmRound", count=rounds + 3, within_s=30.0)
+        cluster.add(**NODE)
+        again = run.wait_for("PeerStarted", count=4, within_s=BACK_S)[-1]
+        run.press_ctrl_c()
+        assert run.finish().code == 130, run
+    assert run.events("PeerLost") == []
+    assert again["peer_index"] == 2
+    seen = [each["samples"] for each in run.events("Progress") if each["peer_index"] == 2]
+    assert again["samples"] in seen, "what it had seen counts"
+    assert sorted(seen) == seen
+    notices = [each["text"] for each in run.events("Notice")]
+    assert "there is room for 2 of 3 peers: they begin, and the others come later" in notices
+
+
 def test_a_peer_whose_process_is_told_to_end_leaves_in_order(ray: str, tmp_path: Path) -> None:
     words = ("swarm.num_peers=2", "train.local_steps=1000000", *PACED)
     with Run(tmp_path / "run", *words, address=ray) as run:
