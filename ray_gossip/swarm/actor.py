@@ -53,6 +53,7 @@ class PeerActor:
         saves: Mapping[str, Any],
     ) -> None:
         self._index = founder["peer_index"]
+        self._has_snapshot = config.train.loop is None
         self._failure: Failure | None = None
         try:
             factories = _unpack(luggage)
@@ -127,6 +128,11 @@ class PeerActor:
     @ray.method(concurrency_group="control")
     def snapshot(self) -> bytes:
         return self._peer.snapshot()
+
+    @ray.method(concurrency_group="control")
+    def parting(self) -> bytes | None:
+        """What this peer leaves to its next process; None: a loop, which keeps that to itself."""
+        return self._peer.snapshot() if self._has_snapshot else None
 
     @ray.method(concurrency_group="control")
     def shutdown(self) -> None:

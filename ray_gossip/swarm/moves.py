@@ -55,7 +55,7 @@ class Moves:
     def has_left(self, index: int, actor: Any) -> None:
         """It has left the swarm; its process is there to give its model."""
         self._told.discard(index)
-        self._partings[index] = _Parting(actor.snapshot.remote(), self._clock() + _HANDS_OVER_S)
+        self._partings[index] = _Parting(actor.parting.remote(), self._clock() + _HANDS_OVER_S)
 
     @property
     def are_awaited(self) -> bool:

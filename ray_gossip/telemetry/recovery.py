@@ -20,6 +20,7 @@ from ray_gossip.records import (
     Progress,
     Record,
     RoundReport,
+    RunResumed,
 )
 
 _FELLING = ("kill", "stop")
@@ -76,7 +77,11 @@ class Recovery:
             case PeerLost():
                 for each in self._open(record.peer_index):
                     each.noticed_at = each.noticed_at or record.wall_time
-            case PeerStarted() if record.incarnation:
+            case RunResumed():  # what was before was told when it ended
+                self.faults.clear()
+                self._marks.clear()
+                self._rounds.clear()
+            case PeerStarted():
                 for each in self._open(record.peer_index):
                     each.back_at = record.wall_time
             case Notice() if RESTARTED in record.text:
