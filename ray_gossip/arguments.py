@@ -43,6 +43,12 @@ def _not_negative(word: str) -> float:
     return value
 
 
+def _positive(word: str) -> float:
+    if (value := _not_negative(word)) == 0:
+        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
+    return value
+
+
 class _Parser(argparse.ArgumentParser):
     """A mistake is one line here too."""
 
@@ -151,8 +157,8 @@ def _add_train(commands: Any) -> None:
         command.add_argument("--tensorboard", action="store_true", help="start TensorBoard beside it, and say where")
     rate = "faults an hour, of the whole swarm (default: what faults: in the config says, else 125); 0: none"
     chaos.add_argument("--rate", type=_not_negative, metavar="N", help=rate)
-    minutes = "how long to train, at most; a run that has done its train.local_steps ends before (default: 10)"
-    chaos.add_argument("--minutes", type=_not_negative, default=10.0, metavar="M", help=minutes)
+    minutes = "how long to train, whatever train.local_steps says (default: 10)"
+    chaos.add_argument("--minutes", type=_positive, default=10.0, metavar="M", help=minutes)
 
 
 def _add_status(commands: Any) -> None:

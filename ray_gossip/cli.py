@@ -36,6 +36,8 @@ _RAY_SETTINGS = {
     # else a local Ray first starts a process for each processor, which no peer uses: peers start 3 s later
     "RAY_prestart_worker_first_driver": "0",
 }
+_WITHOUT_END = 1_000_000_000  # local steps
+_MOST_PER_PEER = 3600
 _RATE = 125.0  # faults in an hour, as what is known of such storms was measured at
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # of the three, two are named; the third would write HParams of its own
@@ -132,11 +134,13 @@ def _train(options: argparse.Namespace, stop: OrderlyStop) -> int:
 
 def _chaos(options: argparse.Namespace, stop: OrderlyStop) -> int:
     config = _load_config(options.config)
+    words = [] if config.train.loop else [f"train.local_steps={_WITHOUT_END}"]
     if options.rate is not None or not config.faults.are_asked_for:
-        rate = _RATE if options.rate is None else options.rate
-        per_peer = f"faults.per_peer_hour={rate / config.swarm.num_peers}"
-        config = _load_config([*options.config, per_peer])
-    return _trained(config, options, stop, for_s=60 * options.minutes)
+        rate, most = _RATE if options.rate is None else options.rate, _MOST_PER_PEER * config.swarm.num_peers
+        if rate > most:
+            raise ConfigError(f"--rate {rate:g} is above {most:g}, a fault a second for each of the peers; lower it")
+        words.append(f"faults.per_peer_hour={rate / config.swarm.num_peers}")
+    return _trained(_load_config([*options.config, *words]), options, stop, for_s=60 * options.minutes)
 
 
 def _trained(config: Config, options: argparse.Namespace, stop: OrderlyStop, *, for_s: float | None = None) -> int:

@@ -17,7 +17,7 @@ from ray_gossip.checkpoints.manifest import latest_sound
 from ray_gossip.config import Config, skipped
 from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.records import Notice, Record
+from ray_gossip.records import Fault, Notice, Record
 from ray_gossip.resume import Resumption
 from ray_gossip.swarm import Saves, Storm, Swarm
 from ray_gossip.telemetry import Observer, RunLog, Summary, SwarmState, means
@@ -59,7 +59,9 @@ class Run:
             self._observer.see(record)
         kept = resumption.steps()
         self._log = RunLog(run_dir, self._observer, run_id=run_id, started_at=started_at, kept_until=kept)
-        self._storm = Storm(config.faults, num_peers=config.swarm.num_peers, seed=config.seed)
+        self._storm = Storm(
+            config.faults, num_peers=config.swarm.num_peers, seed=config.seed, happened=_faults(resumption)
+        )
         self._again = partial(Swarm, config, run_id=run_id, group=group, factories=factories, storm=self._storm)
         saves = Saves(place=checkpoints, resumed=resumption.peers(config.swarm.num_peers))
         self._swarm = self._again(start=start, saves=saves)
@@ -100,6 +102,7 @@ class Run:
                 yield from self._written([_notice(self._how_to_join())])
             yield from self._written(self._swarm.run())
             if not (before := self._before_all_were_lost()):
+                yield from self._written(self._left_of_the_plan())
                 return
             yield from self._written(before.told())
 
@@ -152,6 +155,10 @@ class Run:
             raise
         finally:
             self.summary = self._log.write_summary()
+
+    def _left_of_the_plan(self) -> Iterator[Record]:
+        if left := self._storm.num_planned:
+            yield _notice(f"{left} of {len(self.config.faults.plan)} faults of faults.plan did not happen")
 
     def _before_all_were_lost(self) -> Resumption | None:
         """Where nobody is left, all begin again from the latest checkpoint; not for ever."""
@@ -207,6 +214,10 @@ class Run:
 def _local_step(state: SwarmState) -> int:
     """How far the swarm is."""
     return max((peer.local_step for peer in state.live_peers()), default=0)
+
+
+def _faults(resumption: Resumption) -> list[Fault]:
+    return [record for record in resumption.records if isinstance(record, Fault)]
 
 
 def _notice(text: str) -> Notice:

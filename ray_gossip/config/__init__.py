@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from ray_gossip.config.changes import check_key, check_value, replace
 from ray_gossip.config.data import DataConfig
-from ray_gossip.config.faults import FaultKind, FaultsConfig
+from ray_gossip.config.faults import LASTING, FaultKind, FaultsConfig
 from ray_gossip.config.gossip import GossipConfig
 from ray_gossip.config.loading import dump, load, load_tree, parse_text, read
 from ray_gossip.config.model import ModelConfig
@@ -33,6 +33,7 @@ from ray_gossip.config.text import read_yaml, write_yaml
 from ray_gossip.config.train import TrainConfig
 
 __all__ = [
+    "LASTING",
     "Config",
     "DataConfig",
     "FaultKind",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from ray_gossip.config.section import Count, Seconds, Section
 
 FaultKind = Literal["kill", "stop", "slow", "sidecar", "p2pd", "drop"]
+LASTING: tuple[FaultKind, ...] = ("slow", "drop")  # what passes by itself
 NETWORK: tuple[FaultKind, ...] = ("sidecar", "p2pd", "drop")  # what hits a peer's network side alone
 
 
@@ -18,9 +19,9 @@ class PlannedFault(Section):
     kind: FaultKind
     """What happens, as in faults.kinds."""
     peer: Count | None = None
-    """The peer that is hit; unset: any that takes part. One that is away just then is hit when it is back."""
+    """The peer that is hit; unset: any that takes part, by chance. One that is away is hit when it is back."""
     at_s: Seconds | None = None
-    """Seconds from when all peers began to train."""
+    """Seconds from when all peers began to train, or went on after --resume."""
     at_round: Count | None = None
     """The round whose end the peer has reported, instead of at_s."""
     for_s: Seconds | None = None
@@ -31,6 +32,8 @@ class PlannedFault(Section):
     def _at_one_moment(cls, values: Any) -> Any:
         if isinstance(values, dict) and (values.get("at_s") is None) == (values.get("at_round") is None):
             raise ValueError("a fault happens at_s or at_round: give one of them")
+        if isinstance(values, dict) and values.get("for_s") is not None and values.get("kind") not in LASTING:
+            raise ValueError(f"for_s is for {' and '.join(LASTING)}, which pass by themselves; leave it out")
         return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,13 +17,19 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     location = [str(part) for part in mistake["loc"]]
     key = ".".join(location) or "config"
     also = [".".join(map(str, other["loc"])) for other in others]
+    also = [other for other in also if not key.startswith(f"{other}.")]  # the list that the mistake is in
     more = f" (wrong as well: {', '.join(also[:_MOST_KEYS])}{', ...' * (len(also) > _MOST_KEYS)})" if also else ""
     if mistake["type"] == "extra_forbidden":
         return f"{_unknown(location, schema)}{more}"
     message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = (
+        message.replace("a valid tuple", "a list").replace("Tuple should", "should").replace(" after validation", "")
+    )
     if mistake["type"] == "model_type":
         example = next((known for known in keys(schema) if known.startswith(f"{key}.")), "gossip.group_size")
         return f"{key}={shown(mistake['input'])}: {key} is a section; set a key in it, such as {example}{more}"
+    if mistake["type"] == "missing":
+        return f"{key} is missing{_help(location, schema)}{more}"
     if mistake["type"] == "value_error":
         return f"{key}: {message}{more}"
     return f"{key}={shown(mistake['input'])} {message}{_help(location, schema)}{more}"
@@ -88,7 +94,9 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 def _section_of(location: Sequence[str], schema: type[BaseModel]) -> type[BaseModel]:
     model = schema
     for part in location[:-1]:
-        model = _sections(model).get(part, model)
+        field = model.model_fields.get(part)
+        items = get_args(field.annotation) if field is not None else ()
+        model = _sections(model).get(part, next((kind for kind in items if hasattr(kind, "model_fields")), model))
     return model
 
 

@@ -55,6 +55,7 @@ class Founder:
     has_driver: bool  # which takes what this peer's `run` yields
     incarnation: int = 0  # processes of this index that were lost; above 0, it joins the swarm, which runs
     samples: int = 0  # that those have seen
+    begins_again: bool = False  # nobody is there: it begins the swarm again, with the model that it brings along
 
     def place(self, config: Config) -> Place:
         """In the swarm of this config."""

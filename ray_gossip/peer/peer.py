@@ -109,7 +109,8 @@ class Peer:
         except BaseException:
             self._network.end()
             raise
-        self._joins_running, self._finished = founder is None or founder.incarnation > 0, False
+        self._finished = False
+        self._joins_running = founder is None or (founder.incarnation > 0 and not founder.begins_again)
         founders = self.charter.num_peers
         self._dealing = Dealing(config, dataset, peer_index=self.peer_index, founders=founders)
         shard = self._dealing.shard()
@@ -121,7 +122,7 @@ class Peer:
             self.trainer.load(start)
         elif founder is not None and resumed is None:
             self.trainer.batches.skip(founder.samples)
-        self._goes_on = resumed is not None
+        self._goes_on = resumed is not None or (founder is not None and founder.begins_again)
         if resumed is not None:
             go_on(self.trainer, self._network, resumed, dealt_to=self._dealing.peers)
         self._samples_before = self.trainer.samples

@@ -41,6 +41,8 @@ class PeerActor:
         loopback: listen on 127.0.0.1 only: all peers are on one machine.
     """
 
+    _index = -1  # Ray asks for its name also when its arguments did not arrive
+
     def __init__(
         self,
         config: Config,

@@ -17,6 +17,8 @@ from ray_gossip.swarm.known import Known, Saves
 from ray_gossip.swarm.placement import Places
 from ray_gossip.swarm.starting import Starting
 
+_NOBODY = -1
+
 
 class Crew:
     """Creates them, and ends them.
@@ -46,6 +48,7 @@ class Crew:
         self._luggage: Any = pack(factories)
         self._loopback = False
         self.actors: dict[int, Any] = {}
+        self._beginning = _NOBODY  # the last peer that was to begin the swarm again
         self.starting = Starting(limit_s=config.swarm.start_s)
 
     def create_founders(self, indices: Sequence[int]) -> None:
@@ -65,11 +68,20 @@ class Crew:
         """The next process of a peer.
 
         Args:
+            initial_peers: none: nobody is there, and it begins again with its model.
             model: a reference to the snapshot that the one before has left; None: it is lost.
         """
         self._known[index].incarnation += 1
-        self.actors[index] = actor = self._create(index, initial_peers, start=model or ray.put(None))
+        begins = {"begins_again": True} if not initial_peers else {}
+        if begins or index == self._beginning:
+            self._beginning = index if begins else _NOBODY
+        self.actors[index] = actor = self._create(index, initial_peers, start=model or ray.put(None), **begins)
         self.starting.add(index, actor, is_successor=True)
+
+    @property
+    def is_beginning_again(self) -> bool:
+        """There is a process that needs nobody else to begin."""
+        return self._beginning in self.actors
 
     def drop_starting(self) -> None:
         """Kill those that are not up yet, which could not answer."""
@@ -99,14 +111,14 @@ class Crew:
                 return given
         return None
 
-    def _create(self, index: int, initial_peers: list[Any], *, start: Any) -> Any:
+    def _create(self, index: int, initial_peers: list[Any], *, start: Any, **place: bool) -> Any:
         known = self._known[index]
         suffix = f".{known.incarnation}" if known.incarnation else ""  # Ray may not have given the old name back yet
         return self._places.start(
             f"{self._run_id}/peer-{index:02d}{suffix}",
             index,
             config=self._config,
-            founder={"run_id": self._run_id, "peer_index": index, **known.before},
+            founder={"run_id": self._run_id, "peer_index": index, **known.before, **place},
             initial_peers=initial_peers,
             loopback=self._loopback,
             luggage=self._luggage,

@@ -58,3 +58,11 @@ def done_first(peers: Iterable[Known]) -> list[int]:
     """The peers that are done: those first that took part in the final rounds."""
     ends = [known.finished for known in peers if known.finished]
     return [end.peer_index for end in sorted(ends, key=lambda end: (end.final_outcome != "averaged", end.peer_index))]
+
+
+def why_no_process(known: Known, *, others_are_done: bool) -> str:
+    """Why no other process of this peer is started any more."""
+    if not known.multiaddrs:
+        return "it never came in: there was no room for it before the others were done"
+    why = "the others are done" if others_are_done else "nobody is left whose model it could take over"
+    return f"nobody takes its place: {why}"

@@ -114,9 +114,10 @@ class Places:
         return node or None
 
     def move(self, index: int) -> None:
-        """Another bundle for this peer, wherever Ray has room for it now or later."""
-        remove_placement_group(self._own[index])
-        self._own[index] = self._alone()
+        """Another bundle for this peer, wherever Ray has room for it now or later; the same, where they are given."""
+        if self._given is None:
+            remove_placement_group(self._own[index])
+            self._own[index] = self._alone()
 
     def start(self, name: str, index: int, **arguments: Any) -> Any:
         """An actor in the bundle of this peer, once it is there."""

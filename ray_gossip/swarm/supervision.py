@@ -21,7 +21,7 @@ from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Record
 from ray_gossip.swarm.crew import Crew
 from ray_gossip.swarm.draining import Draining
 from ray_gossip.swarm.failure import Failure, cause_of, nobody_came_up
-from ray_gossip.swarm.known import Known, Saves, done_first
+from ray_gossip.swarm.known import Known, Saves, done_first, why_no_process
 from ray_gossip.swarm.moves import Moves
 from ray_gossip.swarm.placement import Places
 from ray_gossip.swarm.pulse import Pulse
@@ -31,7 +31,6 @@ from ray_gossip.swarm.storm import Storm
 _POLL_S = 0.2  # how often the driver looks up from waiting, so that Ctrl-C is answered at once
 _SAVES_NOTHING = Saves()
 _DRAINED = "its node is being drained: it leaves in order, and goes on elsewhere"
-_OTHERS_DONE, _NOBODY_LEFT = "the others are done", "nobody is left whose model it could take over"
 
 
 class Swarm:
@@ -125,9 +124,8 @@ class Swarm:
             self._crew.actors[index].save.remote(mark)
 
     def stop(self, mark: int | None = None) -> Iterator[Record | None]:
-        """Ask all peers to stop; yields what they still had to say, for at most half of `swarm.stop_s`.
-
-        Peers that are not up yet have nothing to say: they are killed.
+        """Ask all peers to stop; yields what they still had to say, for at most half of `swarm.stop_s`. Those that are
+        not up yet have nothing to say: they are killed.
 
         Args:
             mark: they save themselves for this checkpoint; None: they do not.
@@ -164,6 +162,11 @@ class Swarm:
         """Wait for nothing any more: `close` will kill what is left at once."""
         self._stop_by = time.monotonic()
 
+    def _may_start(self, index: int) -> bool:
+        """There are others with whom this peer's next process can go on, or it begins with what it has; and room."""
+        with_whom = bool(self._training) or (index == self._moves.founder() and not self._crew.is_beginning_again)
+        return with_whom and self._places.has_room(index)
+
     def _create_successor(self, index: int) -> None:
         live = [address for other in sorted(self._training) for address in self._known[other].multiaddrs]
         self._crew.create_successor(index, initial_peers=live, model=self._moves.take_model(index))
@@ -189,7 +192,7 @@ class Swarm:
     def _read(self, *, deadline: float) -> Iterator[Record | None]:
         coming = self._crew.starting, self._replacements, self._moves
         while (self._streams or any(each.are_awaited for each in coming)) and time.monotonic() < deadline:
-            for index in self._replacements.take_due(self._places.has_room) if self._training else ():
+            for index in self._replacements.take_due(self._may_start):
                 self._create_successor(index)
             awaited = [*self._streams, *self._crew.starting.references]
             ready, _ = ray.wait(awaited, timeout=_POLL_S) if awaited else ([], [])
@@ -243,7 +246,7 @@ class Swarm:
         """Peers of nodes that are drained leave, and go on elsewhere with all that they hold."""
         for index in self._moves.due(self._training) if self._stop_by is None else ():
             self._crew.actors[index].leave.remote()
-            yield Notice(peer_index=index, wall_time=time.time(), text=_DRAINED)
+            yield _notice(index, _DRAINED)
         for index in self._moves.take_ready():
             self._end(index)
             self._places.move(index)
@@ -263,15 +266,14 @@ class Swarm:
 
     def _give_up_successors(self) -> Iterator[Record]:
         """Those that do not come up, and all when nobody is left who could give them a model."""
-        if self._training:
+        if self._training or self._moves.has_models or self._crew.is_beginning_again:
             for index in self._crew.starting.overdue():
                 yield self._lose(index, f"it did not come up within swarm.start_s={self.config.swarm.start_s:g}")
             return
-        why = f"nobody takes its place: {_OTHERS_DONE if self.has_finished else _NOBODY_LEFT}"
         for index in sorted({*self._replacements.cancel(), *self._crew.starting.indices, *self._streams.values()}):
             if index in self._crew.actors:
-                self._lose(index, why)
-            yield Notice(peer_index=index, wall_time=time.time(), text=why)
+                self._end(index)
+            yield _notice(index, why_no_process(self._known[index], others_are_done=self.has_finished))
 
     def _lose(self, index: int, cause: str, *, would_recur: bool = False) -> PeerLost:
         """End what is left of a peer, and say what becomes of it."""
@@ -292,3 +294,7 @@ class Swarm:
         if self._stop_by is None:
             self._stop_by = time.monotonic() + self.config.swarm.stop_s
         return self._stop_by
+
+
+def _notice(index: int, text: str) -> Notice:
+    return Notice(peer_index=index, wall_time=time.time(), text=text)

@@ -83,7 +83,7 @@ class Curves:
         self._state = state
         self._news: dict[str, dict[int, _Measure]] = defaultdict(dict)  # since the swarm's last point
         self._last_step: dict[str, int] = defaultdict(int)
-        self._num_troubles = self._num_faults = 0
+        self._num_troubles = 0
 
     def points(self, record: Record) -> Iterator[Point]:
         if isinstance(record, (Progress, Evaluation, Reported, RoundReport)):
@@ -99,9 +99,9 @@ class Curves:
                 live = self._state.live_peers()
                 return {"swarm/peers": len(live)}, self._step("train", [peer.local_step for peer in live])
             case Fault():
-                self._num_faults += 1
                 live = self._state.live_peers()
-                return {"swarm/faults": self._num_faults}, self._step("train", [peer.local_step for peer in live])
+                count = sum(isinstance(news, Fault) for news in self._state.news)
+                return {"swarm/faults": count}, self._step("train", [peer.local_step for peer in live])
             case RoundReport() | Notice() if len(self._state.present_troubles()) != self._num_troubles:
                 return self._troubles(), self._step("train", [])  # not with the next sweep, which may never come
             case Progress() | Evaluation() | Reported():

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from ray_gossip.causes import SCHEDULED_ALONE
 from ray_gossip.records import (
     RESTARTED,
     Fault,
     Notice,
     Outcome,
+    PeerFinished,
     PeerLost,
     PeerStarted,
     Progress,
@@ -24,6 +26,7 @@ from ray_gossip.records import (
 )
 
 _FELLING = ("kill", "stop")
+_UNNOTICED_S = 5.0  # a network side that is killed is missed within 2 s
 
 
 @dataclass(kw_only=True)
@@ -63,19 +66,24 @@ class Recovery:
         self.faults: list[Recovered] = []
         self._marks: defaultdict[int, list[_Mark]] = defaultdict(list)  # by peer
         self._rounds: defaultdict[int, dict[int, Outcome]] = defaultdict(dict)  # by round and peer
+        self._done: set[int] = set()
+        self._latest = -math.inf  # wall time
 
     def see(self, record: Record) -> None:
+        self._latest = max(self._latest, record.wall_time)
         match record:
             case Fault():
                 self.faults.append(Recovered(fault=record))
             case Progress():
                 self._marks[record.peer_index].append(_Mark(record.wall_time, record.samples))
-            case RoundReport():
+            case RoundReport() if SCHEDULED_ALONE not in record.cause:
                 self._rounds[record.round][record.peer_index] = record.outcome
                 for each in self.faults:
                     _look_at(each, record)
+            case PeerFinished():
+                self._done.add(record.peer_index)
             case PeerLost():
-                for each in self._open(record.peer_index):
+                for each in self._open(record.peer_index, is_felled=True):
                     each.noticed_at = each.noticed_at or record.wall_time
             case RunResumed():  # what was before was told when it ended
                 self.faults.clear()
@@ -85,10 +93,10 @@ class Recovery:
                 for each in self._open(record.peer_index):
                     each.back_at = record.wall_time
             case Notice() if RESTARTED in record.text:
-                for each in self._open(record.peer_index):
-                    if not each.is_felled:
-                        took_s = float(record.text.rpartition(RESTARTED)[2].split()[0])
-                        each.noticed_at, each.back_at = record.wall_time - took_s, record.wall_time
+                for each in self._open(record.peer_index, is_felled=False):
+                    took_s = float(record.text.rpartition(RESTARTED)[2].split()[0])
+                    each.noticed_at = max(each.fault.wall_time, record.wall_time - took_s)
+                    each.back_at = record.wall_time
 
     @property
     def is_whole(self) -> bool:
@@ -112,14 +120,21 @@ class Recovery:
             "by_kind": {kind: _figures([each for each in self.faults if each.fault.kind == kind]) for kind in kinds},
         }
 
-    def _open(self, peer_index: int) -> list[Recovered]:
-        return [each for each in self.faults if each.fault.peer_index == peer_index and each.back_at is None]
+    def _open(self, peer_index: int, *, is_felled: bool | None = None) -> list[Recovered]:
+        return [
+            each
+            for each in self.faults
+            if each.fault.peer_index == peer_index
+            and each.back_at is None
+            and (is_felled is None or each.is_felled == is_felled)
+        ]
 
     def _count_samples(self) -> None:
         """What each fault has cost its own peer; of several that overlap, the first has cost it."""
         counted: dict[int, float] = {}  # by peer, until when
         for each in self.faults:
-            index, marks = each.fault.peer_index, self._marks[each.fault.peer_index]
+            index = each.fault.peer_index
+            marks = self._until_now(index) if each.back_at is None else self._marks[index]
             begin, end = each.fault.wall_time, each.back_at or math.inf
             inside = [
                 (first, second)
@@ -132,25 +147,30 @@ class Recovery:
             if inside:
                 counted[index] = inside[-1][1].at
 
-    def _undisturbed(self, index: int) -> Iterator[float]:
-        """Samples a second between two reports of a peer, while nothing was wrong with it."""
+    def _until_now(self, index: int) -> list[_Mark]:
+        """Also of a peer that says no more, and is not done."""
+        marks = self._marks[index]
+        is_done = index in self._done or not marks
+        return marks if is_done else [*marks, _Mark(self._latest, marks[-1].samples)]
+
+    def _undisturbed(self, index: int) -> Iterator[tuple[float, int]]:
+        """Seconds between two reports of a peer, and its samples, while nothing was wrong with it."""
         own = [each for each in self.faults if each.fault.peer_index == index]
         for first, second in pairwise(self._marks[index]):
-            if second.at > first.at and not any(
-                second.at > each.fault.wall_time and first.at < (each.back_at or math.inf) for each in own
-            ):
-                yield (second.samples - first.samples) / (second.at - first.at)
+            if not any(second.at > each.fault.wall_time and first.at < (each.back_at or math.inf) for each in own):
+                yield second.at - first.at, second.samples - first.samples
 
     def _speed(self, index: int) -> float:
-        speeds = list(self._undisturbed(index))
-        return statistics.fmean(speeds) if speeds else 0.0
+        """Samples a second of an undisturbed peer; as the others', where it was never undisturbed."""
+        own = list(self._undisturbed(index)) or [each for other in self._marks for each in self._undisturbed(other)]
+        seconds, samples = (sum(values) for values in zip(*own, strict=True)) if own else (0.0, 0)
+        return samples / seconds if seconds > 0 else 0.0
 
     def _throughput(self) -> float | None:
         """Samples seen, against what the same peers would have seen at their undisturbed speeds."""
-        marks = {index: each for index, each in self._marks.items() if each and self._speed(index)}
-        until = max((each[-1].at for each in marks.values()), default=0.0)
+        marks = {index: self._until_now(index) for index, each in self._marks.items() if each}
         seen = sum(each[-1].samples - each[0].samples for each in marks.values())
-        expected = sum(self._speed(index) * (until - each[0].at) for index, each in marks.items())
+        expected = sum(self._speed(index) * (each[-1].at - each[0].at) for index, each in marks.items())
         return seen / expected if expected else None
 
 
@@ -176,7 +196,9 @@ def _look_at(each: Recovered, report: RoundReport) -> None:
     if report.wall_time <= fault.wall_time or each.back_at is not None:
         return
     if fault.peer_index == report.peer_index:
-        if fault.for_s and report.outcome == "averaged" and report.wall_time > fault.wall_time + fault.for_s:
+        # so also one that found nothing to hit, because that was being started again already
+        is_over = report.wall_time > fault.wall_time + (fault.for_s or _UNNOTICED_S)
+        if is_over and report.outcome == "averaged" and not each.is_felled:
             each.back_at = report.wall_time
     elif report.outcome != "averaged" and f"peer-{fault.peer_index:02d}" in report.cause:
         each.disturbed[report.peer_index] += 1

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_gossip.records import Evaluation, PeerLost
-from ray_gossip.telemetry.state import PeerState, SwarmState
+from ray_gossip.records import Evaluation, PeerLost, PeerStarted
+from ray_gossip.telemetry.state import News, PeerState, SwarmState
 
 Summary = dict[str, Any]
 
@@ -59,8 +59,8 @@ def summarise(
         "wall_s": ended_at - started_at,
         "time_to_first_step_s": None if state.first_step_time is None else state.first_step_time - started_at,
         "peers_lost": [
-            {"peer_index": lost.peer_index, "cause": lost.cause, "is_replaced": lost.is_replaced}
-            for lost in state.news
+            {"peer_index": lost.peer_index, "cause": lost.cause, "is_replaced": _is_back(lost, state.news[number:])}
+            for number, lost in enumerate(state.news)
             if isinstance(lost, PeerLost)
         ],
         "peers_joined": sum(peer.peer_index not in state.founders for peer in peers),
@@ -77,6 +77,10 @@ def means(measures: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, value in measure.items():
             found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _is_back(lost: PeerLost, later: Iterable[News]) -> bool:
+    return any(isinstance(news, PeerStarted) and news.peer_index == lost.peer_index for news in later)
 
 
 def _merged(peers: Sequence[PeerState]) -> Evaluation | None:

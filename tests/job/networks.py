@@ -31,6 +31,14 @@ class Slow(Linear):
 PACED = ("model.factory=tests.job.networks:Slow", "model.args.step_s=0.01")
 
 
+class Wide(Slow):
+    """Takes 1.2 MB with its momentum: more than Ray sends along with an answer."""
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int, *, step_s: float) -> None:
+        super().__init__(in_shape, num_classes, step_s=step_s)
+        self[1] = nn.Sequential(nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], 2000), nn.Linear(2000, num_classes))
+
+
 class Hurried(Slow):
     """Takes its time until the file `order` is there."""
 

@@ -14,6 +14,7 @@ from tests.job.runs import Run
 from tests.job.waiting import wait_for
 
 NODE = {"num_cpus": 1}
+WIDE = ("model.factory=tests.job.networks:Wide", "model.args.step_s=0.01")
 LEAVES_S = 5.0
 BACK_S = 60.0  # imports on a machine that is busy with other tests
 
@@ -21,7 +22,7 @@ BACK_S = 60.0  # imports on a machine that is busy with other tests
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three peers on three nodes: one node is drained, and goes; another goes without notice."""
-    words = ("swarm.num_peers=3", "swarm.placement=SPREAD", "train.local_steps=1000000", *PACED)
+    words = ("swarm.num_peers=3", "swarm.placement=SPREAD", "train.local_steps=1000000", *WIDE)
     folder = tmp_path_factory.mktemp("taken") / "run"
     with start_cluster(NODE, NODE, NODE) as cluster, Run(folder, *words, address=cluster.address) as run:
         run.wait_until_training()
@@ -79,7 +80,7 @@ def test_peers_of_a_node_that_goes_without_notice_come_back_from_the_swarm(taken
 
 
 def test_a_run_begins_with_what_is_there_and_grows_and_shrinks_with_the_cluster(tmp_path: Path) -> None:
-    words = ("swarm.num_peers=3", "swarm.min_peers=2", "swarm.cpus_per_peer=0.5", "train.local_steps=1000000", *PACED)
+    words = ("swarm.num_peers=3", "swarm.min_peers=2", "swarm.cpus_per_peer=0.5", "train.local_steps=1000000", *WIDE)
     with start_cluster(NODE) as cluster, Run(tmp_path / "run", *words, address=cluster.address) as run:
         run.wait_until_training()
         assert [each["peer_index"] for each in run.events("PeerStarted")] == [0, 1]
@@ -119,3 +120,25 @@ def test_a_peer_whose_process_is_told_to_end_leaves_in_order(ray: str, tmp_path:
         run.press_ctrl_c()
         assert run.finish().code == 130, run
     assert run.events("PeerLost") == []
+
+
+def test_all_peers_that_are_told_to_end_begin_again_with_what_they_hold(ray: str, tmp_path: Path) -> None:
+    words = ("swarm.num_peers=2", "train.local_steps=1000000", *WIDE)
+    with Run(tmp_path / "run", *words, address=ray) as run:
+        run.wait_until_training()
+        for told in run.events("PeerStarted"):
+            os.kill(told["pid"], signal.SIGTERM)
+        left = run.wait_for("PeerLeft", count=2, within_s=10.0)
+        back = run.wait_for("PeerStarted", count=4, within_s=BACK_S)[2:]
+        rounds = len(run.events("SwarmRound"))
+        run.wait_for("SwarmRound", count=rounds + 2, within_s=30.0)
+        run.press_ctrl_c()
+        assert run.finish().code == 130, run
+    assert run.events("PeerLost") == []
+    assert sorted(each["peer_index"] for each in back) == [0, 1]
+    for index in (0, 1):
+        seen = [each["samples"] for each in run.events("Progress") if each["peer_index"] == index]
+        (again,) = [each for each in back if each["peer_index"] == index]
+        assert again["samples"] in seen
+        assert sorted(seen) == seen
+    assert min(each["local_step"] for each in back) >= min(each["local_step"] for each in left)
