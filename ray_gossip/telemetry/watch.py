@@ -64,6 +64,7 @@ _FEW = 3  # rounds
 _LATE = 1.5  # intervals
 _STALLED = 0.5  # of the time
 _START_UP, _BLOCK, _BLOCKS, _GROWTH = 10, 5, 4, 2.0  # rounds, rounds, number, ratio of the last block to the first
+_COMES_IN_S = 5.0  # so long one that comes into a running swarm may count from a round that is still ahead
 _LATELY_S = 30.0  # so long a dead peer may count as a member: causes may be its death without naming it
 _EXCUSED = (NO_OTHERS, CUT_OFF, EXPIRED, SCHEDULED_ALONE, IS_DONE, HAS_LEFT, RESTARTS)
 
@@ -167,7 +168,10 @@ class Watch:
         return report.wall_time - before.wall_time > _LATE * (gossip.seconds or 0.0)
 
     def _others_train(self, report: RoundReport) -> bool:
-        return any(peer.status == "training" for peer in self._others(report))
+        return any(
+            peer.status == "training" and peer.started is not None and not _comes_in(peer.started, report)
+            for peer in self._others(report)
+        )
 
     def _others(self, report: RoundReport) -> list[PeerState]:
         return [peer for peer in self._state.live_peers() if peer.owes_reports and peer.peer_index != report.peer_index]
@@ -268,3 +272,7 @@ def _is_stalled(report: RoundReport, before: RoundReport) -> bool | None:
     if report.outcome != "averaged":
         return None
     return report.blocked_s > _STALLED * (report.wall_time - before.wall_time)
+
+
+def _comes_in(started: PeerStarted, report: RoundReport) -> bool:
+    return started.incarnation > 0 and report.wall_time - started.wall_time < _COMES_IN_S

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_gossip.causes import NO_OTHERS
 from ray_gossip.config import parse
 from ray_gossip.errors import ConfigError
 from ray_gossip.gossip.members import Member
 from ray_gossip.hive.membership import view_of
 from ray_gossip.swarm.replacement import STEADY_S, Replacements
+from tests.unit.telemetry_records import progress, started
+from tests.unit.test_watch import Watched, rounds_of
 
 
 class Clock:
@@ -112,3 +117,14 @@ def test_a_successor_takes_the_place_of_its_predecessor_as_soon_as_it_is_declare
 def test_who_was_taken_for_dead_still_sees_itself_beside_its_successor() -> None:
     dead, successor = member("A", 0), member("B", 0, 1)
     assert set(view_of([(successor, 9.0)], dead).members) == {dead, successor}
+
+
+def test_that_nobody_is_met_while_the_only_other_peer_comes_in_again_is_no_trouble() -> None:
+    for seconds, told in ((0.2, False), (5.0, True)):
+        swarm = Watched(2)
+        swarm.see([replace(started(1, wall_time=1010.0), incarnation=1), progress(1, 5, wall_time=1010.1)])
+        for number in range(4):
+            at = 1010.2 + seconds * (1 + number)
+            alone = rounds_of([0], number, outcome="alone", cause=NO_OTHERS)
+            swarm.see(replace(each, wall_time=at) for each in alone)
+        assert bool(swarm.told) is told
