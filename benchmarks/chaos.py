@@ -189,10 +189,14 @@ def _after_notice(outcome: Outcome, key: str) -> float:
 
 def by_size(sizes: Sequence[int], *, step_s: float, seed: int) -> int:
     """The same kills in swarms of several sizes."""
-    plan = ", ".join(f"{{kind: kill, at_s: {KILL_EVERY_S * (1 + number)}}}" for number in range(KILLS))
     minutes = KILL_EVERY_S * (KILLS + 1) / 60
     rows, failures = [], []
     for num_peers in sizes:
+        # in turn: a peer that is lost again within a minute waits longer for its successor each time
+        plan = ", ".join(
+            f"{{kind: kill, peer: {number % num_peers}, at_s: {KILL_EVERY_S * (1 + number)}}}"
+            for number in range(KILLS)
+        )
         outcome = run(num_peers, f"faults.plan=[{plan}]", f"seed={seed}", minutes=minutes, step_s=step_s)
         recovery = outcome.summary["recovery"]
         per_kill = recovery["rounds_lost"] / max(1, recovery["faults"])

@@ -49,13 +49,13 @@ class Replacements:
         self._due[index] = now + (0.0 if row.length == 1 else min(_LONGEST_PAUSE_S, 2.0 ** (row.length - 2)))
         return True
 
-    def is_awaited(self, index: int) -> None:
+    def await_room(self, index: int) -> None:
         """A process of this peer is to be started as soon as there is room; it is no loss."""
         self._due[index] = self._clock()
 
-    def take_due(self, has_room: Callable[[int], bool] = lambda _: True) -> list[int]:
+    def take_due(self, may_start: Callable[[int], bool] = lambda _: True) -> list[int]:
         """Peers whose next processes are to be started now."""
-        due = [index for index, at in self._due.items() if at <= self._clock() and has_room(index)]
+        due = [index for index, at in self._due.items() if at <= self._clock() and may_start(index)]
         for index in due:
             del self._due[index]
         return due

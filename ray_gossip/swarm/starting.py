@@ -7,7 +7,8 @@ from typing import Any
 
 
 class Starting:
-    """
+    """By what each is awaited, and until when.
+
     Args:
         limit_s: that a successor has to come up; founders have one deadline in common.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,7 +37,7 @@ def check_storage(place: str, *, key: str = "--run-dir ") -> None:
             for node in (nodes if len(nodes) > 1 else ())
         }
         ready, late = ray.wait(list(answers), num_returns=len(answers), timeout=_PROBE_S) if answers else ([], [])
-        wrong = [f"{answers[answer]} ({told})" for answer in ready if (told := ray.get(answer))]
+        wrong = [f"{answers[answer]} ({told})" for answer in ready if (told := _told(answer))]
         wrong += [f"{answers[answer]} (no answer within {_PROBE_S:g} s)" for answer in late]
     finally:
         storage.remove(place, name)
@@ -45,6 +46,20 @@ def check_storage(place: str, *, key: str = "--run-dir ") -> None:
             f"{key}{place} is not the same on every node: not on {', '.join(wrong)}; name a folder on a file "
             "system that all nodes share, or a URI such as s3://bucket/name"
         )
+
+
+def _told(answer: Any) -> str:
+    """What a node says of the place."""
+    try:
+        told: str = ray.get(answer)
+        return told
+    except (
+        ray.exceptions.TaskUnschedulableError,
+        ray.exceptions.NodeDiedError,
+    ):  # it has gone since it was listed, as an autoscaler's idle ones do
+        return ""
+    except ray.exceptions.RayError as error:
+        return str(error).splitlines()[0]
 
 
 @ray.remote(max_retries=0)

@@ -93,7 +93,7 @@ class Swarm:
         yield from self._places.reserve(deadline)
         self._crew.create_founders(founders := self._places.with_room())
         for index in self._known.keys() - {*founders}:
-            self._replacements.is_awaited(index)
+            self._replacements.await_room(index)
         causes: dict[int, str] = {}
         while self._crew.starting.are_awaited and time.monotonic() < deadline:
             ready, _ = ray.wait(self._crew.starting.references, timeout=_POLL_S)
@@ -250,7 +250,7 @@ class Swarm:
         for index in self._moves.take_ready():
             self._end(index)
             self._places.move(index)
-            self._replacements.is_awaited(index)
+            self._replacements.await_room(index)
 
     def _give_up_silent(self) -> Iterator[PeerLost]:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""

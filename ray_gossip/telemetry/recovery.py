@@ -17,6 +17,7 @@ from ray_gossip.records import (
     Notice,
     Outcome,
     PeerFinished,
+    PeerLeft,
     PeerLost,
     PeerStarted,
     Progress,
@@ -82,6 +83,8 @@ class Recovery:
                     _look_at(each, record)
             case PeerFinished():
                 self._done.add(record.peer_index)
+            case PeerLeft() if not record.is_replaced:  # a guest: it owes nothing
+                self._done.add(record.peer_index)
             case PeerLost():
                 for each in self._open(record.peer_index, is_felled=True):
                     each.noticed_at = each.noticed_at or record.wall_time
@@ -89,6 +92,7 @@ class Recovery:
                 self.faults.clear()
                 self._marks.clear()
                 self._rounds.clear()
+                self._done.clear()
             case PeerStarted():
                 for each in self._open(record.peer_index):
                     each.back_at = record.wall_time
