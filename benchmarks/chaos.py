@@ -6,6 +6,7 @@ machine asks for, and `swarm.silent_s`.
     python benchmarks/chaos.py                                     12 peers, twice 30 minutes, 125 faults an hour
     python benchmarks/chaos.py --peers 4 --minutes 3 --rate 400    to try it
     python benchmarks/chaos.py --sizes 4 8 12                      whom one kill disturbs, by the number of peers
+    python benchmarks/chaos.py --sizes 4 8 12 --steps 2            the same with a round every 0.4 s instead of 4 s
 
 The storm: kill -9 of the process of an actor, of its sidecar, of its libp2p daemon, SIGSTOP of the actor, and a
 network on which nothing comes or goes for 10 s. Wanted: throughput (samples a second, each counted once) at least 0.985
@@ -35,6 +36,8 @@ from typing import Any
 
 import psutil
 from harness import conclude, print_table
+
+from ray_gossip.config import Config
 
 MARK = "RAY_GOSSIP_BENCHMARK"
 START_S, END_S = 300.0, 180.0
@@ -187,7 +190,7 @@ def _after_notice(outcome: Outcome, key: str) -> float:
     return found
 
 
-def by_size(sizes: Sequence[int], *, step_s: float, seed: int) -> int:
+def by_size(sizes: Sequence[int], *, steps: int, step_s: float, seed: int) -> int:
     """The same kills in swarms of several sizes."""
     minutes = KILL_EVERY_S * (KILLS + 1) / 60
     rows, failures = [], []
@@ -197,7 +200,8 @@ def by_size(sizes: Sequence[int], *, step_s: float, seed: int) -> int:
             f"{{kind: kill, peer: {number % num_peers}, at_s: {KILL_EVERY_S * (1 + number)}}}"
             for number in range(KILLS)
         )
-        outcome = run(num_peers, f"faults.plan=[{plan}]", f"seed={seed}", minutes=minutes, step_s=step_s)
+        words = (f"faults.plan=[{plan}]", f"gossip.steps={steps}", f"seed={seed}")
+        outcome = run(num_peers, *words, minutes=minutes, step_s=step_s)
         recovery = outcome.summary["recovery"]
         per_kill = recovery["rounds_lost"] / max(1, recovery["faults"])
         rows.append([num_peers, recovery["faults"], recovery["back"], per_kill, recovery["most_rounds_lost"]])
@@ -208,7 +212,7 @@ def by_size(sizes: Sequence[int], *, step_s: float, seed: int) -> int:
     header = ["peers", "kills", "back", "rounds of others lost by a kill", "the most"]
     print_table("whom one kill disturbs", header, rows)
     figures = [dict(zip(("peers", "kills", "back", "lost_per_kill", "most_lost"), row, strict=True)) for row in rows]
-    return conclude({"group_size": GROUP_SIZE, "sizes": figures}, failures)
+    return conclude({"group_size": GROUP_SIZE, "steps": steps, "sizes": figures}, failures)
 
 
 def main() -> int:
@@ -218,10 +222,11 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=125.0, help="faults an hour")
     parser.add_argument("--step_s", type=float, default=0.2, help="duration of a local step")
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of peers, instead of the storm")
+    parser.add_argument("--steps", type=int, default=Config().gossip.steps, help="local steps a round, with --sizes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.sizes:
-        return by_size(options.sizes, step_s=options.step_s, seed=options.seed)
+        return by_size(options.sizes, steps=options.steps, step_s=options.step_s, seed=options.seed)
     return storm(options.peers, minutes=options.minutes, rate=options.rate, step_s=options.step_s, seed=options.seed)
 
 
