@@ -34,7 +34,7 @@ def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray
 def test_neither_a_long_evaluation_nor_a_driver_that_stood_still_makes_a_peer_hang(ray: str, tmp_path: Path) -> None:
     words = (
         "model.factory=tests.job.networks:Slow",
-        "model.args.batch_s=4",
+        "model.args={batch_s: 4, step_s: 0.01}",  # at full speed one is through before the other has begun
         "swarm.num_peers=2",
         "swarm.silent_s=2",
         "train.local_steps=400",
