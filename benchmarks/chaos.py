@@ -1,7 +1,7 @@
 """Does a run outlive its parts? `ray-gossip chaos`, beside the same run left alone, on a Ray of this machine's own.
 
 Local steps take a fixed time and no processor, as on a GPU; settings are the defaults but for what the size of the
-machine asks for, and `swarm.silent_s`.
+machine asks for.
 
     python benchmarks/chaos.py                                     12 peers, twice 30 minutes, 125 faults an hour
     python benchmarks/chaos.py --peers 4 --minutes 3 --rate 400    to try it
@@ -41,7 +41,7 @@ from ray_gossip.config import Config
 
 MARK = "RAY_GOSSIP_BENCHMARK"
 START_S, END_S = 300.0, 180.0
-GROUP_SIZE, SILENT_S = 4, 10.0
+GROUP_SIZE = 4
 KILL_EVERY_S, KILLS = 20, 8
 THROUGHPUT, AVERAGED, MEDIAN_S, TAIL_S = 0.985, 0.90, 15.0, 30.0
 
@@ -93,7 +93,7 @@ def run(num_peers: int, *words: str, minutes: float, step_s: float) -> Outcome:
         command = [
             *(sys.executable, "-m", "ray_gossip.cli", "chaos", "--json", "--minutes", str(minutes)),
             *("--run-dir", str(run_dir), "model.factory=paced:build", f"model.args={{step_s: {step_s}}}"),
-            *(f"swarm.num_peers={num_peers}", "swarm.cpus_per_peer=0.1", f"swarm.silent_s={SILENT_S}"),
+            *(f"swarm.num_peers={num_peers}", "swarm.cpus_per_peer=0.1"),
             *(f"gossip.group_size={GROUP_SIZE}", "train.local_steps=1000000000", "train.eval_every=1000000000"),
             *("swarm.stop_s=20", *words),
         ]
@@ -184,7 +184,7 @@ def _row(name: str, figures: dict[str, Any]) -> list[Any]:
 
 
 def _after_notice(outcome: Outcome, key: str) -> float:
-    """What a stopped peer waits to be noticed is `swarm.silent_s`, which is for the user to set."""
+    """From when it was noticed: a stopped process is given some seconds in which somebody may wake it."""
     recovery = outcome.summary["recovery"]
     found: float = recovery[key.replace("back", "mended")]
     return found

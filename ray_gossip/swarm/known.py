@@ -32,6 +32,7 @@ class Known:
 
     incarnation: int = 0  # of the latest
     multiaddrs: tuple[str, ...] = ()
+    pid: int = -1
     samples: int = 0  # seen so far
     round: int = -1  # the latest of which it has told
     finished: PeerFinished | None = None
@@ -40,7 +41,7 @@ class Known:
         """One of its own records."""
         match record:
             case PeerStarted():
-                self.multiaddrs = record.multiaddrs
+                self.multiaddrs, self.pid = record.multiaddrs, record.pid
             case Progress():
                 self.samples = record.samples
             case RoundReport():

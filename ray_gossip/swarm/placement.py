@@ -21,6 +21,7 @@ from ray_gossip.records import Notice
 from ray_gossip.resources import bundle, num_that_fit
 from ray_gossip.swarm.actor import PeerActor
 from ray_gossip.swarm.cluster import nodes
+from ray_gossip.swarm.looking import state_of
 
 _ROOM_POLL_S = 1  # how often the driver looks up while Ray looks for room; there it counts whole seconds
 _SETTLES_S = 1.0  # after enough bundles are there, for the others
@@ -121,19 +122,26 @@ class Places:
 
     def start(self, name: str, index: int, **arguments: Any) -> Any:
         """An actor in the bundle of this peer, once it is there."""
-        group, bundle_index = (self._own[index], 0) if self._given is None else (self._given, index)
         return PeerActor.options(  # type: ignore[attr-defined]
             name=name,
             num_cpus=self._swarm.cpus_per_peer,
             num_gpus=self._swarm.gpus_per_peer,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle_index),
+            scheduling_strategy=self._strategy(index),
             runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
         ).remote(**arguments)
+
+    def state_of(self, index: int, pid: int) -> Any:
+        """What the system says of this process, on the node where this peer's bundle is; a reference."""
+        return state_of.options(scheduling_strategy=self._strategy(index)).remote(pid)
 
     def release(self) -> None:
         for group in self._own.values():
             remove_placement_group(group)
         self._own.clear()
+
+    def _strategy(self, index: int) -> PlacementGroupSchedulingStrategy:
+        group, bundle_index = (self._own[index], 0) if self._given is None else (self._given, index)
+        return PlacementGroupSchedulingStrategy(group, bundle_index)
 
     def _alone(self, *, on: str | None = None) -> PlacementGroup:
         return placement_group([bundle(self._swarm)], strategy="STRICT_PACK", _soft_target_node_id=on)

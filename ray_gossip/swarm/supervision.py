@@ -73,7 +73,7 @@ class Swarm:
         )
         self._storm = storm
         self._moves = Moves(self._places, Draining().nodes)
-        self._pulse = Pulse(limit_s=config.swarm.silent_s)
+        self._pulse = Pulse(config.swarm.silent_s, lambda peer: self._places.state_of(peer, self._known[peer].pid))
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
     def __enter__(self) -> Swarm:
@@ -255,9 +255,8 @@ class Swarm:
     def _give_up_silent(self) -> Iterator[PeerLost]:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
         awaited = {index: self._crew.actors[index] for index in self._streams.values()}
-        for index in self._pulse.silent(awaited):
-            asked = f"swarm.silent_s={self.config.swarm.silent_s:g}"
-            yield self._lose(index, f"its process has not answered for {asked}: it is stopped, or hangs")
+        for index, cause in self._pulse.lost(awaited).items():
+            yield self._lose(index, cause)
 
     def _strike(self) -> Iterator[Record]:
         if self._storm is not None and self._stop_by is None:

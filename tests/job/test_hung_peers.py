@@ -13,8 +13,8 @@ from tests.job.runs import Run
 
 
 def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray: str, tmp_path: Path) -> None:
-    """Where none is to take its place."""
-    words = (*PACED, "swarm.num_peers=3", "swarm.silent_s=5", "swarm.final_s=10", "train.local_steps=1200")
+    """Long before `swarm.silent_s` is over; where none is to take its place."""
+    words = (*PACED, "swarm.num_peers=3", "swarm.final_s=10", "train.local_steps=1200")
     with Run(tmp_path / "run", *words, "swarm.max_replacements=0", address=ray) as run:
         run.wait_until_training()
         victim = next(peer for peer in run.events("PeerStarted") if peer["peer_index"] == 1)
@@ -22,7 +22,7 @@ def test_a_peer_whose_process_is_stopped_is_lost_and_the_run_ends_without_it(ray
         os.kill(victim["pid"], signal.SIGSTOP)
         (lost,) = run.wait_for("PeerLost", within_s=20.0)
         assert lost["peer_index"] == 1
-        assert lost["cause"] == "its process has not answered for swarm.silent_s=5: it is stopped, or hangs"
+        assert lost["cause"].startswith("its process is stopped, and has not answered for ")
         wait_until_gone(stopped, within_s=15.0)
         assert run.finish().code == 0, run
     assert not lost["is_replaced"]
