@@ -21,7 +21,7 @@ from ray_gossip.records import Notice
 from ray_gossip.resources import bundle, num_that_fit
 from ray_gossip.swarm.actor import PeerActor
 from ray_gossip.swarm.cluster import nodes
-from ray_gossip.swarm.looking import state_of
+from ray_gossip.swarm.looking import kill, state_of
 
 _ROOM_POLL_S = 1  # how often the driver looks up while Ray looks for room; there it counts whole seconds
 _SETTLES_S = 1.0  # after enough bundles are there, for the others
@@ -133,6 +133,10 @@ class Places:
     def state_of(self, index: int, pid: int) -> Any:
         """What the system says of this process, on the node where this peer's bundle is; a reference."""
         return state_of.options(scheduling_strategy=self._strategy(index)).remote(pid)
+
+    def kill(self, index: int, pid: int) -> None:
+        """This process, on that node; waits for nothing."""
+        kill.options(scheduling_strategy=self._strategy(index)).remote(pid)
 
     def release(self) -> None:
         for group in self._own.values():

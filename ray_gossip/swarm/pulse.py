@@ -19,13 +19,15 @@ from ray_gossip.swarm.looking import STOPPED
 _LONGEST_LOOK_S = 1.0  # of the time between two looks, more does not count: the driver itself stood still
 _ASK_EVERY_S = 1.0
 _STOPPED_S = 5.0  # somebody may mean to wake it again
+_LOOK_AGAIN_S = 2.0
 
 
 @dataclass
 class _Ping:
     answer: Any  # a reference
     silent_s: float = 0.0  # since it was sent, as far as the driver was awake
-    state: Any = None  # a reference to what the system of its node says; None: not asked
+    look_at_s: float = _STOPPED_S  # of silence, when the system of its node is to be asked
+    state: Any = None  # a reference to what that says; None: it has not been asked
 
 
 class Pulse:
@@ -64,12 +66,10 @@ class Pulse:
         """Empty as long as it may be well."""
         if ping.silent_s >= self._limit_s:
             return f"its process has not answered for swarm.silent_s={self._limit_s:g}: it is stopped, or hangs"
-        if ping.silent_s < _STOPPED_S:
-            return ""
-        if ping.state is None:
+        if ping.state is None and ping.silent_s >= ping.look_at_s:
             ping.state = self._state_of(index)
-        elif _ready([ping.state]):
-            state, ping.state = _told(ping.state), None  # asked again, as long as it is silent
+        elif ping.state is not None and _ready([ping.state]):
+            state, ping.state, ping.look_at_s = _told(ping.state), None, ping.silent_s + _LOOK_AGAIN_S
             if state == STOPPED:
                 return f"its process is stopped, and has not answered for {ping.silent_s:.0f} s"
         return ""

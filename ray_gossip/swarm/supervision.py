@@ -256,6 +256,7 @@ class Swarm:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
         awaited = {index: self._crew.actors[index] for index in self._streams.values()}
         for index, cause in self._pulse.lost(awaited).items():
+            self._places.kill(index, self._known[index].pid)
             yield self._lose(index, cause)
 
     def _strike(self) -> Iterator[Record]:
