@@ -50,6 +50,14 @@ def take_memory(optimizer: Optimizer, memory: Mapping[str, Tensor]) -> None:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def follow_parameters(optimizer: Optimizer) -> None:
+    """The model may have moved to its device since its optimizer was given something to remember: so does that."""
+    for parameter, state in optimizer.state.items():
+        if any(isinstance(each, Tensor) and each.dim() and each.device != parameter.device for each in state.values()):
+            optimizer.load_state_dict(optimizer.state_dict())  # torch knows what of it belongs where
+            return
+
+
 def _kind(optimizer: Optimizer) -> str:
     """The same for optimizers of the same class, for parameters of the same shapes in the same order."""
     shapes = [list(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]

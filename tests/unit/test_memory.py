@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ray_gossip.training.eager import keep_compiler_out
-from ray_gossip.training.memory import memory_of, take_memory
+from ray_gossip.training.memory import follow_parameters, memory_of, take_memory
 
 keep_compiler_out()
 
@@ -97,3 +97,20 @@ def test_of_an_optimizer_that_has_not_stepped_or_keeps_other_things_there_is_not
     odd = Odd(model.parameters(), lr=0.1)
     odd.step()
     assert memory_of(odd) == {}
+
+
+def test_it_follows_a_model_that_has_moved() -> None:
+    """As where a loop joins, and takes over what another optimizer remembers, before it moves its model to the GPU."""
+    model, optimizer = made("Adam", 0)
+    trained(model, optimizer, steps=1)
+    before = optimizer.state
+    follow_parameters(optimizer)
+    assert optimizer.state is before, "nothing has moved"
+    moved, elsewhere = made("Adam", 0)
+    moved.to("meta")  # a device that every machine has
+    elsewhere.param_groups[0]["params"] = list(moved.parameters())
+    for parameter, state in zip(moved.parameters(), before.values(), strict=True):
+        elsewhere.state[parameter] = state
+    follow_parameters(elsewhere)
+    for state in elsewhere.state.values():
+        assert (state["exp_avg"].device.type, state["step"].device.type) == ("meta", "cpu")
