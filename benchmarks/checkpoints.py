@@ -53,13 +53,15 @@ def step(trainer: Trainer) -> None:
         torch.cuda.synchronize()  # a queued step is not yet done
 
 
-def steps_in(seconds: float, trainer: Trainer, saving: Saving, begin: Callable[[], Any]) -> float:
+def steps_in(
+    seconds: float, trainer: Trainer, saving: Saving, begin: Callable[[], Any], *, state: Callable[[], dict[str, Any]]
+) -> float:
     """Local steps in a turn of so many seconds, which opens with `begin`."""
     started, num_steps = time.monotonic(), 0
     begin()
     while (elapsed := time.monotonic() - started) < seconds:
         step(trainer)
-        saving.after_step(trainer.local_step)
+        saving.after_step(trainer.local_step, state)
         num_steps += 1
     return num_steps * seconds / elapsed
 
@@ -85,7 +87,7 @@ def main() -> int:
     copy_s: list[float] = []
     num_bytes, failures = 0, []
     with tempfile.TemporaryDirectory() as folder:
-        saving = Saving(folder, every_steps=None, peer_index=0, state=state)
+        saving = Saving(folder, every_steps=None, peer_index=0)
         kinds: dict[str, Callable[[], Any]] = {
             "without": lambda: None,
             "in the background": lambda: saving.ask(trainer.local_step),
@@ -94,7 +96,7 @@ def main() -> int:
         steps: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(options.turns):
             for kind, begin in kinds.items():
-                steps[kind].append(steps_in(options.turn_s, trainer, saving, begin))
+                steps[kind].append(steps_in(options.turn_s, trainer, saving, begin, state=state))
                 told = saving.told()
                 saving.finish()
                 if kind == "in the background":

@@ -150,6 +150,23 @@ class Saved(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Usage(Record):
+    """What a peer takes of its machine, and what is left there. Bytes of memory that processes share count in parts."""
+
+    local_step: int
+    trainer_bytes: int  # of the process that trains
+    network_bytes: int  # of its network side, all processes
+    helper_bytes: int  # of others that the trainer has started, such as a DataLoader's
+    device_bytes: int | None = None  # of GPU memory, that torch has reserved; None: no GPU
+    open_files: int  # of the process that trains
+    most_open_files: int  # that it may have
+    memory_free_bytes: int  # of the machine, or its container
+    memory_bytes: int  # in all
+    shared_free_bytes: int | None = None  # in /dev/shm
+    disk_free_bytes: int | None = None  # where this peer's checkpoints go; None: nowhere, or a URI
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResumed(Record):
     """The driver's own record: an interrupted run goes on. `peer_index` is -1."""
 
@@ -180,7 +197,7 @@ KINDS: dict[str, type[Record]] = {
     kind.__name__: kind
     for kind in (
         *(PeerStarted, Progress, Evaluation, Reported, RoundReport, PeerFinished, Saved),
-        *(PeerLost, PeerLeft, Fault, RunResumed, Notice),
+        *(PeerLost, PeerLeft, Fault, RunResumed, Notice, Usage),
     )
 }
 

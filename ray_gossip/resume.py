@@ -17,13 +17,15 @@ from ray_gossip.records import Notice, Record, RunResumed
 from ray_gossip.storage import inside, is_uri
 from ray_gossip.telemetry import Summary, config_of, recorded, set_earlier_attempt_aside
 
+CHECKPOINTS = "checkpoints"  # folder in a run's, where checkpoint.place is unset
+
 
 def place_of(config: Config, run_dir: Path) -> str | None:
     """Where a run's checkpoints lie; None: it makes none."""
-    if not config.checkpoint.is_on or config.train.loop is not None or config.engine == "hivemind":
+    if not config.checkpoint.is_on or config.engine == "hivemind":
         return None
     if config.checkpoint.place is None:
-        return str(run_dir.absolute() / "checkpoints")
+        return str(run_dir.absolute() / CHECKPOINTS)
     place = inside(config.checkpoint.place, run_dir.absolute().name)
     return place if is_uri(place) else str(Path(place).absolute())
 
@@ -52,7 +54,13 @@ class Resumption:
             return []
         common = {"place": self.place, "mark": self.manifest.mark}
         return [
-            {**common, "name": share.file.name, "samples": share.samples, "is_same_shard": share.is_own}
+            {
+                **common,
+                "name": share.file.name,
+                "samples": share.samples,
+                "is_same_shard": share.is_own,
+                "same_data": share.same_data,
+            }
             for share in deal(self.manifest, num_peers=num_peers)
         ]
 
@@ -109,7 +117,7 @@ def resumption(config: Config, run_dir: Path) -> Resumption:
     if place is None:
         raise ConfigError(
             "--resume goes on from a checkpoint, and this run makes none: set checkpoint.every_s or .every_steps; with "
-            "train.loop and engine=hivemind there are none"
+            "engine=hivemind there are none"
         )
     if (earlier := place_of(config_of(run_dir), run_dir)) not in (None, place):
         raise ConfigError(

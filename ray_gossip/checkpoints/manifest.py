@@ -175,6 +175,7 @@ class Share:
     file: PeerFile
     samples: int  # that count as seen by it
     is_own: bool  # it is the same peer, of as many
+    same_data: tuple[str, ...]  # files of all peers whose samples it goes on with
 
 
 def deal(manifest: Manifest, *, num_peers: int) -> list[Share]:
@@ -190,6 +191,7 @@ def deal(manifest: Manifest, *, num_peers: int) -> list[Share]:
             file=files.get(index) or files[others[index % len(others)]],
             samples=samples[index],
             is_own=index in files and num_peers == manifest.num_peers,
+            same_data=tuple(files[other].name for other in others if other % num_peers == index),
         )
         for index in range(num_peers)
     ]

@@ -20,6 +20,7 @@ class Resumed:
     name: str  # of the file
     samples: int  # that count as seen by this peer
     is_same_shard: bool  # it is the same peer of as many
+    same_data: tuple[str, ...] = ()  # files of all earlier peers whose samples this one goes on with
 
 
 class Saving:
@@ -28,14 +29,12 @@ class Saving:
     Args:
         place: of the checkpoints; None: it never saves.
         every_steps: local steps between two; None: only when it is asked.
-        state: a copy of all that it goes on from, between two local steps.
     """
 
-    def __init__(
-        self, place: str | None, *, every_steps: int | None, peer_index: int, state: Callable[[], dict[str, Any]]
-    ) -> None:
+    def __init__(self, place: str | None, *, every_steps: int | None, peer_index: int) -> None:
         self._writer = Writer(place, peer_index=peer_index) if place is not None else None
-        self._every_steps, self._state = every_steps, state
+        self._every_steps = every_steps
+        self._looked_at: int | None = None  # the local step after which it was last asked whether it is time
         self._lock = threading.Lock()
         self._asked: int | None = None  # the mark
 
@@ -44,14 +43,25 @@ class Saving:
         with self._lock:
             self._asked = mark
 
-    def after_step(self, local_step: int) -> None:
-        """Save if it is time. In the training thread, between two local steps."""
+    @property
+    def is_used(self) -> bool:
+        """The training asks whether it is time, now and then."""
+        return self._looked_at is not None
+
+    def after_step(self, local_step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Save if it is time. In the training thread, between two local steps.
+
+        Args:
+            state: a copy of all that this peer goes on from.
+        """
         with self._lock:
             mark, self._asked = self._asked, None
-        if mark is None and self._every_steps is not None and local_step % self._every_steps == 0:
-            mark = local_step
+        before, self._looked_at = self._looked_at, local_step
+        if mark is None and self._every_steps is not None:
+            begun = local_step - local_step % self._every_steps
+            mark = begun if begun > (local_step - 1 if before is None else before) else None
         if mark is not None and self._writer is not None:
-            self._writer.write(mark, self._state())
+            self._writer.write(mark, state())
 
     def finish(self) -> None:
         """Wait for what is being written."""

@@ -52,12 +52,15 @@ class Writer:
             self._thread.join(within_s)
 
     def _write(self, mark: int, state: Mapping[str, Any]) -> None:
+        measured: _Measured | None = None
         try:
             with storage.writing(folder_of(self._place, mark), self._name) as file:
                 measured = _Measured(file)
                 torch.save(dict(state), cast("IO[bytes]", measured))
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        except (OSError, RuntimeError) as error:
+            # of a disk that is full torch tells by a RuntimeError, and not that it is full
+            why = error if measured is None or measured.error is None else measured.error
+            text = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
             self._tell(mark, state, cause=f"could not be saved: {text.splitlines()[0]}")
             return
         self._tell(mark, state, name=self._name, num_bytes=measured.num_bytes, digest=measured.digest.hexdigest())
@@ -94,12 +97,17 @@ class _Measured(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.num_bytes, self.digest = file, 0, hashlib.blake2b(digest_size=16)
+        self.error: OSError | None = None  # with which it could not be written
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         self.digest.update(data)
         num_bytes = memoryview(data).nbytes
         self.num_bytes += num_bytes

@@ -24,6 +24,7 @@ from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.loop.peer import LoopPeer
+from ray_gossip.loop.saved import Saved
 from ray_gossip.loop.session import Session, current
 from ray_gossip.loop.voice import Driver, Screen
 from ray_gossip.resources import machine_id
@@ -41,6 +42,7 @@ def join(
     host_maddrs: Sequence[str] = Listen.host_maddrs,
     announce_maddrs: Sequence[str] = (),
     identity_path: Path | None = None,
+    resumed: Mapping[str, Any] | None = None,
 ) -> LoopPeer:
     """Found a swarm or join one, and say on standard error how others join this peer. In a loop that a driver has
     started (`GossipTrainer(train_loop)`, `train.loop`), take the place in its swarm: then all but model and optimizer
@@ -62,6 +64,8 @@ def join(
             of 127.0.0.1.
         announce_maddrs: what others are told instead, behind a NAT or in a container.
         identity_path: file with the key of its peer id, made if missing: its address stays the same.
+        resumed: what `peer.state_dict()` gave before the loop was interrupted: go on from there. Who comes to a swarm
+            that runs goes on from that one's model. A driver that resumes a run gives it by itself.
 
     Raises:
         UserError: the model, the config or an address is none that will do.
@@ -75,6 +79,7 @@ def join(
             "host_maddrs": tuple(host_maddrs) != Listen.host_maddrs,
             "announce_maddrs": bool(announce_maddrs),
             "identity_path": identity_path is not None,
+            "resumed": resumed is not None,
         }
         return _take_place(session, model, optimizer, given=[name for name, is_given in own.items() if is_given])
     settings = read(config)
@@ -82,6 +87,7 @@ def join(
     if not isinstance(founders, int) or founders < 1:
         raise UserError(f"founders={founders!r}: it counts this peer, so give 1 or more")
     averaged = ModelState(model)
+    saved = Saved(model, optimizer) if resumed is None else Saved.given(model, optimizer, resumed)
     for option, addresses in (
         ("host_maddrs", host_maddrs),
         ("announce_maddrs", announce_maddrs),
@@ -103,7 +109,7 @@ def join(
         network.open(StateShape.of(averaged), node=machine_id())
         engine = GossipEngine(settings, network, network.seat)
         voice = Screen(settings, network.seat.peer_index)
-        peer = LoopPeer(model, averaged, engine, network.seat, voice, optimizer=optimizer, seed=settings.seed)
+        peer = LoopPeer(model, averaged, engine, network.seat, voice, saved, optimizer=optimizer, seed=settings.seed)
     except BaseException:
         network.end()
         raise
@@ -115,8 +121,8 @@ def join(
         if initial_peers:
             peer.begin_at(engine.enter(founders=founders))
         else:
-            engine.join(founders=founders)
-            peer.begin_at(0)
+            _found(engine, saved, founders=founders)
+            peer.begin_at(saved.local_step)
     except BaseException:
         peer.leave(agree=False)
         raise
@@ -135,7 +141,8 @@ def _take_place(session: Session, model: nn.Module, optimizer: Optimizer | None,
             "or Trainer.train"
         )
     _check(model, optimizer, session.config)
-    averaged, network = ModelState(model), session.network
+    averaged, network, resumed = ModelState(model), session.network, session.resumed
+    saved = Saved(model, optimizer) if resumed is None else Saved.of(model, optimizer, resumed)
     network.open(StateShape.of(averaged), node=session.node)
     engine = GossipEngine(session.config, network, network.seat)
     peer = LoopPeer(
@@ -144,6 +151,7 @@ def _take_place(session: Session, model: nn.Module, optimizer: Optimizer | None,
         engine,
         network.seat,
         Driver(session),
+        saved,
         optimizer=optimizer,
         session=session,
         device=session.device,
@@ -153,9 +161,16 @@ def _take_place(session: Session, model: nn.Module, optimizer: Optimizer | None,
     if network.seat.place.incarnation:
         peer.begin_at(engine.join_running())
     else:
-        engine.join(founders=session.founders)
-        peer.begin_at(0)
+        _found(engine, saved, founders=session.founders)
+        peer.begin_at(saved.local_step)
     return peer
+
+
+def _found(engine: GossipEngine, saved: Saved, *, founders: int) -> None:
+    """Begin a swarm, or begin it again where it was interrupted: then each has its own model."""
+    if saved.kept is not None:
+        engine.averager.keep(saved.kept)
+    engine.join(founders=founders, local_step=saved.local_step, has_taken_over=saved.own is not None)
 
 
 def _founded(config: Config) -> Charter:

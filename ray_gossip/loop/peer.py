@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import time
 from collections import Counter
@@ -16,18 +15,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ray_gossip.causes import NO_OTHERS, lacking
-from ray_gossip.data.dealing import Deck
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.seat import Seat
-from ray_gossip.loop.sampler import Item, PeerSampler, PeerStream
+from ray_gossip.loop.rate import Rate
+from ray_gossip.loop.sampler import Item, PeerSampler, PeerStream, deck_of
+from ray_gossip.loop.saved import Saved
 from ray_gossip.loop.session import Session, numbers
 from ray_gossip.loop.shares import Shares
 from ray_gossip.loop.state import LoopState
-from ray_gossip.loop.voice import HOW_TO_MEET, Voice
-from ray_gossip.records import Outcome, Progress, Record, Reported, RoundReport
+from ray_gossip.loop.voice import Voice, wrong_with
+from ray_gossip.records import Outcome, Record, RoundReport
 from ray_gossip.training.averaged import ModelState
 
 
@@ -36,6 +35,7 @@ class LoopPeer:
 
     Args:
         averaged: what of the model is averaged.
+        saved: from what it goes on after an interruption, if there was any.
         optimizer: whose steps are counted; None: the loop calls `step`.
         session: of the driver that has started this loop, if one has.
         device: on which the driver expects the model.
@@ -49,6 +49,7 @@ class LoopPeer:
         engine: GossipEngine,
         seat: Seat,
         voice: Voice,
+        saved: Saved,
         *,
         optimizer: Optimizer | None = None,
         session: Session | None = None,
@@ -57,7 +58,8 @@ class LoopPeer:
     ) -> None:
         self.model, self.averaged = model, averaged
         self._engine, self.multiaddrs = engine, seat.multiaddrs  # where others can dial this peer
-        self._voice, self._session = voice, session
+        self._voice, self._session, self._saved = voice, session, saved
+        self._samples_before = session.samples if session is not None else 0  # seen by its earlier processes
         self.peer_index = engine.peer_index
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")  # for the loop to use
         self._process = os.getpid()  # a child that is forked from it inherits this object, and is no peer
@@ -69,7 +71,7 @@ class LoopPeer:
         self.bytes_sent = 0
         self.final: FinalResult | None = None  # how the final rounds ended, if there were any
         self._began_at = self._ended_at = time.monotonic()
-        self._taken = (self._began_at, 0, 0)  # when progress was last taken, and the samples and steps until then
+        self._rate = Rate()
         self._state = LoopState(averaged, optimizer)
         self._optimizer = optimizer
         self._counting = None if optimizer is None else optimizer.register_step_post_hook(self._stepped)
@@ -103,8 +105,9 @@ class LoopPeer:
         self.local_step = self.began_at_step = local_step
         self.has_begun = True
         self._began_at = self._ended_at = time.monotonic()
-        self._taken = (self._began_at, 0, local_step)
+        self._rate = Rate(local_step=local_step)
         self._heard([])
+        self._saved.begin()
 
     def step(self, *, samples: int | None = None) -> list[RoundReport]:
         """Tell the swarm that an optimizer step is done; call it after each.
@@ -146,15 +149,13 @@ class LoopPeer:
         Raises:
             UserError: it is empty.
         """
-        if not isinstance(dataset, Sized):
-            kind = type(dataset).__name__
-            raise UserError(f"peer.sampler(dataset): a {kind} has no length; for an iterable one, peer.shard_of(...)")
-        if not len(dataset):
-            raise UserError("peer.sampler(dataset): it has no samples")
+        deck = deck_of(dataset, founders=self._founders, seed=self._seed, shuffle=shuffle)
         if self._shares is None:
-            own, present = self.peer_index, self._present
-            self._shares = Shares(self._engine.averager.tell_members, own=own, present=present)
-        return PeerSampler(Deck(len(dataset), self._founders, self._seed, shuffle), self._shares)
+            tell, goes_on = self._engine.averager.tell_members, self.resumed is not None
+            self._shares = Shares(tell, own=self.peer_index, present=self._present, goes_on=goes_on)
+        sampler = PeerSampler(deck, self._shares)
+        self._saved.add(sampler)
+        return sampler
 
     def shard_of(self, stream: Iterable[Item]) -> PeerStream[Item]:
         """This peer's share of an iterable data set, the same in every peer: every n-th item of it for one of n peers,
@@ -166,6 +167,39 @@ class LoopPeer:
         """Peer indices of those that are there as of late."""
         roster = self._engine.roster
         return roster.present if roster is not None else (self.peer_index,)
+
+    @property
+    def resumed(self) -> dict[str, Any] | None:
+        """What this loop gave to `checkpoint` or `state_dict` before it was interrupted; None: it begins."""
+        return self._saved.own
+
+    def checkpoint(self, **own: Any) -> None:
+        """Save this peer, if a checkpoint of the run is due: call it after each step, or as often as the loop can go on
+        from there. In a loop that no driver has started, it does nothing: save `state_dict` yourself.
+
+        When the run is resumed, `join` gives back model, optimizer, random numbers and `local_step`, and each `sampler`
+        goes on at its position (`saw` says how many samples were trained on). The rest is in `resumed`.
+
+        Args:
+            own: more that the loop goes on from: a scheduler or another object with a `state_dict()`; tensors, numbers,
+                texts, lists and mappings.
+
+        Raises:
+            UserError: something in it is neither.
+        """
+        if self._session is not None and not self._has_left:
+            self._session.checkpoint(self.local_step, lambda: self.state_dict(**own))
+
+    def state_dict(self, **own: Any) -> dict[str, Any]:
+        """A copy in host memory of all that `join(resumed=...)` goes on from. Arguments, errors: see `checkpoint`."""
+        return self._saved.state(
+            own,
+            local_step=self.local_step,
+            samples=self.samples + self._samples_before,
+            seen=self._told if self._is_told else None,
+            kept=self._engine.averager.kept.clone(),
+            averaged=self.averaged.names(),
+        )
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Show numbers of this peer: curves in TensorBoard, and columns of the table. In a loop that no driver has
@@ -179,10 +213,7 @@ class LoopPeer:
         """
         values = numbers(metrics)
         if self._session is not None:
-            self._session.check()
-            self._session.records.put(
-                Reported(peer_index=self.peer_index, wall_time=time.time(), local_step=self.local_step, metrics=values)
-            )
+            self._session.report(values, local_step=self.local_step)
 
     def leave(self, *, agree: bool = True) -> Outcome | None:
         """End this peer's part; the model stays as it is then. Once it has left, it does nothing.
@@ -210,7 +241,7 @@ class LoopPeer:
                 self._heard(final.reports)
                 self.bytes_sent += final.bytes_sent
                 outcome = final.outcome
-                for text in self._wrong_with(final) if self._session is None else ():
+                for text in wrong_with(final, has_met=self._voice.has_met) if self._session is None else ():
                     self._voice.tell(text)
                 if outcome == "averaged":
                     self._engine.say_goodbye()
@@ -218,25 +249,15 @@ class LoopPeer:
             self._engine.shutdown()
         return outcome
 
-    def progress(self) -> list[Record]:
+    def progress(self) -> Sequence[Record]:
         """What a driver is told now and then: how far the loop is, if it has gone on."""
-        now, (before, samples, local_step) = time.monotonic(), self._taken
-        if self.local_step == local_step:
-            return []
-        self._taken = (now, self.samples, self.local_step)
-        groups = [] if self._optimizer is None else self._optimizer.param_groups
-        return [
-            Progress(
-                peer_index=self.peer_index,
-                wall_time=time.time(),
-                local_step=self.local_step,
-                samples=self.samples + (self._session.samples if self._session is not None else 0),
-                data_epoch=math.nan,
-                loss=None,
-                lr=float(groups[0]["lr"]) if groups else None,
-                samples_per_s=(self.samples - samples) / max(now - before, 1e-9),
-            )
-        ]
+        return self._rate.take(
+            peer_index=self.peer_index,
+            local_step=self.local_step,
+            samples=self.samples,
+            samples_before=self._samples_before,
+            optimizer=self._optimizer,
+        )
 
     def __enter__(self) -> LoopPeer:
         return self
@@ -277,16 +298,3 @@ class LoopPeer:
         while self._engine.notices:
             self._voice.tell(self._engine.notices.pop(0))
         return [replace(report, sketch_before=(), sketch_after=()) for report in reports]
-
-    def _wrong_with(self, final: FinalResult) -> list[str]:
-        """What is to be said of the end; mostly nothing."""
-        silent = [lacking(final.silent)] if final.silent else []
-        if final.outcome == "averaged":
-            return [*([f"the final average lacks some of the swarm: {final.cause}"] if final.cause else []), *silent]
-        if not (self._voice.has_met or final.silent or final.cause != NO_OTHERS):
-            return [f"no other peer was ever here, so that nothing was averaged; {HOW_TO_MEET}"]
-        cause = f" ({final.cause})" if final.cause else ""
-        return [
-            f"no agreement in the end: the final round was {final.outcome}{cause}; the model is this peer's own",
-            *silent,
-        ]

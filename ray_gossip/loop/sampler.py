@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,16 @@ from ray_gossip.errors import UserError
 from ray_gossip.loop.shares import Shares
 
 Item = TypeVar("Item")
+
+
+def deck_of(dataset: Sized, *, founders: int, seed: int, shuffle: bool) -> Deck:
+    """Of a map-style data set, to be dealt. Raises UserError."""
+    if not isinstance(dataset, Sized):
+        kind = type(dataset).__name__
+        raise UserError(f"peer.sampler(dataset): a {kind} has no length; for an iterable one, peer.shard_of(...)")
+    if not len(dataset):
+        raise UserError("peer.sampler(dataset): it has no samples")
+    return Deck(len(dataset), founders, seed, shuffle)
 
 
 class _Given(NamedTuple):
@@ -87,6 +97,10 @@ class PeerSampler(Sampler[int]):
         """Samples of an epoch that belong to this peer, as things are."""
         return self._dealing.num_own(self.epoch)
 
+    def has_given(self, num_samples: int) -> bool:
+        """So many since it was made or loaded, or a few more."""
+        return (self._given[0].before if self._given else 0) <= num_samples <= self._num_given
+
     def state_dict(self, *, seen: int | None = None) -> dict[str, Any]:
         """Its position, and what is known of the others', to be saved: numbers and texts only.
 
@@ -98,7 +112,7 @@ class PeerSampler(Sampler[int]):
             ValueError: so many were not given, or it is too long ago.
         """
         seen = self._num_given if seen is None else seen
-        if not (self._given[0].before if self._given else 0) <= seen <= self._num_given:
+        if not self.has_given(seen):
             raise ValueError(f"state_dict(seen={seen}): {self._num_given} samples were given, the last ones are known")
         offsets = dict(self._offsets)
         for given in self._given:

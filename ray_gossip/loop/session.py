@@ -6,15 +6,17 @@ One for a process, because a process hosts one peer.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from ray_gossip.checkpoints.saving import Resumed, Saving
 from ray_gossip.config import Config
-from ray_gossip.records import Notice, Record
+from ray_gossip.records import Notice, Record, Reported
 from ray_gossip.sidecar.network import Network
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ class Session:
     node: str
     records: SimpleQueue[Record] = field(default_factory=SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
+    _saves_until: float = -math.inf  # once it is to end: so long it may go on until it has saved itself
     peer: Any = None  # the LoopPeer, once it has joined
     samples: int = 0  # that this peer's processes before this one have seen
+    saving: Saving | None = None  # its part in the run's checkpoints; None: the run makes none
+    resumed: Resumed | None = None  # from what it goes on; None: it begins
     is_dealt: bool = False  # each peer has its part of the data, as far as this process knows
 
     @property
@@ -55,10 +60,45 @@ class Session:
     def say(self, text: str) -> None:
         self.records.put(Notice(peer_index=self.peer_index, wall_time=time.time(), text=text))
 
-    def check(self) -> None:
+    def report(self, values: dict[str, float], *, local_step: int) -> None:
+        """Raises Stopped if the loop is to end."""
+        self.check()
+        self.records.put(
+            Reported(peer_index=self.peer_index, wall_time=time.time(), local_step=local_step, metrics=values)
+        )
+
+    def save(self, mark: int) -> None:
+        """Ask for this peer's part of a checkpoint, where its loop makes any. From any thread."""
+        if self.saving is not None and self.saving.is_used:
+            self.saving.ask(mark)
+
+    def stop(self, mark: int | None = None, *, within_s: float = 0.0) -> None:
+        """Ask the loop to end. From any thread.
+
+        Args:
+            mark: it saves itself for this checkpoint, if it does so now and then, and comes to it within `within_s`.
+        """
+        if mark is not None and self.saving is not None and self.saving.is_used:
+            self.saving.ask(mark)
+            self._saves_until = time.monotonic() + within_s
+        self.stopping.set()
+
+    def check(self, *, has_saved: bool = False) -> None:
         """Raise Stopped if the loop is to end."""
-        if self.stopping.is_set():
+        if self.stopping.is_set() and (has_saved or time.monotonic() > self._saves_until):
             raise Stopped("the run is being stopped")
+
+    def checkpoint(self, local_step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Save this peer, if it is time. In the loop's thread, between two local steps.
+
+        Raises:
+            Stopped: the loop is to end.
+        """
+        if self.saving is not None:
+            if self.stopping.is_set():
+                self.saving.finish()  # what is being written, and then the last
+            self.saving.after_step(local_step, state)
+        self.check(has_saved=True)
 
 
 def current() -> Session | None:

@@ -24,10 +24,13 @@ class Shares:
 
     Args:
         tell: declares what is given as this peer's note, and reads the members.
+        goes_on: the samplers of all peers go on from saved positions, of which each peer has read its part.
     """
 
-    def __init__(self, tell: Callable[[bytes], Future[View]], *, own: int, present: Iterable[int]) -> None:
-        self._tell, self.own = tell, own
+    def __init__(
+        self, tell: Callable[[bytes], Future[View]], *, own: int, present: Iterable[int], goes_on: bool = False
+    ) -> None:
+        self._tell, self.own, self._goes_on = tell, own, goes_on
         self._dealings: list[Dealing] = []
         self._present = self._before = frozenset(present)
         self._asked: Future[View] | None = None
@@ -70,7 +73,8 @@ class Shares:
 
     def wait_until_known(self, dealing: Dealing) -> None:
         """Return when all others that share the deck deal to this peer, too: what is dealt to it, nobody else begins.
-        They hear of a newcomer within seconds; of founders, they know."""
+        They hear of a newcomer within seconds. Founders know each other, and wait only where they go on: then each has
+        read a part of what has been begun."""
         number, deadline = self._dealings.index(dealing), time.monotonic() + _AWAITED_S
         while True:
             if self._is_over:
@@ -78,8 +82,9 @@ class Shares:
             view = self.exchange_now()
             others = self._others(view) if view is not None else []
             _check_same_data(others, number, dealing.deck)
-            notes = [note for member, notes in others if not member.left and (note := _of(notes, number, dealing.deck))]
-            if (view is not None and all(self.own in note.members for note in notes)) or time.monotonic() > deadline:
+            there = [_of(notes, number, dealing.deck) for member, notes in others if not member.left]
+            is_known = all(not self._goes_on if note is None else self.own in note.members for note in there)
+            if (view is not None and is_known) or time.monotonic() > deadline:
                 return
             time.sleep(_POLL_S)
 

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from ray_gossip.causes import NO_OTHERS
+from ray_gossip.causes import NO_OTHERS, lacking
 from ray_gossip.config import Config
 from ray_gossip.gossip.members import Roster
+from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.loop.session import Session
 from ray_gossip.records import Notice, RoundReport
 from ray_gossip.telemetry import Observer, peers_named
@@ -64,6 +65,20 @@ class Screen:
             if peers and now:  # that all are gone is said elsewhere
                 self.tell(f"{peers_named(peers)} {'is' if len(peers) == 1 else 'are'} {what}")
         self._present = present
+
+
+def wrong_with(final: FinalResult, *, has_met: bool) -> list[str]:
+    """What is to be said of the end; mostly nothing."""
+    silent = [lacking(final.silent)] if final.silent else []
+    if final.outcome == "averaged":
+        return [*([f"the final average lacks some of the swarm: {final.cause}"] if final.cause else []), *silent]
+    if not (has_met or final.silent or final.cause != NO_OTHERS):
+        return [f"no other peer was ever here, so that nothing was averaged; {HOW_TO_MEET}"]
+    cause = f" ({final.cause})" if final.cause else ""
+    return [
+        f"no agreement in the end: the final round was {final.outcome}{cause}; the model is this peer's own",
+        *silent,
+    ]
 
 
 class Driver:

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 
 from ray_gossip.causes import lacking
+from ray_gossip.checkpoints.saving import Resumed, Saving
 from ray_gossip.config import Config
 from ray_gossip.errors import UserError
 from ray_gossip.factory import Factories, find, loop_arguments
@@ -24,6 +25,7 @@ from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.loop.session import Session, Stopped, within
 from ray_gossip.records import PeerFinished, PeerLeft, PeerStarted, Record
 from ray_gossip.sidecar.network import Network
+from ray_gossip.usage import Meter
 
 _POLL_S = 0.05
 
@@ -36,6 +38,8 @@ class LoopWorker:
         founder: its place in the swarm.
         node: peers with the same node share a machine.
         factories: the loop, where it was handed over instead of named in the config.
+        checkpoints: where this peer saves itself, when its loop does; None: nowhere.
+        resumed: from what of them it goes on; None: it begins.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class LoopWorker:
         founder: Founder,
         node: str,
         factories: Factories,
+        checkpoints: str | None = None,
+        resumed: Resumed | None = None,
     ) -> None:
         self._config = config
         self._name = config.train.loop or ""
@@ -54,6 +60,7 @@ class LoopWorker:
         self._argument = dict(config.train.loop_args) if factories.loop_config is None else factories.loop_config
         network = Network(config, listen=listen, initial_peers=initial_peers(), place=founder.place(config))
         has_gpu = config.swarm.gpus_per_peer > 0 and torch.cuda.is_available()
+        self._saving = Saving(checkpoints, every_steps=config.checkpoint.every_steps, peer_index=founder.peer_index)
         self._session = Session(
             config,
             network=network,
@@ -61,7 +68,11 @@ class LoopWorker:
             device=torch.device("cuda:0" if has_gpu else "cpu"),
             node=node,
             samples=founder.samples,
+            saving=self._saving,
+            resumed=resumed,
         )
+        reserved = torch.cuda.max_memory_reserved if has_gpu else None
+        self._meter = Meter(network_pid=lambda: network.pid, place=checkpoints, device_bytes=reserved)
         self._error: BaseException | None = None
         self._is_introduced = self._leaves = False
         self._model: bytes | None = None
@@ -104,6 +115,7 @@ class LoopWorker:
             if time.monotonic() - reported >= self._config.train.report_s:
                 reported = time.monotonic()
                 yield self._taken()
+        self._saving.finish()
         yield self._taken()
         if self._leaves:
             self.shutdown()
@@ -114,11 +126,13 @@ class LoopWorker:
             raise self._error
 
     def save(self, mark: int) -> None:
-        raise UserError("a loop of one's own has no checkpoints")
+        """Ask for this peer's part of a checkpoint at the loop's next `checkpoint`. From any thread."""
+        self._session.save(mark)
 
     def stop(self, mark: int | None = None) -> None:
-        """Ask the loop to end at its next `step` or `report`. From any thread."""
-        self._session.stopping.set()
+        """Ask the loop to end at its next `step` or `report`, or at its next `checkpoint`, where it saves itself: if
+        that comes soon. From any thread."""
+        self._session.stop(mark, within_s=self._config.swarm.stop_s / 4)
 
     def leave(self) -> None:
         """Ask the loop to end at its next `step` or `report`, and to leave its swarm. From any thread."""
@@ -201,4 +215,6 @@ class LoopWorker:
         progress = session.peer.progress() if session.peer is not None else []
         records += progress  # before the end, which may be among those that wait
         records += [session.records.get_nowait() for _ in range(num_waiting)]
-        return records
+        if session.peer is not None and session.peer.has_begun:
+            records += self._meter.take(peer_index=session.peer_index, local_step=session.peer.local_step)
+        return [*records, *self._saving.told()]

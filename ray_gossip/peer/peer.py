@@ -117,6 +117,7 @@ class Peer:
         self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
         self.trainer = Trainer(config, model=model, dataset=dataset, shard=shard, device=device)
+        self._meter = reports.meter(self._network, place=checkpoints, device=device)
         self._has_model = start is not None
         if start is not None:
             self.trainer.load(start)
@@ -126,9 +127,7 @@ class Peer:
         if resumed is not None:
             go_on(self.trainer, self._network, resumed, dealt_to=self._dealing.peers)
         self._samples_before = self.trainer.samples
-        self._saving = Saving(
-            checkpoints, every_steps=config.checkpoint.every_steps, peer_index=self.peer_index, state=self._whole_state
-        )
+        self._saving = Saving(checkpoints, every_steps=config.checkpoint.every_steps, peer_index=self.peer_index)
         self.engine.attach(self.trainer)
 
     def started(self) -> PeerStarted:
@@ -168,7 +167,7 @@ class Peer:
             with self._turns.mine():
                 trainer.step()
                 ended = self.engine.after_step(trainer.local_step)
-                self._saving.after_step(trainer.local_step)
+                self._saving.after_step(trainer.local_step, self._whole_state)
             while self.engine.notices:
                 records.append(self._notice(self.engine.notices.pop(0)))
             for report in ended:
@@ -182,7 +181,8 @@ class Peer:
                 progress = self._progress()
                 ended = self._look_at(progress)
                 bytes_sent += sum(report.bytes_sent for report in ended)
-                records += [progress, *ended, *self._saving.told(), *self.engine.guest_records()]
+                usage = self._meter.take(peer_index=self.peer_index, local_step=trainer.local_step)
+                records += [progress, *ended, *usage, *self._saving.told(), *self.engine.guest_records()]
                 yield records
                 records = []
         train_s = time.monotonic() - started
@@ -192,7 +192,7 @@ class Peer:
         if self._stopping.is_set():
             yield [*records, *([self._progress()] if trainer.has_progress else [])]
             self._saving.finish()  # what is being written, and then the last
-            self._saving.after_step(trainer.local_step)
+            self._saving.after_step(trainer.local_step, self._whole_state)
             self._saving.finish()
             yield list(self._saving.told())
             return

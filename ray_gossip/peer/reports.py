@@ -13,7 +13,9 @@ from ray_gossip.config import Config
 from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.seat import Seat
 from ray_gossip.records import Evaluation, PeerFinished, PeerStarted, Statistics
+from ray_gossip.sidecar.network import Network
 from ray_gossip.training.trainer import Trainer
+from ray_gossip.usage import Meter
 
 
 def started(trainer: Trainer, seat: Seat, *, class_counts: tuple[int, ...], samples: int) -> PeerStarted:
@@ -41,6 +43,16 @@ def started(trainer: Trainer, seat: Seat, *, class_counts: tuple[int, ...], samp
         incarnation=seat.place.incarnation,
         samples=samples,
     )
+
+
+def meter(network: Network, *, place: str | None, device: torch.device) -> Meter:
+    """Of what this peer takes of its machine.
+
+    Args:
+        place: of its checkpoints.
+    """
+    reserved = (lambda: int(torch.cuda.max_memory_reserved(device))) if device.type == "cuda" else None
+    return Meter(network_pid=lambda: network.pid, place=place, device_bytes=reserved)
 
 
 def evaluation(

@@ -70,11 +70,12 @@ class PeerActor:
                 "initial_peers": lambda: _addresses(initial_peers),
                 "node": machine_id(),
                 "factories": factories,
+                "checkpoints": saves.get("place"),
+                "resumed": Resumed(**saves["resumed"]) if "resumed" in saves else None,
             }
             self._peer: Peer | LoopWorker
             if config.train.loop is None:
-                resumed = Resumed(**saves["resumed"]) if "resumed" in saves else None
-                self._peer = Peer(config, **place, start=start, checkpoints=saves.get("place"), resumed=resumed)
+                self._peer = Peer(config, **place, start=start)
             else:
                 self._peer = LoopWorker(config, **place)
             signal.signal(signal.SIGTERM, self._leave_and_end)

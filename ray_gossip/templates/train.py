@@ -47,6 +47,7 @@ def train_loop(config):
             loss = nn.functional.cross_entropy(model(inputs.to(peer.device)), labels.to(peer.device))
             loss.backward()
             optimizer.step()
+            peer.checkpoint()  # when one is due; after an interruption, the same command with --resume goes on from it
         peer.report({"loss": loss, "accuracy": accuracy(model, test, peer.device), "epoch": epoch})
 
 

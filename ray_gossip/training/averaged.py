@@ -87,6 +87,10 @@ class ModelState:
             for part, size in zip(self._parts, self._sizes, strict=True)
         )
 
+    def names(self) -> list[str]:
+        """Of the tensors of the model that are averaged."""
+        return [part.name for part in self._parts if part.kind != "momentum"]
+
     @torch.no_grad()
     def read(self, out: Tensor) -> None:
         """Copy the state into `out`, [size] float32 on the CPU. Waits for the steps queued so far."""

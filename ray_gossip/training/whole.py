@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,9 @@ def whole_state(trainer: Trainer, *, kept: Tensor) -> dict[str, Any]:
     Args:
         kept: what averaging keeps from round to round.
     """
-    state: dict[str, Any] = _copied(trainer.state())
-    return state | {"position": trainer.batches.samples, "random": _random_states(), "kept": kept}
+    state: dict[str, Any] = copied(trainer.state())
+    names = trainer.averaged.names()
+    return state | {"position": trainer.batches.samples, "random": random_states(), "kept": kept, "averaged": names}
 
 
 def go_on_from(trainer: Trainer, state: Mapping[str, Any], *, samples: int, is_same_shard: bool) -> None:
@@ -32,20 +34,26 @@ def go_on_from(trainer: Trainer, state: Mapping[str, Any], *, samples: int, is_s
     """
     position = state["position"] if is_same_shard else 0
     trainer.load_state({**state, "samples": samples, "position": position})
-    _set_random_states(state["random"])
+    set_random_states(state["random"])
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """In host memory; mappings as dict (or Counter, which schedulers have), sequences as list, numbers as Python's."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Counter):
+        return Counter(value)
     if isinstance(value, Mapping):
-        return {key: _copied(each) for key, each in value.items()}
+        return {key: copied(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_copied(each) for each in value]
+        return [copied(each) for each in value]
     return value
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """Of this process: torch's (and CUDA's, where it is used), numpy's and Python's."""
     legacy: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, gauss = legacy
     version, numbers, next_gauss = random.getstate()
@@ -57,7 +65,7 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _set_random_states(found: Mapping[str, Any]) -> None:
+def set_random_states(found: Mapping[str, Any]) -> None:
     torch.set_rng_state(found["torch"])
     if found["cuda"] and len(found["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(found["cuda"])

@@ -315,6 +315,24 @@ def test_peers_with_data_of_other_sizes_are_told() -> None:
         list(sampler)
 
 
+def test_where_all_go_on_from_saved_positions_each_waits_until_it_has_heard_of_the_others() -> None:
+    """What another had begun before the interruption, nobody but that one has read."""
+    own = Member(peer_id="0", peer_index=0)
+    before = Dealing(Deck(100, founders=2, seed=0), own=1, members=[0, 1])
+    for number in range(0, 100, 3):
+        before.begin((0, number))
+    views = [Member(peer_id="1", peer_index=1, note=note) for note in (b"", packed([before.note()]))]
+
+    def tell(told: bytes) -> Future[View]:
+        return done(View((replace(own, note=told), views.pop(0) if len(views) > 1 else views[0])))
+
+    sampler = PeerSampler(before.deck, Shares(tell, own=0, present=[0, 1], goes_on=True))
+    sampler.set_epoch(0)
+    begun = {sample for number in range(0, 100, 3) for sample in before.samples((0, number)).tolist()}
+    assert not begun & set(sampler)
+    assert len(views) == 1
+
+
 def test_a_peer_that_has_left_is_dealt_nothing() -> None:
     own = Member(peer_id="0", peer_index=0)
     shared = Shares(lambda note: done(View((replace(own, note=note),))), own=0, present=[0])
