@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_gossip.config import GossipConfig
+from ray_gossip.usage import check_memory
 
 _SIGNALS = 64  # int64 numbers
 
@@ -29,12 +30,16 @@ class Memory:
         size: elements of snapshot and of delta.
         num_kept: elements of what averaging keeps, see `num_kept`.
         file: descriptor of memory that is there already; None: new memory, all zeros.
+
+    Raises:
+        ResourceError: this machine has too little left for new memory.
     """
 
     def __init__(self, size: int, *, num_kept: int, file: int | None = None) -> None:
         num_bytes = 8 * _SIGNALS + 2 * 4 * size + 2 * 4 * num_kept
         self.file = os.memfd_create("ray_gossip") if file is None else file
         if file is None:
+            check_memory(2 * num_bytes, what=f"averaging {4 * size / 1e6:,.0f} MB")  # its averager has as much
             os.ftruncate(self.file, num_bytes)
         whole = torch.frombuffer(mmap.mmap(self.file, num_bytes), dtype=torch.uint8)  # keeps the mapping alive
         sizes = [8 * _SIGNALS, 4 * size, 4 * size, 4 * num_kept, 4 * num_kept]

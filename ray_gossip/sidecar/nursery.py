@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_gossip.sidecar.wire import Wire, own_user
+from ray_gossip.usage import allow_many_files
 
 _IDLE_S = 0.5  # without a sidecar; then it ends
 _REMOVE_S, _AGAIN_S = 5.0, 0.05  # for which a folder is tried to be removed, and how often
@@ -82,6 +83,7 @@ def main(name: str, report: int) -> None:
         report: descriptor to which READY is written, or TAKEN.
     """
     os.setsid()
+    allow_many_files()  # connections are files
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(name)

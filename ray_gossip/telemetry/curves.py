@@ -28,6 +28,11 @@ last one when all have ended. The time of a point is the record's `wall_time`.
 | `round/group_size` | peer | peers in the group, itself included |
 | `round/moved` | peer | L2 norm of what averaging changed in its parameters |
 | `round/sent_mb` | peer | megabytes (10^6) sent in the round |
+| `usage/trainer_mb` | peer | memory of the process that trains; what processes share counts in parts, here and below |
+| `usage/network_mb`, `usage/helpers_mb` | peer | of its network side; of others, such as a DataLoader's workers |
+| `usage/gpu_mb` | peer | GPU memory that torch has reserved |
+| `usage/open_files` | peer | of the process that trains |
+| `usage/memory_free_mb`, `usage/disk_free_mb` | peer | left of its machine or container; on the disk of checkpoints |
 | `swarm/peers` | swarm | live peers |
 | `swarm/samples_per_s` | swarm | sum over the peers |
 | `swarm/sent_mb` | swarm | megabytes (10^6) sent so far |
@@ -60,6 +65,7 @@ from ray_gossip.records import (
     Record,
     Reported,
     RoundReport,
+    Usage,
 )
 from ray_gossip.telemetry.layout import band
 from ray_gossip.telemetry.state import SwarmRound, SwarmState
@@ -86,7 +92,7 @@ class Curves:
         self._num_troubles = 0
 
     def points(self, record: Record) -> Iterator[Point]:
-        if isinstance(record, (Progress, Evaluation, Reported, RoundReport)):
+        if isinstance(record, (Progress, Evaluation, Reported, RoundReport, Usage)):
             for tag, value in _of_peer(record).items():
                 yield Point(f"peer-{record.peer_index:02d}", tag, value, record.local_step, record.wall_time)
         values, step = self._of_swarm(record)
@@ -177,12 +183,14 @@ def _kind(record: _Measure) -> str:
     return "eval" if record.model == "peer" else "merged"
 
 
-def _of_peer(record: _Measure | RoundReport) -> dict[str, float]:
+def _of_peer(record: _Measure | RoundReport | Usage) -> dict[str, float]:
     if isinstance(record, Progress):
         known = {"train/loss": record.loss, "train/lr": record.lr, "train/samples_per_s": record.samples_per_s}
         return {tag: value for tag, value in known.items() if value is not None}
     if isinstance(record, Reported):
         return dict(record.metrics)
+    if isinstance(record, Usage):
+        return _of_usage(record)
     if isinstance(record, Evaluation):
         kind = _kind(record)
         accuracy = {} if record.accuracy is None else {"accuracy": record.accuracy}
@@ -198,6 +206,19 @@ def _of_peer(record: _Measure | RoundReport) -> dict[str, float]:
         "round/moved": record.moved,
         "round/sent_mb": record.bytes_sent / 1e6,
     }
+
+
+def _of_usage(usage: Usage) -> dict[str, float]:
+    num_bytes = {
+        "trainer": usage.trainer_bytes,
+        "network": usage.network_bytes,
+        "helpers": usage.helper_bytes or None,
+        "gpu": usage.device_bytes,
+        "memory_free": usage.memory_free_bytes,
+        "disk_free": usage.disk_free_bytes,
+    }
+    known = {f"usage/{name}_mb": value / 1e6 for name, value in num_bytes.items() if value is not None}
+    return {**known, "usage/open_files": usage.open_files}
 
 
 def _hidden_share(record: RoundReport) -> float:

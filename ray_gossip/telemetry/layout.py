@@ -40,7 +40,17 @@ def custom_scalars(config: Config) -> Any:
         *([_lines("faults on purpose so far", "swarm/faults")] if config.faults.are_asked_for else []),
     ]
     peers = [_lines(f"{title}, by peer", f"^{tag}$") for tag, title in measures.items()]
-    categories = {"how well it learns": learning, "how it mixes": mixing, "how fast it is": speed, "peers": peers}
+    machines = [
+        _lines("memory by peer: training, averaging, helpers, in MB", r"usage/(trainer|network|helpers)_mb"),
+        _lines("memory left on its machine, by peer, in MB", "usage/memory_free_mb"),
+    ]
+    categories = {
+        "how well it learns": learning,
+        "how it mixes": mixing,
+        "how fast it is": speed,
+        "peers": peers,
+        "what it takes": machines,
+    }
     shown = {title: charts for title, charts in categories.items() if charts}
     layout = Layout(category=[Category(title=title, chart=charts) for title, charts in shown.items()])
     return _value("custom_scalars__config__", "custom_scalars", layout.SerializeToString())

@@ -11,6 +11,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
 | apart | a peer began with another model | that peer says so itself |
 | restored | a peer diverged and went on with a neighbour's model | the same |
+| memory, disk, ... | a machine is about to run out of something: `scarcity` | each peer looks every 30 s |
 | diverged | the saved model's parameters or its loss are no numbers | at the end |
 | agreement | a final round that did not average, or in parts only | at the end |
 | merged | the merged model is worse than the peers' mean by 0.03 | at the end; short runs came to 0.021 (docs/log.md) |
@@ -52,9 +53,11 @@ from ray_gossip.records import (
     PeerStarted,
     Record,
     RoundReport,
+    Usage,
 )
 from ray_gossip.telemetry.advice import advice_on, is_lasting, is_same_cause, longer
 from ray_gossip.telemetry.ending import causes_of_the_end, verdicts
+from ray_gossip.telemetry.scarcity import KINDS, scarce
 from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, Total
 
@@ -80,6 +83,7 @@ class Watch:
         self._lost_at = -math.inf
         self._distances: deque[float] = deque()  # of the swarm's last rounds, before them
         self._num_earlier, self._highest = 0, 0.0  # of the rounds before those: their number, the highest distance
+        self._scarce: dict[int, dict[str, str]] = {}  # of each peer's machine
         self._notices: list[Notice] = []
 
     def see(self, record: Record) -> list[Notice]:
@@ -94,8 +98,11 @@ class Watch:
                 for tally in self._tallies.values():
                     tally.forget(record.peer_index)
                 self._total.forget_last(record.peer_index)
+                self._scarce.pop(record.peer_index, None)
                 if isinstance(record, PeerLost):
                     self._lost_at = record.wall_time
+            case Usage():
+                self._see_usage(record)
             case Notice() if record.text.startswith(BEGAN_APART):
                 text = "peers began with different models; those that differed took over the first one's: let the "
                 text += "random numbers of model.factory come from torch, which is seeded"
@@ -196,6 +203,18 @@ class Watch:
             )
         overlap = "" if gossip.overlap else " or set gossip.overlap=true,"
         return f"{tally.subject} held up local steps for more than half of the time: {takes};{overlap} {longer(gossip)}"
+
+    # ---- the machines ---------------------------------------------------------------------------------------------
+
+    def _see_usage(self, usage: Usage) -> None:
+        self._scarce[usage.peer_index] = scarce(usage)
+        for kind in KINDS:
+            texts = [found[kind] for found in self._scarce.values() if kind in found]
+            known = self._state.troubles.get(kind)
+            if texts and (known is None or known.is_over):
+                self._begins(kind, texts[0])
+            elif known is not None:
+                known.is_over = not texts
 
     # ---- the swarm ------------------------------------------------------------------------------------------------
 

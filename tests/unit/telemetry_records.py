@@ -24,10 +24,11 @@ from ray_gossip.records import (
     Record,
     Reported,
     RoundReport,
+    Usage,
 )
 from ray_gossip.telemetry import RunLog, SwarmRound, SwarmState
 
-NUM_PEERS, TOTAL_STEPS = 4, 40
+NUM_PEERS, TOTAL_STEPS, GB = 4, 40, 10**9
 AVERAGED = (
     AveragedTensor(name="head.weight", shape=(100, 49), kind="parameter", num_bytes=19_600),
     AveragedTensor(name="norm.running_var", shape=(100,), kind="statistic", num_bytes=400),
@@ -121,6 +122,24 @@ def finished(peer: int, *, bytes_sent: int = 0, sketch: Sketch = (), outcome: Ou
         final_outcome=outcome,
         final_cause="",
         sketch=sketch,
+    )
+
+
+def usage(peer: int, step: int = 1) -> Usage:
+    """Of a machine that has enough of everything."""
+    return Usage(
+        peer_index=peer,
+        wall_time=1002.0,
+        local_step=step,
+        trainer_bytes=GB,
+        network_bytes=GB // 2,
+        helper_bytes=GB // 10,
+        open_files=50,
+        most_open_files=1024,
+        memory_free_bytes=10 * GB,
+        memory_bytes=24 * GB,
+        shared_free_bytes=12 * GB,
+        disk_free_bytes=50 * GB,
     )
 
 

@@ -18,7 +18,7 @@ errors
 causes records storage folders screen stopping tensor_memory
 addresses board
 config
-resources factory starter checkpoints
+resources usage factory starter checkpoints
 mixing data
 training
 rehearsal models

@@ -41,6 +41,7 @@ from tests.unit.telemetry_records import (
     scalars,
     sketches,
     started,
+    usage,
 )
 
 
@@ -308,6 +309,7 @@ class TestTheLayout:
                     *map(started, range(2)),
                     *(progress(peer, 10) for peer in range(2)),
                     *(evaluation(peer, 10, accuracy, metrics=metrics) for peer in range(2)),
+                    *(usage(peer, 10) for peer in range(2)),
                     report(0, 1, before=x, after=x),
                     report(1, 1, before=y, after=y),
                 ]
