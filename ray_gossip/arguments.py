@@ -180,7 +180,7 @@ def _add_status(commands: Any) -> None:
         "checkpoints",
         help="list the checkpoints of a run, and read them through",
         description="List the checkpoints of a run, the latest first, and whether --resume can go on from each: all "
-        "files are read.",
+        "files are read. With --export, write the merged model of one of them instead.",
         epilog="exit codes: 0 the latest is sound, 2 there is no run, 3 there is none, or the latest is damaged",
     )
     for command in (status, why, checkpoints):
@@ -190,6 +190,10 @@ def _add_status(commands: Any) -> None:
     status.add_argument("--watch", action="store_true", help="again each second, until it has ended")
     status.add_argument("--json", action="store_true", help="one JSON object instead")
     why.add_argument("--peer", type=int, metavar="N", help="of this peer alone")
+    export = "the mean of its peers as a state_dict, into a new file that ends in .pt or .safetensors"
+    checkpoints.add_argument("--export", type=Path, metavar="FILE", help=export)
+    which = "with --export: this one (default: the latest that is sound)"
+    checkpoints.add_argument("--checkpoint", type=int, metavar="N", help=which)
     why.add_argument("--round", type=int, metavar="R", help="of this round alone, also where it averaged")
 
 

@@ -275,6 +275,8 @@ def _checkpoints(options: argparse.Namespace, _: OrderlyStop) -> int:
     from ray_gossip import status  # finds the run
 
     run_dir = status.latest_run(options.run_dir)
+    if options.export is not None:
+        return status.export_checkpoint(run_dir, options.export, mark=options.checkpoint, stream=screen(sys.stdout))
     return status.show_checkpoints(run_dir, screen(sys.stdout))
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from ray_gossip.causes import HAS_LEFT, IS_DONE, SCHEDULED_ALONE
 from ray_gossip.checkpoints.manifest import all_in, marks_in, wrong_with
 from ray_gossip.console import table
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, UserError
 from ray_gossip.lines import distance_line, headline, rounds_line
 from ray_gossip.records import PeerLost, RoundReport
 from ray_gossip.resume import place_of
@@ -89,6 +89,33 @@ def show_checkpoints(run_dir: Path, stream: TextIO) -> int:
         )
     stream.write("".join(f"{line}\n" for line in [*lines, *notices] or [f"{run_dir} has no checkpoint"]))
     return WELL if wrong and not wrong[0] else WRONG
+
+
+def export_checkpoint(run_dir: Path, path: Path, *, mark: int | None, stream: TextIO) -> int:
+    """Write the merged model of a checkpoint to a new file. Returns the exit code.
+
+    Args:
+        mark: of the checkpoint; None: the latest that is sound.
+
+    Raises:
+        UserError: there is no such checkpoint, or no such file can be written.
+    """
+    from ray_gossip.checkpoints.export import check, export  # loads torch
+
+    check(path)
+    place = place_of(config_of(run_dir), run_dir)
+    there = all_in(place) if place is not None else []
+    found = [each for each in there if mark in (None, each.mark)]
+    sound = next((each for each in found if not wrong_with(place or "", each)), None)
+    if place is None or sound is None:
+        which = "checkpoint" if mark is None else f"checkpoint {mark}"
+        raise UserError(f"{run_dir} has no {which} that is sound; ray-gossip checkpoints {run_dir} lists them")
+    try:
+        export(place, sound, path)
+    except OSError as error:
+        raise UserError(f"--export {path}: {error.strerror or error}") from error
+    stream.write(f"{path}: the model of checkpoint {sound.mark}, the mean of {len(sound.peers)} peers\n")
+    return WELL
 
 
 def code_of(found: Replay) -> int:
