@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray_gossip.config import Config, parse, read
 from ray_gossip.errors import ConfigError, ResourceError
 from ray_gossip.factory import Factories, Factory, loop_arguments, name_of
-from ray_gossip.ray_train import failures_of, run_dir_of, swarm_of
+from ray_gossip.ray_train import checkpoints_of, failures_of, run_dir_of, swarm_of
 from ray_gossip.screen import screen
 from ray_gossip.storage import is_uri
 
@@ -68,7 +68,9 @@ class GossipTrainer:
         train_loop_config: its argument; None: {}.
         scaling_config: Ray Train's ScalingConfig: how many peers, and what each gets. Goes before the config's `swarm`.
         run_config: Ray Train's RunConfig: name and storage_path are the folder of the results;
-            FailureConfig(max_failures=...) is how often a peer is replaced, for loops that go on at `peer.local_step`.
+            FailureConfig(max_failures=...) is how often a peer is replaced, for loops that go on at `peer.local_step`;
+            CheckpointConfig says which checkpoints are kept, of loops that call `peer.checkpoint`: the latest
+            num_to_keep, and the best.
         model: the user's own, instead of `model.name` in the config: a function, or its name package.module:function,
             see `ray_gossip.config.ModelConfig.factory`. Any function will do that cloudpickle can send to the peers.
         data: the same for the data set, see `ray_gossip.config.DataConfig.factory`.
@@ -105,6 +107,7 @@ class GossipTrainer:
         values = read(config).model_dump()
         named = run_dir_of(run_config)
         values["swarm"] |= swarm_of(scaling_config) | failures_of(run_config)
+        values["checkpoint"] |= checkpoints_of(run_config)
         if named is not None and run_dir is not None:
             raise ConfigError("run_dir and run_config.name both name the folder of the results: keep one of them")
         loop = train_loop_per_worker

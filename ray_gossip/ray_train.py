@@ -10,11 +10,6 @@ from typing import Any
 from ray_gossip.errors import ConfigError
 from ray_gossip.storage import is_uri
 
-_WHY = {
-    "checkpoint_config": "the merged model is saved at the end",
-}
-
-
 _WITHOUT_END = 1_000_000_000
 
 
@@ -28,11 +23,12 @@ def swarm_of(scaling: Any) -> dict[str, Any]:
         return {}
     known = ("num_workers", "use_gpu", "resources_per_worker", "placement_strategy", "accelerator_type")
     _refuse_others("scaling_config", scaling, known)
-    if not isinstance(scaling.num_workers, int):
-        raise ConfigError(f"scaling_config.num_workers={scaling.num_workers}: a swarm begins with one number of peers")
+    least, most = scaling.num_workers if isinstance(scaling.num_workers, tuple) else (None, scaling.num_workers)
     resources = dict(scaling.resources_per_worker or {})
     gpus = resources.pop("GPU", 1.0 if scaling.use_gpu else 0.0)
-    swarm: dict[str, Any] = {"num_peers": scaling.num_workers, "gpus_per_peer": gpus}
+    swarm: dict[str, Any] = {"num_peers": most, "gpus_per_peer": gpus}
+    if least is not None:
+        swarm["min_peers"] = least
     swarm["cpus_per_peer"] = resources.pop("CPU", 1.0)  # as Ray Train reserves it
     swarm["placement"] = scaling.placement_strategy
     if scaling.accelerator_type is not None:
@@ -59,6 +55,23 @@ def failures_of(run: Any) -> dict[str, Any]:
     return {"max_replacements": _WITHOUT_END if most == -1 else most}
 
 
+def checkpoints_of(run: Any) -> dict[str, Any]:
+    """The keys of the `checkpoint` section that a RunConfig's CheckpointConfig stands for.
+
+    Raises:
+        ConfigError: it asks for something that there is not here.
+    """
+    given = None if run is None else getattr(run, "checkpoint_config", None)
+    if given is None:
+        return {}
+    known = ("num_to_keep", "checkpoint_score_attribute", "checkpoint_score_order")
+    _refuse_others("checkpoint_config", given, known)
+    keys: dict[str, Any] = {} if given.num_to_keep is None else {"keep": given.num_to_keep}
+    if given.checkpoint_score_attribute is not None:
+        keys["best_by"] = f"{given.checkpoint_score_order}:{given.checkpoint_score_attribute}"
+    return keys
+
+
 def run_dir_of(run: Any) -> Path | None:
     """The folder that a RunConfig names; None: any new one.
 
@@ -67,7 +80,7 @@ def run_dir_of(run: Any) -> Path | None:
     """
     if run is None:
         return None
-    _refuse_others("run_config", run, ("name", "storage_path", "failure_config"))
+    _refuse_others("run_config", run, ("name", "storage_path", "failure_config", "checkpoint_config"))
     place = run.storage_path
     for key, value in (("name", run.name), ("storage_path", place)):
         if not isinstance(value, (str, Path)):
@@ -88,8 +101,7 @@ def _refuse_others(called: str, config: Any, known: tuple[str, ...]) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in known and not _is_same(value, usual.get(field.name)):
-            why = _WHY.get(field.name, "it has no meaning for a swarm")
-            raise ConfigError(f"{called}.{field.name}={value}: {why}; leave it out")
+            raise ConfigError(f"{called}.{field.name}={value}: it has no meaning for a swarm; leave it out")
 
 
 def _usual(kind: type) -> Mapping[str, Any]:

@@ -58,6 +58,20 @@ def test_max_failures_is_how_often_a_peer_is_replaced(most: int, replacements: i
     assert GossipTrainer(loop, run_config=run).config.max_replacements == replacements
 
 
+def test_an_elastic_number_of_workers_is_the_least_and_the_most_of_peers() -> None:
+    run = RunConfig(name="a", failure_config=FailureConfig(max_failures=3))
+    swarm = GossipTrainer(loop, scaling_config=ScalingConfig(num_workers=(1, 4)), run_config=run).config.swarm
+    assert (swarm.min_peers, swarm.num_peers) == (1, 4)
+
+
+def test_a_checkpoint_config_says_which_are_kept() -> None:
+    best = CheckpointConfig(num_to_keep=5, checkpoint_score_attribute="loss", checkpoint_score_order="min")
+    checkpoint = GossipTrainer(loop, run_config=RunConfig(name="a", checkpoint_config=best)).config.checkpoint
+    assert (checkpoint.keep, checkpoint.best_by) == (5, "min:loss")
+    checkpoint = GossipTrainer(loop, run_config=RunConfig(name="a")).config.checkpoint
+    assert (checkpoint.keep, checkpoint.best_by) == (2, None)
+
+
 def test_the_loop_and_its_argument_stand_in_the_config_where_they_are_plain() -> None:
     plain = GossipTrainer(loop, train_loop_config={"lr": 0.1}).config.train
     assert (plain.loop, plain.loop_args) == ("tests.unit.test_ray_train:loop", {"lr": 0.1})
@@ -69,10 +83,6 @@ def test_the_loop_and_its_argument_stand_in_the_config_where_they_are_plain() ->
     ("arguments", "line"),
     [
         (
-            {"scaling_config": ScalingConfig(num_workers=(1, 4))},
-            r"num_workers=\(1, 4\): a swarm begins with one number",
-        ),
-        (
             {"scaling_config": ScalingConfig(use_tpu=True)},
             r"scaling_config\.use_tpu=True: it has no meaning for a swarm",
         ),
@@ -82,8 +92,8 @@ def test_the_loop_and_its_argument_stand_in_the_config_where_they_are_plain() ->
             r"failure_config\.controller_failure_limit=3: it has no meaning for a swarm; leave it out",
         ),
         (
-            {"run_config": RunConfig(checkpoint_config=CheckpointConfig(num_to_keep=2))},
-            r"run_config\.checkpoint_config=",
+            {"scaling_config": ScalingConfig(num_workers=(1, 4))},
+            r"swarm\.min_peers needs swarm\.max_replacements: peers come in while the swarm runs",
         ),
         ({"run_config": RunConfig(name="a", storage_path="s3://b")}, r"is a URI, which only a sweep writes to"),
         ({"run_config": RunConfig(name="a"), "run_dir": "b"}, "keep one of them"),
