@@ -27,7 +27,7 @@ class CheckpointConfig(Section):
     max:accuracy or min:loss."""
     place: str | None = Field(None, min_length=1, max_length=2000)
     """Where they lie, below the name of the run's folder: a folder that all nodes share, or a URI such as
-    s3://bucket/name. Unset: checkpoints/ in the run's folder."""
+    s3://bucket/name. Unset: checkpoints/ in the run's folder, where those of a sweep's trials always are."""
 
     @model_validator(mode="before")
     @classmethod

@@ -26,6 +26,7 @@ from ray_gossip.tuning.hparams import HParamsLogger, write_columns
 from ray_gossip.tuning.progress import LOG, Progress
 from ray_gossip.tuning.report import Report, print_report, write_report
 from ray_gossip.tuning.search import scheduler, searcher
+from ray_gossip.tuning.spent import Spent
 from ray_gossip.tuning.sweep import SWEEP_FILE, Point, Sweep
 from ray_gossip.tuning.trial import SwarmTrial, resources
 
@@ -116,6 +117,7 @@ def _tuner(sweep: Sweep, points: list[Point], place: str) -> tune.Tuner:
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             callbacks=[
                 Progress(sweep.settings.tune.objectives),
+                *([] if storage.is_uri(place) else [Spent(place)]),
                 HParamsLogger(sweep),
                 CSVLoggerCallback(),
                 JsonLoggerCallback(),

@@ -20,15 +20,18 @@ from ray.util import get_current_placement_group
 
 from ray_gossip import storage
 from ray_gossip.config import Config
+from ray_gossip.errors import ConfigError
 from ray_gossip.records import Record
 from ray_gossip.resources import bundle
+from ray_gossip.resume import Resumption, place_of, resumption
 from ray_gossip.run import Run
 from ray_gossip.telemetry import set_earlier_attempt_aside
 from ray_gossip.tuning.metrics import Metrics, Scores
 from ray_gossip.tuning.sweep import Sweep
 
 _REPORT_S = 2.0  # a result at least as often: Tune's words, "stop" among them, reach a trial between two results
-_SNAPSHOT, _METRICS = "swarm.pt", "metrics.json"  # in a checkpoint
+_SNAPSHOT, _METRICS = "swarm.pt", "metrics.json"  # in a checkpoint of Tune's
+_BEGINS = Resumption()
 
 
 class SwarmTrial(tune.Trainable):
@@ -52,7 +55,9 @@ class SwarmTrial(tune.Trainable):
         own_folder = Path(self.logdir)
         self._destination = storage.inside(place, own_folder.name) if storage.is_uri(place) else None
         self._run_dir = own_folder if self._destination else Path(place) / own_folder.name
-        self._config, self._tune = sweep.config(config), sweep.settings.tune
+        self._config, self._tune = _in_own_folder(sweep.config(config)), sweep.settings.tune
+        # Tune saves the trials of a population; peers on other nodes see no folder that only this one has
+        self._saves_itself = self._tune.scheduler != "pbt" and self._destination is None
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Have the swarm, which is not there before the first `step`, go on from what `save_checkpoint` wrote."""
@@ -91,9 +96,9 @@ class SwarmTrial(tune.Trainable):
             storage.upload(self._run_dir, self._destination)
 
     def _begin(self) -> Run:
-        """Start the swarm: from the checkpoint, to whose records its own are added, or else from the beginning."""
-        if self._start is None:
-            set_earlier_attempt_aside(self._run_dir)
+        """Start the swarm: from what Tune has saved, to whose records its own are added; else where an earlier attempt
+        was saved; else from the beginning."""
+        place, before = (None, _BEGINS) if self._start is not None else self._earlier()
         self._run = run = self._open.enter_context(
             Run(
                 self._config,
@@ -102,6 +107,8 @@ class SwarmTrial(tune.Trainable):
                 started_at=time.time(),
                 group=get_current_placement_group(),
                 start=self._start,
+                checkpoints=place,
+                resumption=before,
             )
         )
         self._start = None
@@ -114,6 +121,23 @@ class SwarmTrial(tune.Trainable):
         )
         self._records = run.records()
         return run
+
+    def _earlier(self) -> tuple[str | None, Resumption]:
+        """Where the peers save themselves, if they do, and from what of it they go on."""
+        place = place_of(self._config, self._run_dir) if self._saves_itself else None
+        try:
+            if place is not None and (self._run_dir / "events.jsonl").exists():
+                return place, resumption(self._config, self._run_dir)
+        except ConfigError as error:  # whatever is wrong with it, the trial is to be done
+            set_earlier_attempt_aside(self._run_dir)
+            return place, Resumption(notices=[f"it begins again: {error}"])
+        set_earlier_attempt_aside(self._run_dir)
+        return place, _BEGINS
+
+
+def _in_own_folder(config: Config) -> Config:
+    """Below one `checkpoint.place` all trials of all sweeps would have the same names."""
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"place": None})})
 
 
 def resources(config: Config) -> tune.PlacementGroupFactory:

@@ -127,17 +127,18 @@ def test_there_are_pictures(sweep: Run) -> None:
 
 
 @pytest.mark.timeout(SWEEP_S)
-def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(ray: str, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_goes_on_with_what_has_not_finished_where_it_was_saved(ray: str, tmp_path: Path) -> None:
     words = (
         "swarm.num_peers=1",
         *PACED,
-        "train.local_steps=300",
+        "train.local_steps=600",
+        "checkpoint.every_steps=50",
         "space.gossip.steps.grid=[10, 20]",
         "tune.scheduler=none",
         "tune.max_concurrent=1",
     )
     with Run(tmp_path / "sweep", *words, command="tune") as run:  # on a Ray of its own
-        run.wait_for("Progress", trial="trial-002")
+        run.wait_for("Saved", trial="trial-002")
         run.look()
         run.press_ctrl_c()
         assert run.finish(within_s=40.0).code == 130, run
@@ -149,7 +150,11 @@ def test_an_interrupted_sweep_goes_on_with_what_has_not_finished(ray: str, tmp_p
         assert again.finish().code == 0, again
     assert report(again)["trials"] == {"finished": 2, "stopped_early": 0, "failed": 0, "unfinished": 0}
     assert (run.run_dir / "trial-001" / "events.jsonl").read_bytes() == first
-    assert (run.run_dir / "trial-002" / "attempt-1" / "events.jsonl").exists()
+    began = [peer["local_step"] for peer in again.events("PeerStarted", trial="trial-002")]
+    saved = [each["local_step"] for each in again.events("Saved", trial="trial-002")]
+    assert began[0] == 0 < 50 <= began[1] <= max(saved), "it goes on where it was saved"
+    assert [end["samples"] for end in again.events("PeerFinished", trial="trial-002")] == [600 * 32]
+    assert not list(run.run_dir.glob("trial-*/checkpoints")), "nothing goes on from there any more"
 
 
 def test_a_folder_that_holds_a_sweep_is_not_written_over(tmp_path: Path) -> None:
