@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from hivemind import DHT
 
@@ -25,7 +28,8 @@ from ray_gossip.records import RoundReport
 from ray_gossip.sidecar.network import Network
 from ray_gossip.testing import Peers, RemotePeer
 
-START_S = 120.0
+MARK = "RAY_GOSSIP_BENCHMARK"
+START_S, LEFT_S = 120.0, 15.0
 
 
 class BenchmarkPeer:
@@ -210,6 +214,26 @@ def all_at_once(peers: Sequence[RemotePeer], function: Callable[..., Any], *argu
     for peer in peers:
         peer.send(function, *arguments)
     return [peer.receive(wait_s) for peer in peers]
+
+
+def new_mark() -> str:
+    """What a run's processes get as MARK in their environment, so that they are found wherever they are."""
+    return uuid.uuid4().hex
+
+
+def living(mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def left_of(mark: str) -> list[str]:
+    """Processes of a run that have not ended a while after it."""
+    deadline = time.monotonic() + LEFT_S
+    while (found := list(living(mark))) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return [f"{process.pid} {process.name()}" for process in found if process.is_running()]
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
