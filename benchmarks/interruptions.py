@@ -208,6 +208,7 @@ def main() -> int:
     parser.add_argument("--interruptions", type=int, default=10, help="of each of the two runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     dice, count = random.Random(options.seed), options.interruptions
     with tempfile.TemporaryDirectory() as folder:
         alone, failures = one_peer(Path(folder) / "one", steps=400 * (count + 1), interruptions=count, dice=dice)

@@ -10,6 +10,8 @@ from ray_gossip.checkpoints.manifest import Manifest, PeerFile, all_in, deal, pr
 from ray_gossip.config import Config
 from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Progress, Record, Saved
 
+_PATIENCE = 3  # checkpoints in which a peer may be missing, because it is slower, before it is told
+
 
 class Keeper:
     """Give it each record of a run, and look up now and then.
@@ -43,6 +45,8 @@ class Keeper:
         damaged."""
         self._began_at: dict[int, int] = {}  # local step of each peer that is there, where this process of it began
         self._saved: dict[int, dict[int, Saved]] = {}  # by mark and peer index
+        self._last: dict[int, int] = {}  # by peer, the mark for which it has last saved itself
+        self._has_told_of_others = False
         self._asked_for = self.latest = -1  # marks: of the last one that was asked for, of the last one that is whole
         self._own: list[int] = []
         if manifest is not None:
@@ -64,6 +68,7 @@ class Keeper:
                 self._began_at.pop(record.peer_index, None)
             case Saved():
                 self._saved.setdefault(record.mark, {})[record.peer_index] = record
+                self._last[record.peer_index] = record.mark
             case _:
                 return
         yield from self._complete()
@@ -83,9 +88,11 @@ class Keeper:
 
     def close(self) -> Iterator[Notice]:
         """No more is to come."""
-        for mark, saved in sorted(self._saved.items()):
-            if mark > self.latest:
-                yield self._incomplete(mark, f"{len(saved)} of {len(self._awaited(mark))} peers have saved")
+        left = sorted(mark for mark in self._saved if mark > self.latest)
+        if left:
+            last, before = left[-1], f" (as {len(left) - 1} before it)" if len(left) > 1 else ""
+            why = f"{len(self._saved[last])} of {len(self._awaited(last))} peers have saved{before}"
+            yield self._incomplete(last, why)
         self._saved.clear()
 
     def _awaited(self, mark: int) -> list[int]:
@@ -96,7 +103,8 @@ class Keeper:
     def _complete(self) -> Iterator[Notice]:
         for mark in sorted(self._saved):
             saved, awaited = self._saved[mark], self._awaited(mark)
-            if any(index not in saved for index in awaited):
+            if missing := [index for index in awaited if index not in saved]:
+                yield from self._look_for_others(mark, missing)
                 continue
             del self._saved[mark]
             causes = [each.cause for index, each in sorted(saved.items()) if each.cause and index in awaited]
@@ -105,6 +113,19 @@ class Keeper:
                 yield self._incomplete(mark, causes[0])
             elif whole and mark > self.latest:
                 yield from self._write(mark, whole)
+
+    def _look_for_others(self, mark: int, missing: list[int]) -> Iterator[Notice]:
+        """Say once that some peers save themselves at other local steps, or never."""
+        never = [index for index in missing if index not in self._last]
+        if self._has_told_of_others or mark < self.latest:
+            return
+        if never and len(self._saved) > _PATIENCE:
+            self._has_told_of_others = True
+            yield self._incomplete(mark, f"peer {never[0]} has never saved itself: does its loop call peer.checkpoint?")
+        elif not never and all(self._last[index] > mark for index in missing):
+            self._has_told_of_others = True
+            why = f"peer {missing[0]} saves itself at other local steps"
+            yield self._incomplete(mark, f"{why}: call peer.checkpoint after each step, or set checkpoint.every_s")
 
     def _incomplete(self, mark: int, why: str) -> Notice:
         before = f"the one before, {self.latest}, counts" if self.latest >= 0 else "there is none before it"

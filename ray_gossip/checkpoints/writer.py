@@ -15,7 +15,7 @@ import torch
 
 from ray_gossip import storage
 from ray_gossip.checkpoints.manifest import folder_of
-from ray_gossip.errors import SwarmError
+from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.records import Saved
 
 
@@ -57,11 +57,11 @@ class Writer:
             with storage.writing(folder_of(self._place, mark), self._name) as file:
                 measured = _Measured(file)
                 torch.save(dict(state), cast("IO[bytes]", measured))
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # whatever a state holds that cannot be saved
             # of a disk that is full torch tells by a RuntimeError, and not that it is full
             why = error if measured is None or measured.error is None else measured.error
-            text = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
-            self._tell(mark, state, cause=f"could not be saved: {text.splitlines()[0]}")
+            text = why.strerror if isinstance(why, OSError) and why.strerror else _first_line(why)
+            self._tell(mark, state, cause=f"could not be saved: {text}")
             return
         self._tell(mark, state, name=self._name, num_bytes=measured.num_bytes, digest=measured.digest.hexdigest())
 
@@ -88,8 +88,12 @@ def load(place: str, mark: int, name: str) -> dict[str, Any]:
         content = storage.read(folder_of(place, mark), name)
         found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch raises for a file that is none
-        raise SwarmError(f"checkpoint {mark}: {name} cannot be read: {error}") from error
+        raise SwarmError(f"checkpoint {mark}: {name} cannot be read: {_first_line(error)}") from error
     return found
+
+
+def _first_line(error: Exception) -> str:
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 class _Measured(io.RawIOBase):

@@ -29,9 +29,8 @@ def skipped(config: Config) -> list[str]:
         )
     if config.model.factory is not None and config.model.norm != "batch":
         sentences.append(f"model.norm={config.model.norm} is skipped: model.factory takes model.args")
-    if (config.engine == "hivemind" or config.train.loop is not None) and config.checkpoint != CheckpointConfig():
-        what = "engine=hivemind" if config.engine == "hivemind" else "a train.loop"
-        sentences.append(f"checkpoint.* is skipped: {what} makes no checkpoints")
+    if config.engine == "hivemind" and config.checkpoint != CheckpointConfig():
+        sentences.append("checkpoint.* is skipped: engine=hivemind makes no checkpoints")
     if config.engine == "hivemind":
         sentences += [
             f"gossip.{key}={getattr(config.gossip, key)} is skipped: engine=hivemind has no such setting"

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -72,8 +71,7 @@ class LoopPeer:
         self.final: FinalResult | None = None  # how the final rounds ended, if there were any
         self._began_at = self._ended_at = time.monotonic()
         self._rate = Rate()
-        self._state = LoopState(averaged, optimizer)
-        self._optimizer = optimizer
+        self._state, self._optimizer = LoopState(averaged, optimizer), optimizer
         self._counting = None if optimizer is None else optimizer.register_step_post_hook(self._stepped)
         engine.attach(self._state)
         self._seed, self._founders = seed, seat.charter.num_peers
@@ -151,8 +149,13 @@ class LoopPeer:
         """
         deck = deck_of(dataset, founders=self._founders, seed=self._seed, shuffle=shuffle)
         if self._shares is None:
-            tell, goes_on = self._engine.averager.tell_members, self.resumed is not None
-            self._shares = Shares(tell, own=self.peer_index, present=self._present, goes_on=goes_on)
+            self._shares = Shares(
+                self._engine.averager.tell_members,
+                own=self.peer_index,
+                present=self._present,
+                goes_on=self.resumed is not None,
+                num_told=lambda: self._told,
+            )
         sampler = PeerSampler(deck, self._shares)
         self._saved.add(sampler)
         return sampler
@@ -196,14 +199,13 @@ class LoopPeer:
             own,
             local_step=self.local_step,
             samples=self.samples + self._samples_before,
-            seen=self._told if self._is_told else None,
+            is_told=self._is_told,
             kept=self._engine.averager.kept.clone(),
             averaged=self.averaged.names(),
         )
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Show numbers of this peer: curves in TensorBoard, and columns of the table. In a loop that no driver has
-        started, nobody sees them.
+        """Show numbers of this peer: curves, columns of the table. In a loop that no driver has started, nobody sees.
 
         Args:
             metrics: name -> number, or tensor with one element, which this waits for.
@@ -262,9 +264,7 @@ class LoopPeer:
     def __enter__(self) -> LoopPeer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.leave(agree=error is None)
 
     def _stepped(self, *_: Any) -> None:

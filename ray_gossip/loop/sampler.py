@@ -53,6 +53,7 @@ class PeerSampler(Sampler[int]):
         self._is_known = False
         self._rest: list[int] = []  # of the block in progress
         self._num_given = 0  # samples since it was made, or loaded
+        self._iterated_at = (0, 0)  # how many were given, and told of, when this iteration began
         self._given: deque[_Given] = deque(maxlen=2 * MAX_BLOCKS)
         self._offsets: dict[Block, int] = {}  # where to go on in blocks that a saved state has in the middle
 
@@ -86,6 +87,7 @@ class PeerSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         self._meet()
+        self._iterated_at = (self._num_given, self._shares.num_told())
         last = self.epoch
         while self._rest or self._begin(last):
             self._num_given += 1
@@ -97,7 +99,15 @@ class PeerSampler(Sampler[int]):
         """Samples of an epoch that belong to this peer, as things are."""
         return self._dealing.num_own(self.epoch)
 
-    def has_given(self, num_samples: int) -> bool:
+    @property
+    def num_seen(self) -> int | None:
+        """Samples that the loop has trained on, if it tells of those of this sampler alone. What an earlier iteration
+        has left over, as a DataLoader with drop_last does, is passed by. None: nobody knows."""
+        given, told = self._iterated_at
+        seen = given + self._shares.num_told() - told
+        return seen if self._has_given(seen) else None
+
+    def _has_given(self, num_samples: int) -> bool:
         """So many since it was made or loaded, or a few more."""
         return (self._given[0].before if self._given else 0) <= num_samples <= self._num_given
 
@@ -112,7 +122,7 @@ class PeerSampler(Sampler[int]):
             ValueError: so many were not given, or it is too long ago.
         """
         seen = self._num_given if seen is None else seen
-        if not self.has_given(seen):
+        if not self._has_given(seen):
             raise ValueError(f"state_dict(seen={seen}): {self._num_given} samples were given, the last ones are known")
         offsets = dict(self._offsets)
         for given in self._given:

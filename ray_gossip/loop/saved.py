@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ray_gossip.checkpoints.saving import Resumed
 from ray_gossip.checkpoints.writer import load
 from ray_gossip.errors import UserError
-from ray_gossip.training.memory import follow_parameters
+from ray_gossip.training.memory import follow_parameters, kind_of
 from ray_gossip.training.whole import copied, random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Saved:
         *,
         local_step: int,
         samples: int,
-        seen: int | None,
+        is_told: bool,
         kept: Tensor,
         averaged: Sequence[str],
     ) -> dict[str, Any]:
@@ -106,26 +106,25 @@ class Saved:
         Args:
             own: what the loop adds: objects with a `state_dict()`, and what is plain.
             samples: that count as seen by this peer.
-            seen: samples of its only sampler that the loop has trained on; None: all that were given.
+            is_told: the loop tells of the samples on which it trains; else all count that its samplers have given.
             kept: what averaging keeps from round to round.
             averaged: names of the model's tensors that are averaged.
 
         Raises:
             UserError: something in it is neither.
         """
-        positions = [sampler.state_dict() for sampler in self._samplers]
-        if len(self._samplers) == 1 and seen is not None and self._samplers[0].has_given(seen):
-            positions = [self._samplers[0].state_dict(seen=seen)]
+        is_told &= len(self._samplers) == 1  # of which one, nobody knows
         return {
             "local_step": local_step,
             "samples": samples,
-            "model": copied(self._model.state_dict()),
-            "optimizer": None if self._optimizer is None else copied(self._optimizer.state_dict()),
+            "model": _plain(self._model, "the model"),
+            "optimizer": None if self._optimizer is None else _plain(self._optimizer, "the optimizer"),
+            "optimizer_kind": None if self._optimizer is None else kind_of(self._optimizer),
             "random": random_states(),
             "kept": kept,
             "averaged": [*averaged],
-            "samplers": positions,
-            "own": {name: _plain(value, name) for name, value in own.items()},
+            "samplers": [each.state_dict(seen=each.num_seen if is_told else None) for each in self._samplers],
+            "own": {name: _plain(value, f"checkpoint({name}=...)") for name, value in own.items()},
         }
 
     def _before_first_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -133,28 +132,39 @@ class Saved:
         follow_parameters(optimizer)
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
+        kept, random, local_step = state["kept"], state["random"], state["local_step"]
+        if not isinstance(kept, Tensor) or type(local_step) is not int or local_step < 0:
+            raise ValueError(f"local step {local_step}, and kept a {type(kept).__name__}")
+        if random is not None and random.keys() != random_states().keys():
+            raise ValueError(f"random numbers of {', '.join(random) or 'nothing'}")
+        kind = None if self._optimizer is None else kind_of(self._optimizer)
+        if kind is not None and state["optimizer_kind"] not in (None, kind):
+            raise ValueError(f"its optimizer is {state['optimizer_kind']}, and this one {kind}")
         self._model.load_state_dict(state["model"])
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.load_state_dict(state["optimizer"])
-        self._random = state["random"]
-        self.local_step, self.own, self.kept = int(state["local_step"]), dict(state["own"]), state["kept"]
+        self._random, self.local_step, self.own, self.kept = random, local_step, dict(state["own"]), kept
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any, called: str) -> Any:
     """What can be read again without running anybody's code. Raises UserError."""
-    found = copied(value.state_dict() if hasattr(value, "state_dict") else value)
-    _check(found, name)
+    has_state = hasattr(value, "state_dict") and not isinstance(value, type)
+    try:
+        found = copied(value.state_dict() if has_state else value)
+    except RecursionError:
+        raise UserError(f"{called} holds itself") from None
+    _check(found, called)
     return found
 
 
-def _check(value: Any, name: str) -> None:
+def _check(value: Any, called: str) -> None:
     if isinstance(value, (Mapping, list)):
         for each in [*value, *value.values()] if isinstance(value, Mapping) else value:
-            _check(each, name)
-    elif not isinstance(value, (*_PLAIN, Tensor)):
+            _check(each, called)
+    elif type(value) not in (*_PLAIN, Tensor):
         raise UserError(
-            f"checkpoint({name}=...) holds a {type(value).__name__}: give something with a state_dict(), or tensors, "
-            "numbers, texts, lists and mappings"
+            f"{called} holds a {type(value).__name__}, which nothing can be read from again: give something with a "
+            "state_dict(), or tensors, numbers, texts, lists and mappings"
         )
 
 

@@ -24,13 +24,20 @@ class Shares:
 
     Args:
         tell: declares what is given as this peer's note, and reads the members.
+        num_told: samples on which the loop has said that it trained.
         goes_on: the samplers of all peers go on from saved positions, of which each peer has read its part.
     """
 
     def __init__(
-        self, tell: Callable[[bytes], Future[View]], *, own: int, present: Iterable[int], goes_on: bool = False
+        self,
+        tell: Callable[[bytes], Future[View]],
+        *,
+        own: int,
+        present: Iterable[int],
+        goes_on: bool = False,
+        num_told: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._tell, self.own, self._goes_on = tell, own, goes_on
+        self._tell, self.own, self._goes_on, self.num_told = tell, own, goes_on, num_told
         self._dealings: list[Dealing] = []
         self._present = self._before = frozenset(present)
         self._asked: Future[View] | None = None

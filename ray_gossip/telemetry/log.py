@@ -59,7 +59,7 @@ class RunLog:
         self._curves = Curves(self._state)
         self._event_files: dict[str, EventFile] = {}  # by the name of the TensorBoard run
         self._pictured_at = time.monotonic()
-        self._classes_are_pictured = False
+        self._classes_are_pictured = self._is_drawing = False
         self._files = ExitStack()
         self._events: Journal
         self._told_of_disk = self._is_closed = False
@@ -162,8 +162,10 @@ class RunLog:
     def _add_picture(self) -> None:
         """Who averaged with whom so far."""
         self._pictured_at = time.monotonic()
-        if self._state.meetings:
+        if self._state.meetings and not self._is_drawing:
+            self._is_drawing = True  # who is interrupted here may have imported half of matplotlib
             png = who_met_whom(self._state.meetings, sorted({peer for pair in self._state.meetings for peer in pair}))
+            self._is_drawing = False
             last_round = self._state.last_round
             self._add_image("swarm/who_met_whom", png, step=last_round.local_step if last_round else 0)
 

@@ -15,18 +15,18 @@ def scarce(usage: Usage) -> dict[str, str]:
     peer, found = f"the machine of peer-{usage.peer_index:02d}", dict[str, str]()
     if usage.memory_free_bytes < _MEMORY * usage.memory_bytes:
         found["memory"] = (
-            f"{peer} has {_gb(usage.memory_free_bytes)} of {_gb(usage.memory_bytes)} of memory left, and Ray ends "
-            f"processes when it is full; the peer takes {_gb(usage.trainer_bytes + usage.helper_bytes)} for training "
-            f"and {_gb(usage.network_bytes)} for averaging: lower swarm.num_peers, or the workers of a DataLoader"
+            f"{peer} has {_size(usage.memory_free_bytes)} of {_size(usage.memory_bytes)} of memory left, and Ray ends "
+            f"processes when it is full; the peer takes {_size(usage.trainer_bytes + usage.helper_bytes)} for training "
+            f"and {_size(usage.network_bytes)} for averaging: lower swarm.num_peers, or the workers of a DataLoader"
         )
     if usage.disk_free_bytes is not None and usage.disk_free_bytes < _DISK:
         found["disk"] = (
-            f"{peer} has {_gb(usage.disk_free_bytes)} left on the disk where its checkpoints go: make room, or set "
+            f"{peer} has {_size(usage.disk_free_bytes)} left on the disk where its checkpoints go: make room, or set "
             "checkpoint.place; training goes on, and the last whole checkpoint stays"
         )
     if usage.helper_bytes and usage.shared_free_bytes is not None and usage.shared_free_bytes < _SHARED:
         found["shared memory"] = (
-            f"{peer} has {_gb(usage.shared_free_bytes)} left in /dev/shm, through which the workers of a DataLoader "
+            f"{peer} has {_size(usage.shared_free_bytes)} left in /dev/shm, through which the workers of a DataLoader "
             "send batches: give its container more (docker run --shm-size), or set num_workers=0"
         )
     if usage.open_files > _FILES * usage.most_open_files:
@@ -37,5 +37,5 @@ def scarce(usage: Usage) -> dict[str, str]:
     return found
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -19,7 +19,7 @@ def memory_of(optimizer: Optimizer) -> dict[str, Tensor]:
     """Copies on the CPU of all that it remembers, by `<kind>/<parameter>/<name>`. Empty before its first step, and
     where something of it is neither tensor nor number: then who takes it over begins without."""
     found: dict[str, Tensor] = {}
-    kind = _kind(optimizer)
+    kind = kind_of(optimizer)
     for index, state in optimizer.state_dict()["state"].items():
         if not isinstance(state, dict):  # of an optimizer that is wrapped by another
             return {}
@@ -37,7 +37,7 @@ def memory_of(optimizer: Optimizer) -> dict[str, Tensor]:
 def take_memory(optimizer: Optimizer, memory: Mapping[str, Tensor]) -> None:
     """Go on with what an optimizer of the same kind, for the same parameters, remembers elsewhere; learning rate and
     other hyperparameters stay. What another kind remembers, or one of other parameters, is passed over."""
-    own_kind = _kind(optimizer)
+    own_kind = kind_of(optimizer)
     state: dict[int, dict[str, Any]] = {}
     for key, value in memory.items():
         kind, index, name, *is_number = key.split("/")
@@ -58,7 +58,7 @@ def follow_parameters(optimizer: Optimizer) -> None:
             return
 
 
-def _kind(optimizer: Optimizer) -> str:
+def kind_of(optimizer: Optimizer) -> str:
     """The same for optimizers of the same class, for parameters of the same shapes in the same order."""
     shapes = [list(parameter.shape) for group in optimizer.param_groups for parameter in group["params"]]
     return f"{type(optimizer).__name__}.{hashlib.blake2b(str(shapes).encode(), digest_size=8).hexdigest()}"

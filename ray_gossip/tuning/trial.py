@@ -5,6 +5,7 @@ A class and not a function, because Tune waits for the `cleanup` of a class; a f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import secrets
@@ -32,6 +33,7 @@ from ray_gossip.tuning.sweep import Sweep
 _REPORT_S = 2.0  # a result at least as often: Tune's words, "stop" among them, reach a trial between two results
 _SNAPSHOT, _METRICS = "swarm.pt", "metrics.json"  # in a checkpoint of Tune's
 _BEGINS = Resumption()
+_KEPT = ("local_step", "peer_accuracy", "peer_loss", "train_s", "seconds_to_target", "bytes_to_target")
 
 
 class SwarmTrial(tune.Trainable):
@@ -112,6 +114,8 @@ class SwarmTrial(tune.Trainable):
             )
         )
         self._start = None
+        if before.manifest is not None:
+            self._metrics = _told_before(self._run_dir / "result.json")
         self._local_step = int(self._metrics.get("local_step", 0))
         self._scores = Scores(
             run.state,
@@ -133,6 +137,17 @@ class SwarmTrial(tune.Trainable):
             return place, Resumption(notices=[f"it begins again: {error}"])
         set_earlier_attempt_aside(self._run_dir)
         return place, _BEGINS
+
+
+def _told_before(results: Path) -> Metrics:
+    """What Tune was told of an earlier attempt as of its last evaluation, and is not in the records of its run."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # a line that was cut off
+            told = {key: float(value) for key in _KEPT if math.isfinite(value := json.loads(line).get(key, math.nan))}
+            if told.get("local_step"):
+                return told
+    return {}
 
 
 def _in_own_folder(config: Config) -> Config:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ray_gossip
 from ray_gossip.errors import UserError
@@ -50,6 +51,32 @@ def test_it_goes_on_bit_for_bit_with_the_next_sample() -> None:
     assert first + second == seen
     for name, value in whole.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_what_drop_last_drops_is_not_seen_after_an_interruption_either() -> None:
+    """Neither does it count as still to be seen."""
+    dataset = TensorDataset(torch.arange(NUM_SAMPLES))
+
+    def batches(resumed: Mapping[str, Any] | None, *, until: int) -> tuple[list[list[int]], dict[str, Any]]:
+        with contextlib.redirect_stderr(io.StringIO()):
+            peer = ray_gossip.join(nn.Linear(1, 1), config=CONFIG, resumed=resumed)
+        sampler, found = peer.sampler(dataset), list[list[int]]()
+        loader = DataLoader(dataset, batch_size=8, sampler=sampler, drop_last=True, num_workers=1)
+        for _ in sampler.epochs(4):
+            for (numbers,) in loader:
+                found.append(numbers.tolist())
+                peer.step(samples=len(numbers))
+                if peer.local_step == until:
+                    state = peer.state_dict()
+                    peer.leave(agree=False)
+                    return found, state
+        raise AssertionError
+
+    whole, _ = batches(None, until=7)
+    first, state = batches(None, until=4)  # two of three batches of 8 from 20 samples are whole: at the end of an epoch
+    second, _ = batches(state, until=7)
+    assert first == whole[:4]
+    assert second == whole[4:]
 
 
 def test_a_state_of_another_model_is_refused_before_anything_starts() -> None:

@@ -299,6 +299,26 @@ class TestAKeeper:
         assert "checkpoint 100 is incomplete and does not count: 1 of 2 peers have saved" in told.text
         assert self.marks() == []
 
+    def test_many_that_are_incomplete_in_the_end_are_one_line(self) -> None:
+        keeper = self.keeper()
+        for record in (started(0), started(1), self.saved(0, 100), self.saved(0, 200), self.saved(0, 300)):
+            assert list(keeper.see(record)) == []
+        (told,) = keeper.close()
+        assert "checkpoint 300 is incomplete and does not count: 1 of 2 peers have saved (as 2 before it)" in told.text
+
+    def test_a_peer_that_never_saves_itself_is_told_once(self) -> None:
+        keeper = self.keeper()
+        marks = [self.saved(0, mark) for mark in range(100, 1000, 100)]
+        (told,) = [notice for record in (started(0), started(1), *marks) for notice in keeper.see(record)]
+        assert "peer 1 has never saved itself: does its loop call peer.checkpoint?" in told.text
+
+    def test_peers_that_save_themselves_at_other_steps_are_told_once(self) -> None:
+        keeper = self.keeper()
+        marks = [self.saved(index, 100 * turn + 20 * index) for turn in range(1, 6) for index in (0, 1)]
+        (told,) = [notice for record in (started(0), started(1), *marks) for notice in keeper.see(record)]
+        assert "saves itself at other local steps: call peer.checkpoint after each step" in told.text
+        assert self.marks() == []
+
     def test_an_earlier_one_that_comes_late_does_not_count(self) -> None:
         keeper = self.keeper()
         for record in (started(0), started(1), self.saved(0, 200), self.saved(1, 200), self.saved(0, 100)):

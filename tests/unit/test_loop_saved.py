@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import io
 from typing import Any
 
@@ -34,7 +35,7 @@ def stepped(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def state_of(saved: Saved, **own: Any) -> dict[str, Any]:
     """As it comes back from a file."""
-    state = saved.state(own, local_step=7, samples=56, seen=None, kept=torch.ones(2), averaged=[])
+    state = saved.state(own, local_step=7, samples=56, is_told=False, kept=torch.ones(2), averaged=[])
     torch.save(state, buffer := io.BytesIO())
     found: dict[str, Any] = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     return found
@@ -103,7 +104,7 @@ def test_a_copy_is_saved() -> None:
     model, optimizer = stepped(0)
     weight = torch.ones(2)
     state = Saved(model, optimizer).state(
-        {"weight": weight}, local_step=1, samples=1, seen=None, kept=torch.ones(1), averaged=[]
+        {"weight": weight}, local_step=1, samples=1, is_told=False, kept=torch.ones(1), averaged=[]
     )
     before = state["model"]["0.weight"].clone()
     weight.zero_()
@@ -113,12 +114,44 @@ def test_a_copy_is_saved() -> None:
     assert torch.equal(state["model"]["0.weight"], before)
 
 
-@pytest.mark.parametrize(
-    "value", [datetime.date(2026, 1, 1), [{"deep": object()}], {1, 2}], ids=["date", "deep", "set"]
-)
-def test_what_could_not_be_read_again_is_refused_by_name(value: object) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\(mine=\.\.\.\) holds a (date|object|set): give something with"):
-        state_of(Saved(*stepped(0)), mine=value)
+class Phase(enum.IntEnum):
+    WARM = 1
+
+
+REFUSED = {"date": datetime.date(2026, 1, 1), "object": [{"deep": object()}], "set": {1, 2}, "Phase": Phase.WARM}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_could_not_be_read_again_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(UserError, match=rf"checkpoint\(mine=\.\.\.\) holds a {kind}, which nothing can be read from"):
+        state_of(Saved(*stepped(0)), mine=REFUSED[kind])
+
+
+def test_what_holds_itself_is_refused_by_name() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(UserError, match=r"checkpoint\(circle=\.\.\.\) holds itself"):
+        state_of(Saved(*stepped(0)), circle=circle)
+
+
+def test_what_an_optimizer_could_not_be_read_from_again_is_refused_by_name() -> None:
+    model, optimizer = stepped(0)
+    optimizer.param_groups[0]["schedule"] = lambda step: step
+    with pytest.raises(UserError, match="the optimizer holds a function, which nothing can be read from again"):
+        state_of(Saved(model, optimizer))
+
+
+def test_a_state_of_another_optimizer_is_refused() -> None:
+    state = state_of(Saved(*stepped(0)))
+    model, _ = stepped(1)
+    with pytest.raises(UserError, match=r"its optimizer is Adam\.\w+, and this one SGD\."):
+        Saved.given(model, torch.optim.SGD(model.parameters(), lr=0.1), state)
+
+
+@pytest.mark.parametrize("damage", [{"random": {}}, {"kept": 3}, {"local_step": -5}])
+def test_a_state_that_is_damaged_is_one_line(damage: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"join\(resumed=\.\.\.\) is of another model or optimizer: [^\n]+$"):
+        Saved.given(*stepped(1), state_of(Saved(*stepped(0))) | damage)
 
 
 @pytest.mark.parametrize("state", [{}, {"model": {}}, {"samplers": [], "model": {"0.weight": torch.ones(1)}}])
