@@ -48,6 +48,9 @@ def status_line(state: SwarmState) -> str:
     return "; ".join(parts)
 
 
+_ENDLESS_S = 1e7  # of runs that somebody, or a clock, is to end
+
+
 def time_left(state: SwarmState) -> list[str]:
     """Until the last peer has done its steps, at its speed so far; nothing where that is not known."""
     left = [0.0]
@@ -57,7 +60,7 @@ def time_left(state: SwarmState) -> list[str]:
             continue
         step_s = (latest.wall_time - first.wall_time) / (latest.local_step - first.local_step)
         left.append(step_s * (state.total_steps - latest.local_step))
-    return [f"{duration(max(left))} left"] if max(left) >= 1 else []
+    return [f"{duration(max(left))} left"] if 1 <= max(left) < _ENDLESS_S else []
 
 
 def duration(seconds: float) -> str:

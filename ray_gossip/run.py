@@ -146,9 +146,10 @@ class Run:
             show: called after every record, and when there is none as well.
         """
         try:
-            for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop(self._last_mark()))):
+            mark = self._last_mark()
+            for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop(mark))):
                 show()
-            for _ in self._written(self._kept() if self._keeper is not None else []):
+            for _ in self._written(self._kept(mark) if self._keeper is not None else []):
                 show()
         except BaseException:
             self._swarm.give_up()
@@ -180,13 +181,15 @@ class Run:
         self._swarm = self._open.enter_context(self._again(saves=saves))
         return before
 
-    def _kept(self) -> Iterator[Record]:
-        """How to go on after a stop."""
+    def _kept(self, mark: int | None) -> Iterator[Record]:
+        """How to go on after a stop, for which peers were asked to save themselves."""
         assert self._keeper is not None
         yield from self._keeper.close()
         if self._keeper.latest >= 0:
             where = shlex.join(["--run-dir", str(self.run_dir), "--resume"])
-            yield _notice(f"checkpoint {self._keeper.latest} is saved; to go on, give the same command with {where}")
+            is_new = mark is None or self._keeper.latest >= mark
+            what = "is saved" if is_new else "is the latest, and what came after it is lost"
+            yield _notice(f"checkpoint {self._keeper.latest} {what}; to go on, give the same command with {where}")
 
     def _last_mark(self) -> int | None:
         """Of the checkpoint that a run makes when it is stopped in order; None: it makes none."""

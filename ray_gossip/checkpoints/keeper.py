@@ -92,7 +92,7 @@ class Keeper:
         if left:
             last, before = left[-1], f" (as {len(left) - 1} before it)" if len(left) > 1 else ""
             why = f"{len(self._saved[last])} of {len(self._awaited(last))} peers have saved{before}"
-            yield self._incomplete(last, why)
+            yield self._incomplete(last, why, goes_on=False)
         self._saved.clear()
 
     def _awaited(self, mark: int) -> list[int]:
@@ -127,9 +127,10 @@ class Keeper:
             why = f"peer {missing[0]} saves itself at other local steps"
             yield self._incomplete(mark, f"{why}: call peer.checkpoint after each step, or set checkpoint.every_s")
 
-    def _incomplete(self, mark: int, why: str) -> Notice:
+    def _incomplete(self, mark: int, why: str, *, goes_on: bool = True) -> Notice:
         before = f"the one before, {self.latest}, counts" if self.latest >= 0 else "there is none before it"
-        return _notice(f"checkpoint {mark} is incomplete and does not count: {why}; {before}; training goes on")
+        then = "; training goes on" if goes_on else ""
+        return _notice(f"checkpoint {mark} is incomplete and does not count: {why}; {before}{then}")
 
     def _write(self, mark: int, saved: list[Saved]) -> Iterator[Notice]:
         there = {each.peer_index for each in saved}

@@ -137,10 +137,11 @@ class Saved:
             raise ValueError(f"local step {local_step}, and kept a {type(kept).__name__}")
         if random is not None and random.keys() != random_states().keys():
             raise ValueError(f"random numbers of {', '.join(random) or 'nothing'}")
+        self._model.load_state_dict(state["model"])
         kind = None if self._optimizer is None else kind_of(self._optimizer)
         if kind is not None and state["optimizer_kind"] not in (None, kind):
-            raise ValueError(f"its optimizer is {state['optimizer_kind']}, and this one {kind}")
-        self._model.load_state_dict(state["model"])
+            (its, *_), (own, *_) = state["optimizer_kind"].split("."), kind.split(".")
+            raise ValueError(f"its optimizer is {its}, and this one {own}, for these parameters")
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         self._random, self.local_step, self.own, self.kept = random, local_step, dict(state["own"]), kept

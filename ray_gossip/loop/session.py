@@ -94,11 +94,12 @@ class Session:
         Raises:
             Stopped: the loop is to end.
         """
+        is_last = self.stopping.is_set()  # before it looks what is asked for: else it might end without that
         if self.saving is not None:
-            if self.stopping.is_set():
+            if is_last:
                 self.saving.finish()  # what is being written, and then the last
             self.saving.after_step(local_step, state)
-        self.check(has_saved=True)
+        self.check(has_saved=is_last)
 
 
 def current() -> Session | None:
