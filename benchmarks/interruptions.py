@@ -1,7 +1,7 @@
 """Does an interrupted run end as if nothing had happened? `ray-gossip train`, cut off at random moments by Ctrl-C, by
 kill -9 of the driver or by kill -9 of everything, then given once more with --resume; on a Ray of this machine's own.
 
-One peer, whose network draws random numbers: wanted is the model of an uninterrupted run, bit for bit. Then a swarm
+One peer: wanted is the model of an uninterrupted run, bit for bit. Then a swarm
 that comes back with another number of peers each time: wanted are the accuracy of an uninterrupted swarm, as far as
 its peers differ in that, and that every sample is counted once: what a run goes on with is what its checkpoint says,
 and that is what the part before began with and what each of its peers has done since.
@@ -29,10 +29,7 @@ from typing import Any
 import psutil
 import torch
 from harness import MARK, conclude, left_of, living, new_mark, print_table
-from paced import Paced
-from torch import Tensor, nn
 
-from ray_gossip import models
 from ray_gossip.config import Config
 
 BATCH = Config().data.batch_size
@@ -41,17 +38,6 @@ WAYS = ("Ctrl-C", "kill -9 of the driver", "kill -9 of everything")
 EARLIEST_S, LATEST_S = 1.0, 6.0  # from the first local step of a part to its interruption
 START_S, END_S = 120.0, 60.0
 WORSE = 0.02  # accuracy
-
-
-class Dropping(Paced):
-    """Draws random numbers of torch's."""
-
-    def forward(self, inputs: Tensor) -> Any:
-        return super().forward(nn.functional.dropout(inputs, 0.2, self.training))
-
-
-def build(in_shape: tuple[int, ...], num_classes: int, step_s: float = 0.0) -> nn.Module:
-    return Dropping(models.build(Config().model, in_shape=in_shape, num_classes=num_classes, seed=0), step_s)
 
 
 class Part:
@@ -158,8 +144,8 @@ HEADER = ["peers", "until", "s after the first step", "samples, begun with", "sa
 
 
 def one_peer(folder: Path, *, steps: int, interruptions: int, dice: random.Random) -> tuple[dict[str, Any], list[str]]:
-    words = [f"train.local_steps={steps}", "checkpoint.every_steps=20", "model.factory=interruptions:build"]
-    whole = Part(folder / "whole", [*words, "swarm.num_peers=1"])
+    words = [f"train.local_steps={steps}", "checkpoint.every_steps=20", "model.factory=paced:build"]
+    whole = Part(folder / "whole", [*words, "model.args={step_s: 0}", "swarm.num_peers=1"])
     whole.finish()
     paced = [*words, "model.args={step_s: 0.01}"]
     part, rows, failures = cut_up(folder / "cut", paced, [1], interruptions=interruptions, dice=dice)
@@ -175,10 +161,10 @@ def one_peer(folder: Path, *, steps: int, interruptions: int, dice: random.Rando
 
 
 def swarm(folder: Path, *, steps: int, interruptions: int, dice: random.Random) -> tuple[dict[str, Any], list[str]]:
-    words = [f"train.local_steps={steps}", "checkpoint.every_steps=20", "model.factory=interruptions:build"]
+    words = [f"train.local_steps={steps}", "checkpoint.every_steps=20", "model.factory=paced:build"]
     words += ["swarm.cpus_per_peer=0.1"]
     last = SIZES[interruptions % len(SIZES)]
-    whole = Part(folder / "whole", [*words, f"swarm.num_peers={last}"])
+    whole = Part(folder / "whole", [*words, "model.args={step_s: 0}", f"swarm.num_peers={last}"])
     whole.finish()
     paced = [*words, "model.args={step_s: 0.03}"]
     part, rows, failures = cut_up(folder / "cut", paced, SIZES, interruptions=interruptions, dice=dice)

@@ -193,8 +193,12 @@ class Run:
 
     def _last_mark(self) -> int | None:
         """Of the checkpoint that a run makes when it is stopped in order; None: it makes none."""
-        local_step = _local_step(self.state)
-        return max(local_step, self._keeper.latest + 1) if self._keeper is not None and local_step else None
+        local_step, every = _local_step(self.state), self.config.checkpoint.every_steps or 1
+        if self._keeper is None or not local_step:
+            return None
+        mark = max(local_step, self._keeper.latest + 1)
+        # of a multiple peers may have saved their parts already, and others not: those would be written over
+        return mark + (mark % every == 0)
 
     def _how_to_join(self) -> str:
         started = next(peer.started for peer in self.state.live_peers() if peer.started)

@@ -34,6 +34,7 @@ class Saving:
     def __init__(self, place: str | None, *, every_steps: int | None, peer_index: int) -> None:
         self._writer = Writer(place, peer_index=peer_index) if place is not None else None
         self._every_steps = every_steps
+        self._saved: int | None = None  # the latest mark: its file may be part of a checkpoint, and is not written over
         self._looked_at: int | None = None  # the local step after which it was last asked whether it is time
         self._lock = threading.Lock()
         self._asked: int | None = None  # the mark
@@ -60,7 +61,8 @@ class Saving:
         if mark is None and self._every_steps is not None:
             begun = local_step - local_step % self._every_steps
             mark = begun if begun > (local_step - 1 if before is None else before) else None
-        if mark is not None and self._writer is not None:
+        if mark is not None and mark != self._saved and self._writer is not None:
+            self._saved = mark
             self._writer.write(mark, state())
 
     def finish(self) -> None:

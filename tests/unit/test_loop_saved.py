@@ -164,6 +164,16 @@ def test_a_state_that_does_not_fit_is_one_line(state: dict[str, Any]) -> None:
         Saved.given(*stepped(0), state)
 
 
+def test_what_is_saved_for_a_mark_is_not_written_over(tmp_path: Path) -> None:
+    """The driver may have counted it among the files of a checkpoint meanwhile."""
+    saving = Saving(str(tmp_path), every_steps=20, peer_index=0)
+    for step in (20, 21):
+        saving.after_step(step, lambda step=step: {"local_step": step, "samples": step})  # type: ignore[misc]
+        saving.finish()
+        saving.ask(20)
+    assert [(told.mark, told.local_step) for told in saving.told()] == [(20, 20)]
+
+
 def test_a_stop_that_comes_while_the_loop_saves_itself_lets_it_save_itself_once_more(tmp_path: Path) -> None:
     saving = Saving(str(tmp_path), every_steps=None, peer_index=0)
     session = Session(Config(), network=Any, founders=1, device=torch.device("cpu"), node="here", saving=saving)  # type: ignore[arg-type]
