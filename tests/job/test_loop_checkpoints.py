@@ -27,7 +27,7 @@ def loop(folder: Path, *, epochs: int, step_s: float = 0.0, **config: int) -> li
     ]
 
 
-@pytest.mark.parametrize("workers", [0])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_one_peer_ends_bit_for_bit_with_the_same_samples_as_if_it_had_never_been_interrupted(
     ray: str, tmp_path: Path, workers: int
 ) -> None:
@@ -52,7 +52,8 @@ def test_one_peer_ends_bit_for_bit_with_the_same_samples_as_if_it_had_never_been
     began_at = [started["local_step"] for started in run.events("PeerStarted") if started["num_parameters"]]
     assert began_at[0] == 0
     assert began_at[1] % 30 == 0 < began_at[1]
-    assert began_at[2] == stopped_at
+    # the driver may have asked for a mark below one that was reached meanwhile, which counts then
+    assert began_at[2] in (stopped_at, stopped_at - stopped_at % 30)
     assert list(seen(tmp_path / "cut", 0)) == list(seen(tmp_path / "whole", 0))
     own, expected = (torch.load(each.run_dir / "model.pt", weights_only=True) for each in (run, whole))
     assert all(torch.equal(own[name], expected[name]) for name in expected)
