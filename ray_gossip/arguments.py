@@ -214,6 +214,10 @@ def _add_peer(commands: Any) -> None:
         peer.add_argument(*_spellings(option), action="append", default=[], metavar="MULTIADDR", help=help)
     identity = "file with the key of its peer id, made if missing: its address stays the same"
     peer.add_argument(*_spellings("--identity_path"), type=Path, metavar="FILE", help=identity)
+    secret = (
+        "file with the swarm's secret (default: RAY_GOSSIP_SECRET_FILE; who founds a swarm makes one, and says where)"
+    )
+    peer.add_argument(*_spellings("--secret_file"), type=Path, metavar="FILE", help=secret)
     for key in _PEER_KEYS:
         option = f"--{key.replace('.', '_')}"
         peer.add_argument(*_spellings(option), metavar="VALUE", help=f"the same as {key}=VALUE")
@@ -237,4 +241,5 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
 def join_command(options: argparse.Namespace) -> str:
     """How another peer of the same swarm is started; the address is missing at its end."""
     words = [*options.config, *overrides_of(options)]
+    words += ["--secret_file", str(options.secret_file)] if options.secret_file is not None else []
     return " ".join(["ray-gossip peer", *map(shlex.quote, words), "--initial_peer"])

@@ -205,6 +205,7 @@ def _peer(options: argparse.Namespace, stop: OrderlyStop) -> int:
         announce_maddrs=options.announce_maddr,
         initial_peers=options.initial_peer,
         identity_path=options.identity_path,
+        secret_file=options.secret_file,
         run_dir=options.run_dir,
         stream=_stream(options),
         join_command=join_command(options),

@@ -17,8 +17,10 @@ from ray_gossip.checkpoints.manifest import latest_sound
 from ray_gossip.config import Config, skipped
 from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.factory import NAMED, Factories
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.records import Fault, Notice, Record
 from ray_gossip.resume import Resumption
+from ray_gossip.secret_file import OPTION, forget, keep
 from ray_gossip.swarm import Saves, Storm, Swarm
 from ray_gossip.telemetry import Observer, RunLog, Summary, SwarmState, means
 
@@ -62,7 +64,16 @@ class Run:
         self._storm = Storm(
             config.faults, num_peers=config.swarm.num_peers, seed=config.seed, happened=_faults(resumption)
         )
-        self._again = partial(Swarm, config, run_id=run_id, group=group, factories=factories, storm=self._storm)
+        self._run_id, self._secret = run_id, None if config.swarm.open else Secret.new()
+        self._again = partial(
+            Swarm,
+            config,
+            run_id=run_id,
+            group=group,
+            factories=factories,
+            storm=self._storm,
+            secret=self._secret,
+        )
         saves = Saves(place=checkpoints, resumed=resumption.peers(config.swarm.num_peers))
         self._swarm = self._again(start=start, saves=saves)
         self._num_restored = 0
@@ -99,7 +110,7 @@ class Run:
         while True:
             yield from self._written(self._swarm.start())
             if self.config.engine == "gossip":
-                yield from self._written([_notice(self._how_to_join())])
+                yield from self._written([*self._open_to_all(), _notice(self._how_to_join())])
             yield from self._written(self._swarm.run())
             if not (before := self._before_all_were_lost()):
                 yield from self._written(self._left_of_the_plan())
@@ -200,12 +211,27 @@ class Run:
         # of a multiple peers may have saved their parts already, and others not: those would be written over
         return mark + (mark % every == 0)
 
+    def _open_to_all(self) -> Iterator[Record]:
+        if self.config.swarm.open:
+            yield _notice("swarm.open: anybody who can reach a peer can join, read the model and change it")
+
     def _how_to_join(self) -> str:
-        started = next(peer.started for peer in self.state.live_peers() if peer.started)
+        address = next(peer.started for peer in self.state.live_peers() if peer.started).multiaddrs[0]
+        path = self._kept_secret()
         if self.config.train.loop is not None:
-            return f"a loop elsewhere joins with ray_gossip.join(model, initial_peers=['{started.multiaddrs[0]}'])"
-        words = ["ray-gossip", "peer", str(self.run_dir / "config.yaml"), "--initial_peer", started.multiaddrs[0]]
+            also = f", secret_file='{path}'" if path is not None else ""
+            return f"a loop elsewhere joins with ray_gossip.join(model, initial_peers=['{address}']{also})"
+        words = ["ray-gossip", "peer", str(self.run_dir / "config.yaml"), "--initial_peer", address]
+        words += [OPTION, str(path)] if path is not None else []
         return f"from another shell, join with: {shlex.join(words)}"
+
+    def _kept_secret(self) -> Path | None:
+        """The file with it, until this run is left; None: the run is open to all."""
+        if self._secret is None:
+            return None
+        path = keep(self._secret, run_id=self._run_id, run_dir=self.run_dir)
+        self._open.callback(forget, path)
+        return path
 
     def _written(self, records: Iterable[Record | None]) -> Iterator[Record | None]:
         for record in records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from ray_gossip.config import Config
 from ray_gossip.console import open_view
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.lines import print_summary
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.rehearsal import perform
 from ray_gossip.resources import machine_id
+from ray_gossip.secret_file import OPTION, given, keep
 from ray_gossip.telemetry import Observer, RunLog
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def run_peer(
     announce_maddrs: Sequence[str] = (),
     initial_peers: Sequence[str] = (),
     identity_path: Path | None = None,
+    secret_file: Path | None = None,
     run_dir: Path | None = None,
     stream: TextIO,
     join_command: str,
@@ -40,6 +44,7 @@ def run_peer(
     """Found a swarm, or join the one at `initial_peers`; train, show it on `stream`, and leave.
 
     Args:
+        secret_file: holds the swarm's secret; None: it is in the environment, or one that founds a swarm makes one.
         run_dir: new folder for this run; None: `runs/<run id>-peer-<index>`.
         join_command: how others join; the address is added.
 
@@ -66,6 +71,7 @@ def run_peer(
         check_identity("--identity_path", identity_path)
     if config.engine != "gossip":
         raise ConfigError(f"engine={config.engine} cannot be joined by single peers: give engine=gossip")
+    secret = None if config.swarm.open else given(secret_file)
     check(config, address="", run_dir=run_dir or Path("runs") / new_run_id())
 
     import torch  # what follows loads it, and hivemind: after what can be checked without
@@ -77,9 +83,13 @@ def run_peer(
 
     torch.set_num_threads(max(1, int(config.swarm.cpus_per_peer)))  # as Ray does: peers may share this machine
     founder = None if initial_peers else Founder(run_id=new_run_id(), peer_index=0, has_driver=False)
+    if secret is None and founder is not None and not config.swarm.open:
+        secret = Secret.new()
+        path = keep(secret, run_id=founder.run_id)
+        join_command = f"{join_command.removesuffix('--initial_peer')}{OPTION} {shlex.quote(str(path))} --initial_peer"
     peer = Peer(
         config,
-        listen=Listen(tuple(host_maddrs) or Listen.host_maddrs, tuple(announce_maddrs), identity_path),
+        listen=Listen(tuple(host_maddrs) or Listen.host_maddrs, tuple(announce_maddrs), identity_path, secret),
         initial_peers=lambda: initial_peers,
         founder=founder,
         node=machine_id(),

@@ -42,6 +42,9 @@ class SwarmConfig(Section):
     because it begins at its beginning: set it where the loop goes on at `peer.local_step`."""
     max_replacements_per_run: Count = 1000
     """How often peers are replaced in all."""
+    open: bool = False
+    """Anybody who can reach a peer can join, read the model and change it. Else only who knows the run's secret, which
+    the driver makes and keeps in a file that only its user can read."""
     stop_s: Seconds = 10.0
     """Deadline in seconds for an orderly stop; what has not stopped by then is killed."""
     final_s: Seconds = 60.0

@@ -106,6 +106,7 @@ class Neighbours:
 
     addresses: tuple[str, ...]  # multiaddrs at which those are connected that are
     members: tuple[Member, ...]
+    refused: tuple[str, ...] = ()  # what was refused at closed doors lately, as sentences
 
 
 class Roster(NamedTuple):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ray_gossip.addresses import free_port_of
 from ray_gossip.config import Config
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.gossip.charter import Charter
 
 
 @dataclass(frozen=True)
 class Listen:
-    """Where a peer can be dialled. Multiaddrs, e.g. /ip4/0.0.0.0/tcp/4011; port 0: a free one."""
+    """Where a peer can be dialled, and by whom. Multiaddrs, e.g. /ip4/0.0.0.0/tcp/4011; port 0: a free one."""
 
     host_maddrs: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce_maddrs: tuple[str, ...] = ()  # what others are told instead, behind a NAT or in a container
     identity_path: Path | None = None  # file with the key of a peer id that stays; made if missing
+    secret: Secret | None = field(default=None, repr=False)  # that others must know, and this peer shows; None: all may
 
     def absolute(self) -> Listen:
         """For a process with another working directory."""
@@ -33,9 +35,9 @@ class Listen:
         return replace(self, host_maddrs=hosts)
 
     @classmethod
-    def at(cls, ip_address: str) -> Listen:
+    def at(cls, ip_address: str, *, secret: Secret | None = None) -> Listen:
         """A free port of this address, of version 4 or 6."""
-        return cls((free_port_of(ip_address),))
+        return cls((free_port_of(ip_address),), secret=secret)
 
 
 class Place(NamedTuple):

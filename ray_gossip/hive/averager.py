@@ -35,6 +35,7 @@ from ray_gossip.gossip.memory import Memory
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.round import RoundResult, Stage
 from ray_gossip.gossip.signals import Signals
+from ray_gossip.hive.doors import refusals
 from ray_gossip.hive.download import fetch, send
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.health import first_silent
@@ -244,7 +245,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         found = [f"{address}/p2p/{peer_id}" for peer_id, all_ in connected if peer_id in ids for address in all_]
         if not found and (there := await dial(self._p2p, known)):
             await self._membership.reunite(there)
-        return Neighbours(tuple(found), tuple(others))
+        return Neighbours(tuple(found), tuple(others), refusals())
 
     async def _leave(self) -> None:
         await self._membership.leave()

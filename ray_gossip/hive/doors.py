@@ -4,44 +4,86 @@ streams of a round and of a newcomer. Whoever does not know the run's secret get
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import P2P, P2PHandlerError, PeerID
 
 from ray_gossip.gossip.admission import TOKEN_BYTES, Refused, Secret, Tokens
 
 _TOKEN_S = 10.0  # for the token of a stream to come
 
+_LINE = 400  # bytes: a pipe takes so many at once
+_LINES = 100
+
 _open_to_all = P2P._ping_daemon  # hivemind calls it once, when it has reached the daemon
+_heard, _told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # of this process and those that it forks, which host one peer
 
 
-def close_doors(secret: Secret, *, refused: Callable[[str, str], None] = lambda peer_id, why: None) -> None:
-    """From now on every connection of this process to its libp2p daemon asks others for the secret, and shows it.
-
-    Args:
-        refused: is told of each request that was refused: by whom, and why. In the event loop; must not block.
-    """
+def close_doors(secret: Secret | None) -> None:
+    """From now on every connection of this process, and of those that it forks, to its libp2p daemon asks others for
+    the secret, and shows it. None: it asks for none, and has none to show."""
 
     async def closed(self: P2P) -> None:
         await _open_to_all(self)
-        self._client = ClosedClient(self._client, Tokens(secret, own=self.peer_id.to_bytes()), refused)
+        tokens = Tokens(secret, own=self.peer_id.to_bytes()) if secret is not None else None
+        self._client = OpenClient(self._client) if tokens is None else ClosedClient(self._client, tokens)
 
     P2P._ping_daemon = closed
 
 
-class ClosedClient:
-    """hivemind's connection to its daemon, with a token before each request.
+def refusals() -> tuple[str, ...]:
+    """What was refused at the doors of this peer, or to it at those of others, since this was last asked; the first
+    hundred, and each as a sentence."""
+    content = b""
+    with contextlib.suppress(BlockingIOError):
+        content = os.read(_heard, _LINE * _LINES)
+    return tuple(line.decode(errors="replace") for line in content.splitlines())
+
+
+def _tell(sentence: str) -> None:
+    with contextlib.suppress(BlockingIOError):  # nobody has asked for long: there are enough
+        os.write(_told, sentence.encode()[: _LINE - 1] + b"\n")
+
+
+class OpenClient:
+    """hivemind's connection to its daemon. Tells when another peer asks for a secret.
 
     Args:
         client: hivemind's own. What is not a request goes through unchanged.
     """
 
-    def __init__(self, client: Any, tokens: Tokens, refused: Callable[[str, str], None]) -> None:
-        self._client, self._tokens, self._refused = client, tokens, refused
+    def __init__(self, client: Any) -> None:
+        self._client = client
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
+
+    async def call_unary_handler(self, callee: PeerID, proto: str, content: bytes) -> bytes:
+        try:
+            answer: bytes = await self._client.call_unary_handler(callee, proto, content)
+        except P2PHandlerError as error:
+            if Refused.__name__ in str(error):
+                _tell(f"peer {callee.to_base58()} refused this one, {_quoted(str(error))}")
+            elif "DecodeError" in str(error):
+                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open (swarm.open=true)")
+            raise
+        return answer
+
+
+def _quoted(error: str) -> str:
+    """Of the other peer's `Refused('why')` the why."""
+    return "".join(error.partition(Refused.__name__)[2].splitlines()).strip("()'\"")[:200]
+
+
+class ClosedClient(OpenClient):
+    """With a token before each request."""
+
+    def __init__(self, client: Any, tokens: Tokens) -> None:
+        super().__init__(client)
+        self._tokens = tokens
 
     async def add_unary_handler(
         self, proto: str, handler: Callable[[bytes, PeerID], Awaitable[bytes]], balanced: bool = False
@@ -56,8 +98,12 @@ class ClosedClient:
 
     async def call_unary_handler(self, callee: PeerID, proto: str, content: bytes) -> bytes:
         token = self._tokens.ask(callee.to_bytes(), proto, content)
-        answer = await self._client.call_unary_handler(callee, proto, token + content)
-        return self._tokens.check(callee.to_bytes(), proto, token, answer)
+        answer = await super().call_unary_handler(callee, proto, token + content)
+        try:
+            return self._tokens.check(callee.to_bytes(), proto, token, answer)
+        except Refused as why:
+            _tell(f"peer {callee.to_base58()} was asked and not believed: {why}")
+            raise
 
     async def stream_handler(self, proto: str, handler: Callable[..., Awaitable[None]], balanced: bool = False) -> None:
         async def closed(stream: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,5 +126,5 @@ class ClosedClient:
         try:
             self._tokens.admit(caller.to_bytes(), proto, token, content)
         except Refused as why:
-            self._refused(caller.to_base58(), str(why))
+            _tell(f"peer {caller.to_base58()} was refused: {why}")
             raise

@@ -38,6 +38,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive.doors import close_doors, refusals
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -196,6 +197,8 @@ def start_dht(
     Raises:
         SwarmError: it cannot listen there, or nobody answers at the initial peers.
     """
+    close_doors(listen.secret)
+    refusals()  # of an earlier try
     dht = hivemind.DHT(
         initial_peers=list(initial_peers),
         host_maddrs=list(listen.host_maddrs),
@@ -263,6 +266,8 @@ class NetworkProcesses:
 def _reason(error: Exception) -> str:
     """What others have against this peer, or the operating system."""
     text = str(error).strip() or type(error).__name__
+    if "failed to connect to bootstrap peers" in text and (why := refusals()):
+        return f"{why[0]}; give the secret of that swarm, --secret_file FILE"
     if "failed to connect to bootstrap peers" in text:
         return "nobody answers there: does that peer still run, and is its port open?"
     clocks = _CLOCKS.search(text)

@@ -19,6 +19,7 @@ from ray_gossip import models
 from ray_gossip.addresses import check_multiaddr
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
@@ -28,6 +29,7 @@ from ray_gossip.loop.saved import Saved
 from ray_gossip.loop.session import Session, current
 from ray_gossip.loop.voice import Driver, Screen
 from ray_gossip.resources import machine_id
+from ray_gossip.secret_file import given, keep
 from ray_gossip.sidecar.network import Network
 from ray_gossip.training.averaged import ModelState
 
@@ -42,6 +44,7 @@ def join(
     host_maddrs: Sequence[str] = Listen.host_maddrs,
     announce_maddrs: Sequence[str] = (),
     identity_path: Path | None = None,
+    secret_file: Path | str | None = None,
     resumed: Mapping[str, Any] | None = None,
 ) -> LoopPeer:
     """Found a swarm or join one, and say on standard error how others join this peer. In a loop that a driver has
@@ -64,6 +67,8 @@ def join(
             of 127.0.0.1.
         announce_maddrs: what others are told instead, behind a NAT or in a container.
         identity_path: file with the key of its peer id, made if missing: its address stays the same.
+        secret_file: holds the secret of the swarm, as the peer says that founds it; None: it is in the environment
+            (RAY_GOSSIP_SECRET_FILE, or RAY_GOSSIP_SECRET itself), or who founds a swarm makes one.
         resumed: what `peer.state_dict()` gave before the loop was interrupted: go on from there. Who comes to a swarm
             that runs goes on from that one's model. A driver that resumes a run gives it by itself.
 
@@ -79,6 +84,7 @@ def join(
             "host_maddrs": tuple(host_maddrs) != Listen.host_maddrs,
             "announce_maddrs": bool(announce_maddrs),
             "identity_path": identity_path is not None,
+            "secret_file": secret_file is not None,
             "resumed": resumed is not None,
         }
         return _take_place(session, model, optimizer, given=[name for name, is_given in own.items() if is_given])
@@ -97,12 +103,17 @@ def join(
             raise UserError(f"{option}={addresses}: give a list of addresses, {option}=[...]")
         for address in addresses:
             check_multiaddr(option, address, names_peer=option == "initial_peers")
-    listen = Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path)
+    place = None if initial_peers else Place(_founded(settings), 0)
+    secret = None if settings.swarm.open else given(secret_file, option="secret_file")
+    kept = ""
+    if secret is None and place is not None and not settings.swarm.open:
+        secret = Secret.new()
+        kept = f", and secret_file={str(keep(secret, run_id=place.charter.run_id))!r}"
     network = Network(
         settings,
-        listen=listen,
+        listen=Listen(tuple(host_maddrs), tuple(announce_maddrs), identity_path, secret),
         initial_peers=initial_peers,
-        place=None if initial_peers else Place(_founded(settings), 0),
+        place=place,
         shared=("engine", "seed", "gossip."),  # data, model and steps are each loop's own
     )
     try:
@@ -116,7 +127,7 @@ def join(
     try:
         waits = founders > 1 and not initial_peers
         awaited = f"waits for {founders - 1} more, at most swarm.start_s={settings.swarm.start_s:g} s; "
-        how = f"others join with its address as initial_peers: {' '.join(peer.multiaddrs)}"
+        how = f"others join with its address as initial_peers: {' '.join(peer.multiaddrs)}{kept}"
         voice.tell(f"this is peer {peer.peer_index}; {awaited if waits else ''}{how}")
         if initial_peers:
             peer.begin_at(engine.enter(founders=founders))

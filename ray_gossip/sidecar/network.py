@@ -74,6 +74,7 @@ class Network(Commands):
         self._is_connected = True
         self.first_round = -1
         self.notices: list[str] = []
+        self._has_told_of_refused = False
         self._sidecar, self.seat = self._first(place=place, shared=shared)
 
     @property
@@ -228,11 +229,18 @@ class Network(Commands):
                 found = self._asked.result()
                 self._is_connected, self._members = bool(found.addresses), found.members
                 self._others = found.addresses or self._others
+                self._note_refused(found.refused)
             self._asked = None
         every_s = 0.5 if not self._others else _LOOK_S if self._is_connected else _DIAL_S
         if self._asked is None and time.monotonic() - self._asked_at > every_s:
             self._asked_at = time.monotonic()
             self._asked = self._call("_neighbours", known=self._others)
+
+    def _note_refused(self, refused: tuple[str, ...]) -> None:
+        """Once: whoever is refused may try a thousand times."""
+        if refused and not self._has_told_of_refused:
+            self._has_told_of_refused = True
+            self.notices.append(f"{refused[0]}; whoever else is refused is not told")
 
     def _replace(self, why: str) -> None:
         now = time.monotonic()

@@ -39,6 +39,7 @@ class PeerActor:
         start: a snapshot to go on from, if any.
         saves: where it saves itself, and from what it goes on, if it does: arguments of a `Peer`.
         loopback: listen on 127.0.0.1 only: all peers are on one machine.
+        secret: of the run; None: it is open to all.
     """
 
     _index = -1  # Ray asks for its name also when its arguments did not arrive
@@ -53,6 +54,7 @@ class PeerActor:
         luggage: bytes,
         start: bytes | None,
         saves: Mapping[str, Any],
+        secret: Any,
     ) -> None:
         self._index = founder["peer_index"]
         self._has_snapshot = config.train.loop is None
@@ -65,7 +67,7 @@ class PeerActor:
             from ray_gossip.peer import Peer
 
             place: dict[str, Any] = {
-                "listen": Listen.at("127.0.0.1" if loopback else get_node_ip_address()),
+                "listen": Listen.at("127.0.0.1" if loopback else get_node_ip_address(), secret=secret),
                 "founder": Founder(**founder, has_driver=True),
                 "initial_peers": lambda: _addresses(initial_peers),
                 "node": machine_id(),

@@ -11,6 +11,7 @@ import ray
 
 from ray_gossip.config import Config
 from ray_gossip.factory import Factories
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.swarm.actor import pack
 from ray_gossip.swarm.cluster import nodes
 from ray_gossip.swarm.known import Known, Saves
@@ -42,7 +43,9 @@ class Crew:
         factories: Factories,
         start: bytes | None,
         saves: Saves,
+        secret: Secret | None,
     ) -> None:
+        self._secret = secret
         self._config, self._run_id, self._places, self._known = config, run_id, places, known
         self._start, self._saves = start, saves
         self._luggage: Any = pack(factories)
@@ -124,4 +127,5 @@ class Crew:
             luggage=self._luggage,
             start=start,
             saves=self._saves.of(index, incarnation=known.incarnation),
+            secret=self._secret,
         )

@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup
 from ray_gossip.config import Config
 from ray_gossip.errors import UserError
 from ray_gossip.factory import NAMED, Factories
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Record
 from ray_gossip.swarm.crew import Crew
 from ray_gossip.swarm.draining import Draining
@@ -45,6 +46,7 @@ class Swarm:
         group: a bundle for each peer, reserved by somebody else and left to them; None: the swarm reserves its own.
         start: a snapshot that all peers go on from; None: they begin with a new model.
         storm: faults on purpose; None: none.
+        secret: that peers must know to take part; None: all may.
     """
 
     def __init__(
@@ -57,15 +59,15 @@ class Swarm:
         start: bytes | None = None,
         saves: Saves = _SAVES_NOTHING,
         storm: Storm | None = None,
+        secret: Secret | None = None,
     ) -> None:
         self.config = config
         self._places = Places(config.swarm, group)
         self._streams: dict[Any, int] = {}
         self._training: set[int] = set()  # those that hold the swarm's model, and go on with it
         self._known = {index: Known(samples=saves.samples_of(index)) for index in range(config.swarm.num_peers)}
-        self._crew = Crew(
-            config, run_id=run_id, places=self._places, known=self._known, factories=factories, start=start, saves=saves
-        )
+        parts: dict[str, Any] = {"factories": factories, "start": start, "saves": saves, "secret": secret}
+        self._crew = Crew(config, run_id=run_id, places=self._places, known=self._known, **parts)
         self._mistakes: dict[int, UserError] = {}  # what a peer raised that the user can mend
         self.would_recur = False  # a peer was lost for a reason that would end any other, too
         self._replacements = Replacements(

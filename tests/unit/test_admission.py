@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.admission import TOKEN_BYTES, WINDOW_S, Refused, Secret, Tokens
-from ray_gossip.hive.doors import ClosedClient
+from ray_gossip.hive.doors import ClosedClient, refusals
 
 SECRET, OTHER = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
 DOOR = "DHTProtocol.rpc_store"
@@ -141,10 +141,10 @@ class Wires:
 
 
 def test_a_request_and_its_answer_go_through_closed_doors_and_a_strangers_do_not() -> None:
-    wires, refused = Wires(), list[str]()
+    wires = Wires()
 
     def client(name: bytes, secret: Secret) -> ClosedClient:
-        return ClosedClient(wires, tokens(name, secret), lambda peer_id, why: refused.append(f"{peer_id}: {why}"))
+        return ClosedClient(wires, tokens(name, secret))
 
     async def answer(request: bytes, caller: PeerName) -> bytes:
         return request.upper() + b" of " + caller
@@ -160,4 +160,4 @@ def test_a_request_and_its_answer_go_through_closed_doors_and_a_strangers_do_not
             await client(b"caller", OTHER).call_unary_handler(callee, DOOR, b"hello")
 
     asyncio.run(talk())
-    assert [each.partition(": ")[0] for each in refused] == ["caller"] * 3
+    assert [each.partition(": ")[0] for each in refusals()] == ["peer caller was refused"] * 3

@@ -23,6 +23,7 @@ mixing data
 training
 rehearsal models
 gossip
+secret_file
 hive
 sidecar
 telemetry
