@@ -39,6 +39,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.hive.doors import close_doors, refusals
+from ray_gossip.hive.signed_records import SignedRecords
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -209,6 +210,7 @@ def start_dht(
         use_auto_relay=False,
         use_relay=False,
         check_if_identity_free=may_be_taken,
+        record_validators=_signed(listen.identity_path),
     )
     try:
         with in_background():
@@ -219,6 +221,15 @@ def start_dht(
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
         raise SwarmError(f"the DHT did not start {where}: {_reason(error)}") from error
     return dht
+
+
+def _signed(identity: Path | None) -> list[SignedRecords]:
+    """Where this peer's key is known. Of a file that is missing, hivemind makes the key."""
+    if identity is None:
+        return []
+    if not identity.exists():
+        P2P.generate_identity(str(identity))
+    return [SignedRecords(identity.read_bytes())]
 
 
 def _wait_until_ready(dht: hivemind.DHT, within_s: float) -> None:
@@ -238,11 +249,6 @@ def keep_files_in(folder: str) -> None:
     """Sockets and temporary files of this process and of what it forks; it removes none when it is killed."""
     tempfile.tempdir = folder
     P2P._UNIX_SOCKET_PREFIX = f"/unix{folder}/hivemind-"
-
-
-def make_identity(path: Path) -> None:
-    """Write the key of a new peer id into a file."""
-    P2P.generate_identity(str(path))
 
 
 class NetworkProcesses:

@@ -28,7 +28,8 @@ from ray_gossip.gossip.seat import Listen, Place, Seat
 from ray_gossip.hive import claim_index, guard_forks, quiet_hivemind, read_charter, start_dht, stop_dht
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.mixer import check_codec
-from ray_gossip.hive.process import NetworkProcesses, go_to_background, keep_files_in, make_identity, renew_locks
+from ray_gossip.hive.process import NetworkProcesses, go_to_background, keep_files_in, renew_locks
+from ray_gossip.hive.signed_records import make_identity
 from ray_gossip.sidecar.parcel import opened
 from ray_gossip.sidecar.wire import Wire
 
