@@ -86,6 +86,20 @@ class Keeper:
             self._asked_at, self._asked_for = self._clock(), local_step
             self._ask(local_step)
 
+    def last_mark(self, reached: int) -> int:
+        """Of the checkpoint with which a run ends that is stopped.
+
+        Args:
+            reached: no periodic checkpoint has a later mark.
+        """
+        self._asked_for = max(reached, self.latest) + 1
+        return self._asked_for
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """The last checkpoint that was asked for is whole."""
+        return self.latest >= self._asked_for
+
     def close(self) -> Iterator[Notice]:
         """No more is to come."""
         left = sorted(mark for mark in self._saved if mark > self.latest)

@@ -291,6 +291,19 @@ class TestAKeeper:
             keeper.look(lambda step=local_step: step)  # type: ignore[misc]
         assert self.asked == [100, 200, 300]
 
+    @pytest.mark.parametrize(("reached", "latest"), [(90, 100), (100, 100), (130, 100), (0, -1)])
+    def test_the_last_one_is_later_than_any_periodic_one(self, reached: int, latest: int) -> None:
+        keeper = self.keeper(every_s=10.0)
+        for record in (started(0), started(1), *(self.saved(index, latest) for index in (0, 1) if latest > 0)):
+            list(keeper.see(record))
+        mark = keeper.last_mark(reached)
+        assert mark == max(reached, latest) + 1
+        for index in (0, 1):
+            assert not keeper.is_up_to_date
+            list(keeper.see(self.saved(index, mark)))
+        assert keeper.is_up_to_date
+        assert max(self.marks()) == mark
+
     def test_what_is_incomplete_in_the_end_is_told(self) -> None:
         keeper = self.keeper()
         for record in (started(0), started(1), self.saved(0, 100)):
