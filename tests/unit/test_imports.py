@@ -32,6 +32,7 @@ integrations
 resume
 lines
 console
+workers
 status swarm
 run
 tuning
