@@ -47,8 +47,8 @@ class _Worker:
 
 
 class _Server:
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
+    def __init__(self, listener: socket.socket, *, idle_s: float) -> None:
+        self._listener, self._idle_s = listener, idle_s
         self._workers: list[_Worker] = []
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
@@ -56,8 +56,9 @@ class _Server:
     def serve(self) -> None:
         """Fork until nobody has needed this for a while. Returns in a worker only after its end."""
         idle_since = time.monotonic()
-        while self._workers or time.monotonic() - idle_since < IDLE_S:
-            events = {descriptor for descriptor, _ in self._poll.poll(None if self._workers else 1000 * IDLE_S)}
+        while self._workers or time.monotonic() - idle_since < self._idle_s:
+            wait_ms = None if self._workers else 1000 * self._idle_s
+            events = {descriptor for descriptor, _ in self._poll.poll(wait_ms)}
             for worker in [each for each in self._workers if {each.ended, each.launcher.fileno()} & events]:
                 self._end(worker, is_over=worker.ended in events)
                 idle_since = time.monotonic()
@@ -147,7 +148,7 @@ def _begin_anew() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def main(name: str, report: int) -> None:
+def main(name: str, report: int, *, idle_s: float = IDLE_S) -> None:
     """Args:
     report: descriptor to which READY is written, or TAKEN, or why it cannot be.
     """
@@ -172,7 +173,7 @@ def main(name: str, report: int) -> None:
         gc.collect()
         gc.freeze()
         told.write(READY)
-    _Server(listener).serve()
+    _Server(listener, idle_s=idle_s).serve()
 
 
 if __name__ == "__main__":
