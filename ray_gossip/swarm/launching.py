@@ -1,4 +1,4 @@
-"""How the workers of each node are started: forked from one process there that has imported torch, where that can be."""
+"""How the workers of each node are started: forked from one process there that has imported torch, if that can be."""
 
 from __future__ import annotations
 
