@@ -22,14 +22,15 @@ READY, TAKEN = b"ready", b"taken"
 LONGEST = 2**20  # bytes of a request: mostly its environment
 _START_S = 120.0  # of the server's imports, on busy cores
 _ANSWER_S = 30.0
-# What differs from worker to worker, and what nothing of it depends on that is imported before there is a worker. Ray
-# reads its own names when it is loaded, which is after the fork.
-_OF_ONE = ("RAY_", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TUNE_", "RG_")
+# On which of the environment it depends what is imported, and how; the rest is the worker's own, and it gets it.
+_SHARED = ("PYTHON", "LD_", "TORCH", "PYTORCH", "CUDA", "MKL", "KMP", "OMP", "OPENBLAS", "NPY", "ATEN", "PATH")
+_OF_ONE = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # which Ray sets for each worker
 
 
 def name_of(python: str, environment: Mapping[str, str]) -> str:
     """Of the server for workers of this Python, environment and folder; an abstract socket, which leaves no file."""
-    shared = sorted((name, value) for name, value in environment.items() if not name.startswith(_OF_ONE))
+    found = [name for name in sorted(environment) if name.startswith(_SHARED) and name not in _OF_ONE]
+    shared = [(name, environment[name]) for name in found]
     namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - process ids mean something within one only
     identity = json.dumps([os.geteuid(), namespace, python, __file__, os.getcwd(), shared])  # noqa: PTH109
     return f"\0ray_gossip.workers.{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
@@ -86,8 +87,15 @@ def _start(python: str, name: str) -> None:
     with os.fdopen(report, "rb") as told:
         command = [python, "-m", "ray_gossip.workers.server", name.replace("\0", "@"), str(its_end)]
         try:
-            # its own imports are what no worker asks for: they wait behind those that train
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[its_end], start_new_session=True)
+            # not this worker's output, which would stay open with it
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[its_end],
+                start_new_session=True,
+            )
         finally:
             os.close(its_end)
         readable, _, _ = select.select([told], [], [], _START_S)
