@@ -189,9 +189,7 @@ class Run:
             what = "is saved" if keeper.is_up_to_date else "is the latest, and what came after it is lost"
             yield _notice(f"checkpoint {keeper.latest} {what}; to go on, give the same command with {where}")
         elif not keeper.is_up_to_date:
-            yield _notice(
-                f"no checkpoint was saved within swarm.stop_s={self.config.swarm.stop_s:g}: nothing to go on from"
-            )
+            yield _notice("no checkpoint was saved, before the stop or in it: there is nothing to go on from")
 
     def _how_to_join(self) -> str:
         started = next(peer.started for peer in self.state.live_peers() if peer.started)
