@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_gossip.workers import launcher
+from ray_gossip.forking import launcher
 
 _ASK_S = 60.0  # a node that has not answered by then starts its workers as Ray does
 # A job whose workers need a Python or a container of their own has Ray start them.

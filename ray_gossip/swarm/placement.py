@@ -133,13 +133,13 @@ class Places:
             runtime_env=self._environment(index),
         ).remote(**arguments)
 
-    def state_of(self, index: int, pid: int) -> Any:
+    def state_of(self, index: int, process: tuple[int, int]) -> Any:
         """What the system says of this process, on the node where this peer's bundle is; a reference."""
-        return state_of.options(**self._beside(index)).remote(pid)
+        return state_of.options(**self._beside(index)).remote(*process)
 
-    def kill(self, index: int, pid: int) -> None:
+    def kill(self, index: int, process: tuple[int, int]) -> None:
         """This process, on that node; waits for nothing."""
-        kill.options(**self._beside(index)).remote(pid)
+        kill.options(**self._beside(index)).remote(*process)
 
     def release(self) -> None:
         for group in self._own.values():
@@ -147,7 +147,7 @@ class Places:
         self._own.clear()
 
     def _beside(self, index: int) -> dict[str, Any]:
-        """For a task on the node of this peer, whose process has the same parent as the peer's."""
+        """For a task on the node of this peer."""
         return {"scheduling_strategy": self._strategy(index), "runtime_env": self._environment(index)}
 
     def _environment(self, index: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ray_gossip.workers import launcher
+from ray_gossip.forking import launcher
 
 PROGRAM = """
 import json, os, random, sys, time
@@ -125,7 +125,7 @@ def test_where_the_server_cannot_start_a_worker_imports_by_itself(folder: Path) 
 
 def test_a_server_ends_when_nobody_needs_it(folder: Path) -> None:
     name, (report, its_end) = "@ray_gossip.workers.test", os.pipe()
-    code = f"from ray_gossip.workers.server import main; main({name!r}.replace('@', chr(0)), {its_end}, idle_s=0.5)"
+    code = f"from ray_gossip.forking.workers import main; main({name!r}.replace('@', chr(0)), {its_end}, idle_s=0.5)"
     with subprocess.Popen([sys.executable, "-c", code], pass_fds=[its_end]) as process, os.fdopen(report, "rb") as told:
         os.close(its_end)
         assert told.read() == launcher.READY

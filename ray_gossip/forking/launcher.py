@@ -1,8 +1,8 @@
 """What Ray starts for a worker, in place of Python: `launcher.py PYTHON WORKER.py …`.
 
-It has the worker forked from this node's fork server (`server.py`), which has imported torch and the parts of a peer,
-and lives as long as the worker. Where that cannot be, it becomes the worker, as Ray would have started it. Nothing but
-the standard library is loaded here, and none of a user's environment counts (`python -I -S`).
+It has the worker forked from this node's server of workers (`workers.py`), which has imported torch and the parts of a
+peer, and lives as long as the worker. Where that cannot be, it becomes the worker, as Ray would have started it.
+Nothing but the standard library is loaded here, and none of a user's environment counts (`python -I -S`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-READY, TAKEN = b"ready", b"taken"
+READY, TAKEN = b"ready\n", b"taken\n"  # what a server reports; another of its name lives
 LONGEST = 2**20  # bytes of a request: mostly its environment
 _START_S = 120.0  # of the server's imports, on busy cores
 _ANSWER_S = 30.0
 # On which of the environment it depends what is imported, and how; the rest is the worker's own, and it gets it.
-_SHARED = ("PYTHON", "LD_", "TORCH", "PYTORCH", "CUDA", "MKL", "KMP", "OMP", "OPENBLAS", "NPY", "ATEN", "PATH")
+_SHARED = ("PY", "LD_", "PATH", "TORCH", "CUDA", "MKL", "KMP", "OMP", "OPENBLAS", "MALLOC_", "NPY", "ATEN")
 _OF_ONE = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # which Ray sets for each worker
 
 
@@ -39,22 +39,20 @@ def name_of(python: str, environment: Mapping[str, str]) -> str:
 def main(python: str, words: Sequence[str]) -> int:
     try:
         connection = _connected(python)
-        request = {"words": [*words], "cwd": os.getcwd(), "environment": {**os.environ}}  # noqa: PTH109
+        # the node: Ray's process there, which has started this one
+        request = {"words": [*words], "cwd": os.getcwd(), "environment": {**os.environ}, "node": os.getppid()}  # noqa: PTH109
         socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
         connection.settimeout(_ANSWER_S)
-        answer, files, _, _ = socket.recv_fds(connection, LONGEST, 1)
+        _, files, _, _ = socket.recv_fds(connection, LONGEST, 1)
         worker = files[0]
     except (OSError, IndexError, ValueError) as error:
         print(f"ray_gossip: this worker imports everything by itself: {error}", file=sys.stderr, flush=True)
         os.execv(python, [python, *words])
-    del answer
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: _pass_on(worker, number))
     connection.settimeout(None)
-    while not select.select([connection], [], [])[0]:
-        pass
     with contextlib.suppress(OSError, ValueError):
-        return int(json.loads(connection.recv(LONGEST))["code"])
+        return int(json.loads(connection.recv(LONGEST)))
     return 1  # the server has died; its workers go on, and Ray knows them by their own process ids
 
 
@@ -75,33 +73,52 @@ def _connected(python: str) -> socket.socket:
             connection.close()
             if is_last:
                 raise
-            _start(python, name)
+            why = start_server("ray_gossip.forking.workers", name, python=python, within_s=_START_S)
+            if why:
+                raise OSError(why) from None
         else:
             return connection
     raise AssertionError
 
 
-def _start(python: str, name: str) -> None:
-    """Returns when it listens. Raises OSError."""
+def start_server(
+    module: str,
+    name: str,
+    *,
+    python: str,
+    within_s: float,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+) -> str:
+    """Start the fork server that this module is, and wait until it listens. Returns why it does not, if so."""
     report, its_end = os.pipe()
+    try:
+        subprocess.run(  # which forks the server, and ends
+            [python, "-m", module, name.replace("\0", "@"), str(its_end)],
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[its_end],
+            check=False,
+        )
+    except OSError as error:
+        os.close(report)
+        return str(error)
+    finally:
+        os.close(its_end)
+    # a child that another thread has forked meanwhile holds the pipe open: its end says nothing
     with os.fdopen(report, "rb") as told:
-        command = [python, "-m", "ray_gossip.workers.server", name.replace("\0", "@"), str(its_end)]
-        try:
-            # not this worker's output, which would stay open with it
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[its_end],
-                start_new_session=True,
-            )
-        finally:
-            os.close(its_end)
-        readable, _, _ = select.select([told], [], [], _START_S)
-        line = told.read() if readable else b""
-    if line not in (READY, TAKEN):
-        raise OSError(line.decode(errors="replace") or f"the fork server was not ready after {_START_S:g} s")
+        line = told.readline() if is_ready(report, within_s=within_s) else b"it did not answer"
+    return "" if line in (READY, TAKEN) else line.decode(errors="replace").strip() or "it ended at once"
+
+
+def is_ready(descriptor: int, *, within_s: float) -> bool:
+    """Whether something can be read there, or a process has ended; `select` knows no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * within_s))
 
 
 if __name__ == "__main__":
