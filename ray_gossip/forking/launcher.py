@@ -20,10 +20,15 @@ from collections.abc import Mapping, Sequence
 
 READY, TAKEN = b"ready\n", b"taken\n"  # what a server reports; another of its name lives
 LONGEST = 2**20  # bytes of a request: mostly its environment
+# This package, wherever it is; its other imports as everywhere, but none from the folder in which a user's script is.
+_SERVER = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import ray_gossip; sys.path[:] = filter(None, sys.path[1:]); "
+    "from ray_gossip.forking.server import begin; begin(*sys.argv[2:])"
+)
 _START_S = 120.0  # of the server's imports, on busy cores
 _ANSWER_S = 30.0
 # On which of the environment it depends what is imported, and how; the rest is the worker's own, and it gets it.
-_SHARED = ("PY", "LD_", "PATH", "TORCH", "CUDA", "MKL", "KMP", "OMP", "OPENBLAS", "MALLOC_", "NPY", "ATEN")
+_SHARED = ("PYTHON", "PYTORCH", "LD_", "PATH", "TORCH", "CUDA", "MKL", "KMP", "OMP", "OPENBLAS", "MALLOC_", "NPY_")
 _OF_ONE = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # which Ray sets for each worker
 
 
@@ -92,9 +97,10 @@ def start_server(
 ) -> str:
     """Start the fork server that this module is, and wait until it listens. Returns why it does not, if so."""
     report, its_end = os.pipe()
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
     try:
         subprocess.run(  # which forks the server, and ends
-            [python, "-m", module, name.replace("\0", "@"), str(its_end)],
+            [python, "-c", _SERVER, package, module, name.replace("\0", "@"), str(its_end)],
             env=environment,
             cwd=cwd,
             stdin=subprocess.DEVNULL,

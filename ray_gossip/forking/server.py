@@ -14,10 +14,9 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,11 +142,11 @@ def prepared(
     return listener
 
 
-def begin(main: Callable[[str, int], None]) -> None:
-    """Run it with the words of the command line, in a process that nobody has to wait for."""
+def begin(module: str, name: str, report: str) -> None:
+    """Be the server that this module is, in a process that nobody has to wait for. The rest: words for its `main`."""
     if os.fork() == 0:
         os.setsid()
-        main(sys.argv[1].replace("@", "\0", 1), int(sys.argv[2]))
+        importlib.import_module(module).main(name.replace("@", "\0", 1), int(report))
 
 
 def _threads() -> list[Path]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_gossip.forking.launcher import LONGEST
-from ray_gossip.forking.server import Child, ForkServer, begin, other_end, prepared
+from ray_gossip.forking.server import Child, ForkServer, other_end, prepared
 
 IDLE_S = 60.0  # without a worker; then it ends, or when the node's Ray does
 _REQUEST_S = 5.0  # for what a launcher has connected to say
@@ -90,7 +90,8 @@ def _be_worker(request: dict[str, Any], output: Sequence[int]) -> None:
         os.environ.update(request["environment"])
         _begin_anew()
         sys.argv = request["words"]
-        sys.path[0] = str(Path(sys.argv[0]).parent)  # as Python does for a program
+        if not getattr(sys.flags, "safe_path", False):
+            sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a program
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
@@ -124,7 +125,3 @@ def main(name: str, report: int, *, idle_s: float = IDLE_S) -> None:
     listener = prepared(name, report, _MODULES, kind=socket.SOCK_SEQPACKET, has_threads=False)
     if listener is not None:
         _Server(listener, idle_s=idle_s).serve()
-
-
-if __name__ == "__main__":
-    begin(main)

@@ -168,7 +168,6 @@ def _path() -> list[str]:
     """Where the nursery finds its modules: not in the folder of the user's script, where one may have the name of one
     of these, unless hivemind is there, too."""
     users = {"", str(Path.cwd()), str(Path(sys.argv[0]).absolute().parent)}
-    found = [
+    return [
         entry for entry in map(str, sys.path) if entry not in users or (Path(entry) / "hivemind/__init__.py").is_file()
     ]
-    return [str(Path(__file__).parents[2]), *found]

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_gossip.forking.server import Child, ForkServer, begin, other_end, prepared
+from ray_gossip.forking.server import Child, ForkServer, other_end, prepared
 from ray_gossip.resources import pid_namespace
 from ray_gossip.sidecar.wire import Wire, own_user
 from ray_gossip.usage import allow_many_files
@@ -118,7 +118,3 @@ def main(name: str, report: int) -> None:
         from ray_gossip.sidecar import program
 
         Nursery(listener, program.serve).serve()
-
-
-if __name__ == "__main__":
-    begin(main)

@@ -114,13 +114,13 @@ def test_another_environment_has_another_server(folder: Path, first: Worker) -> 
 
 def test_where_the_server_cannot_start_a_worker_imports_by_itself(folder: Path) -> None:
     broken = folder / "broken"
-    (broken / "ray_gossip").mkdir(parents=True)
-    (broken / "ray_gossip" / "__init__.py").write_text("raise ImportError('it is broken')")
+    broken.mkdir()
+    (broken / "yaml.py").write_text("raise ImportError('it is broken')")
     worker = Worker(folder, "7", {"PYTHONPATH": str(broken)})
     assert worker.said["pid"] == worker.process.pid
     _, errors = worker.process.communicate(timeout=30.0)
     assert worker.process.returncode == 7
-    assert "ray_gossip: this worker imports everything by itself" in errors
+    assert "ray_gossip: this worker imports everything by itself: ImportError: it is broken" in errors
 
 
 def test_a_server_ends_when_nobody_needs_it(folder: Path) -> None:
