@@ -174,13 +174,13 @@ def ours(num_peers: int, plan: Sequence[Hit], *, minutes: float, step_s: float) 
     hits = ", ".join(f"{{kind: {hit.kind}, peer: {hit.peer}, at_s: {hit.at_s:.1f}}}" for hit in plan)
     words = ["--rate", "0", f"faults.plan=[{hits}]", f"gossip.steps={STEPS}"]
     outcome = chaos.run(num_peers, *words, minutes=minutes, step_s=step_s)
-    recovery = outcome.summary["recovery"]
+    recovery = outcome.summary["recovery"]  # None where nothing was hit
     rounds = [event for event in outcome.events if event["event"] == "RoundReport"]
     hit_at = [(event["wall_time"], event["peer_index"]) for event in outcome.events if event["event"] == "Fault"]
     back = [next((each["wall_time"] - at for each in rounds if _is_back(each, at, peer)), None) for at, peer in hit_at]
     return Figures(
         samples_per_s=outcome.samples_per_s(60 * minutes),
-        participation=recovery["participation"],
+        participation=recovery["participation"] if recovery else outcome.averaged,
         loss=statistics.fmean(outcome.losses),
         back_s=[each for each in back if each is not None],
     )

@@ -129,9 +129,15 @@ def resumption(config: Config, run_dir: Path) -> Resumption:
     if manifest is None:
         set_earlier_attempt_aside(run_dir)
         return Resumption(notices=["there is no checkpoint to go on from: the run begins again"])
-    text = f"it goes on with {config.swarm.num_peers} peers from checkpoint {manifest.mark}: of {len(manifest.peers)} "
-    text += f"peers, from local step {manifest.local_step} on, {manifest.samples:,} samples"
+    num_peers = config.swarm.num_peers
+    local_step = min(share.file.local_step for share in deal(manifest, num_peers=num_peers))
+    text = f"it goes on from checkpoint {manifest.mark}, of {_peers(len(manifest.peers))}, with {_peers(num_peers)}: "
+    text += f"from local step {local_step} on, {manifest.samples:,} samples"
     return Resumption(manifest=manifest, place=place, records=recorded(run_dir), notices=[*notices, text])
+
+
+def _peers(number: int) -> str:
+    return f"{number} peer{'s' if number != 1 else ''}"
 
 
 def _end_last_line(events: Path) -> None:

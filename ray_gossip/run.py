@@ -157,10 +157,10 @@ class Run:
             show: called after every record, and when there is none as well.
         """
         try:
-            mark = self._last_mark()
-            for _ in self._written(chain([_notice(why)] if why else [], self._swarm.stop(mark))):
-                show()
-            for _ in self._written(self._kept(mark) if self._keeper is not None else []):
+            keeper = self._keeper
+            ending = self._swarm.stop(keeper.last_mark if keeper is not None else None)
+            kept = self._kept(keeper) if keeper is not None else []
+            for _ in self._written(chain([_notice(why)] if why else [], ending, kept)):
                 show()
         except BaseException:
             self._swarm.give_up()
@@ -192,24 +192,15 @@ class Run:
         self._swarm = self._open.enter_context(self._again(saves=saves))
         return before
 
-    def _kept(self, mark: int | None) -> Iterator[Record]:
+    def _kept(self, keeper: Keeper) -> Iterator[Record]:
         """How to go on after a stop, for which peers were asked to save themselves."""
-        assert self._keeper is not None
-        yield from self._keeper.close()
-        if self._keeper.latest >= 0:
+        yield from keeper.close()
+        if keeper.latest >= 0:
             where = shlex.join(["--run-dir", str(self.run_dir), "--resume"])
-            is_new = mark is None or self._keeper.latest >= mark
-            what = "is saved" if is_new else "is the latest, and what came after it is lost"
-            yield _notice(f"checkpoint {self._keeper.latest} {what}; to go on, give the same command with {where}")
-
-    def _last_mark(self) -> int | None:
-        """Of the checkpoint that a run makes when it is stopped in order; None: it makes none."""
-        local_step, every = _local_step(self.state), self.config.checkpoint.every_steps or 1
-        if self._keeper is None or not local_step:
-            return None
-        mark = max(local_step, self._keeper.latest + 1)
-        # of a multiple peers may have saved their parts already, and others not: those would be written over
-        return mark + (mark % every == 0)
+            what = "is saved" if keeper.is_up_to_date else "is the latest, and what came after it is lost"
+            yield _notice(f"checkpoint {keeper.latest} {what}; to go on, give the same command with {where}")
+        elif not keeper.is_up_to_date:
+            yield _notice("no checkpoint was saved, before the stop or in it: there is nothing to go on from")
 
     def _open_to_all(self) -> Iterator[Record]:
         if self.config.swarm.open:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ray_gossip.checkpoints.manifest import Manifest, PeerFile, all_in, deal, prune, save
+from ray_gossip.checkpoints.manifest import BUSY, Manifest, PeerFile, all_in, deal, prune, save
 from ray_gossip.config import Config
 from ray_gossip.records import Notice, PeerLeft, PeerLost, PeerStarted, Progress, Record, Saved
 
@@ -46,7 +46,8 @@ class Keeper:
         self._began_at: dict[int, int] = {}  # local step of each peer that is there, where this process of it began
         self._saved: dict[int, dict[int, Saved]] = {}  # by mark and peer index
         self._last: dict[int, int] = {}  # by peer, the mark for which it has last saved itself
-        self._has_told_of_others = False
+        self._has_told_of_others = self._has_told_of_busy = False
+        self._num_untold = 0  # incomplete checkpoints that were not told, of a kind that was
         self._asked_for = self.latest = -1  # marks: of the last one that was asked for, of the last one that is whole
         self._own: list[int] = []
         if manifest is not None:
@@ -68,7 +69,8 @@ class Keeper:
                 self._began_at.pop(record.peer_index, None)
             case Saved():
                 self._saved.setdefault(record.mark, {})[record.peer_index] = record
-                self._last[record.peer_index] = record.mark
+                if record.mark != self._asked_for:  # which says nothing of when a peer saves itself by itself
+                    self._last[record.peer_index] = record.mark
             case _:
                 return
         yield from self._complete()
@@ -86,8 +88,25 @@ class Keeper:
             self._asked_at, self._asked_for = self._clock(), local_step
             self._ask(local_step)
 
+    def last_mark(self, reached: int) -> int:
+        """Of the checkpoint with which a run ends that is stopped.
+
+        Args:
+            reached: no periodic checkpoint has a later mark.
+        """
+        self._asked_for = max(reached, self.latest) + 1
+        return self._asked_for
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """The last checkpoint that was asked for is whole."""
+        return self.latest >= self._asked_for
+
     def close(self) -> Iterator[Notice]:
         """No more is to come."""
+        yield from self._complete()  # what was interrupted when it was whole
+        if self._num_untold:
+            yield _notice(f"{self._num_untold} more checkpoints were incomplete: {BUSY}")
         left = sorted(mark for mark in self._saved if mark > self.latest)
         if left:
             last, before = left[-1], f" (as {len(left) - 1} before it)" if len(left) > 1 else ""
@@ -106,13 +125,22 @@ class Keeper:
             if missing := [index for index in awaited if index not in saved]:
                 yield from self._look_for_others(mark, missing)
                 continue
-            del self._saved[mark]
             causes = [each.cause for index, each in sorted(saved.items()) if each.cause and index in awaited]
             whole = [each for _, each in sorted(saved.items()) if not each.cause]
+            told: list[Notice] = []
             if causes:  # of a peer that is there: without it, what it has seen would be lost
-                yield self._incomplete(mark, causes[0])
+                told = self._lacking(mark, causes[0])
             elif whole and mark > self.latest:
-                yield from self._write(mark, whole)
+                told = self._write(mark, whole)
+            del self._saved[mark]  # not before it is written: Ctrl-C may come at any moment
+            yield from told
+
+    def _lacking(self, mark: int, why: str) -> list[Notice]:
+        if why == BUSY and self._has_told_of_busy:
+            self._num_untold += 1
+            return []
+        self._has_told_of_busy |= why == BUSY
+        return [self._incomplete(mark, why)]
 
     def _look_for_others(self, mark: int, missing: list[int]) -> Iterator[Notice]:
         """Say once that some peers save themselves at other local steps, or never."""
@@ -122,7 +150,7 @@ class Keeper:
         if never and len(self._saved) > _PATIENCE:
             self._has_told_of_others = True
             yield self._incomplete(mark, f"peer {never[0]} has never saved itself: does its loop call peer.checkpoint?")
-        elif not never and all(self._last[index] > mark for index in missing):
+        elif not never and len(self._saved) > _PATIENCE and all(self._last[index] > mark for index in missing):
             self._has_told_of_others = True
             why = f"peer {missing[0]} saves itself at other local steps"
             yield self._incomplete(mark, f"{why}: call peer.checkpoint after each step, or set checkpoint.every_s")
@@ -132,7 +160,7 @@ class Keeper:
         then = "; training goes on" if goes_on else ""
         return _notice(f"checkpoint {mark} is incomplete and does not count: {why}; {before}{then}")
 
-    def _write(self, mark: int, saved: list[Saved]) -> Iterator[Notice]:
+    def _write(self, mark: int, saved: list[Saved]) -> list[Notice]:
         there = {each.peer_index for each in saved}
         manifest = Manifest(
             mark=mark,
@@ -147,9 +175,11 @@ class Keeper:
         try:
             save(self.place, manifest)
             self.latest = mark
-            self._own = prune(self.place, [*self._own, mark], keep=self._settings.keep, better=self._better)
+            self._own = [*(own for own in self._own if own != mark), mark]
+            self._own = prune(self.place, self._own, keep=self._settings.keep, better=self._better)
         except OSError as error:
-            yield _notice(f"checkpoint {mark}: {error.strerror or error}; training goes on")
+            return [_notice(f"checkpoint {mark}: {error.strerror or error}; training goes on")]
+        return []
 
     @property
     def _better(self) -> Callable[[Manifest], float] | None:

@@ -14,6 +14,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ray_gossip import storage
 from ray_gossip.records import Saved
 
+BUSY = "the one before is still being written: save less often"  # why a peer's part is missing
+
 _NAME, _VERSION = "manifest.json", 1
 _FOLDER = re.compile(r"[0-9]{9}", re.ASCII)
 _CHUNK = 1 << 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ray_gossip.checkpoints.writer import Writer
@@ -38,11 +39,16 @@ class Saving:
         self._looked_at: int | None = None  # the local step after which it was last asked whether it is time
         self._lock = threading.Lock()
         self._asked: int | None = None  # the mark
+        self._last: SimpleQueue[int] = SimpleQueue()  # mark of the checkpoint with which a stop ends
 
     def ask(self, mark: int) -> None:
         """Save after the present local step. From any thread."""
         with self._lock:
             self._asked = mark
+
+    def ask_last(self, mark: int) -> None:
+        """What `last` waits for. From any thread."""
+        self._last.put(mark)
 
     @property
     def is_used(self) -> bool:
@@ -61,9 +67,19 @@ class Saving:
         if mark is None and self._every_steps is not None:
             begun = local_step - local_step % self._every_steps
             mark = begun if begun > (local_step - 1 if before is None else before) else None
-        if mark is not None and mark != self._saved and self._writer is not None:
-            self._saved = mark
-            self._writer.write(mark, state())
+        if mark is not None:
+            self._save(mark, state)
+
+    def last(self, state: Callable[[], dict[str, Any]], *, within_s: float) -> None:
+        """Save once more, if the driver says within this time for which checkpoint. In the training thread, after the
+        last local step."""
+        self.finish()  # what is being written
+        try:
+            mark = self._last.get(timeout=max(0.0, within_s))
+        except Empty:  # it is stopped without a checkpoint, or nobody is there to name one
+            return
+        self._save(mark, state)
+        self.finish()
 
     def finish(self) -> None:
         """Wait for what is being written."""
@@ -76,3 +92,8 @@ class Saving:
         while self._writer is not None and not self._writer.told.empty():
             told.append(self._writer.told.get())
         return told
+
+    def _save(self, mark: int, state: Callable[[], dict[str, Any]]) -> None:
+        if mark != self._saved and self._writer is not None:
+            self._saved = mark
+            self._writer.write(mark, state())

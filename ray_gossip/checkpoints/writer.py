@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import torch
 
 from ray_gossip import storage
-from ray_gossip.checkpoints.manifest import folder_of
+from ray_gossip.checkpoints.manifest import BUSY, folder_of
 from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.records import Saved
 
@@ -41,7 +41,7 @@ class Writer:
                 `local_step` and `samples` are among them.
         """
         if self.is_busy:
-            self._tell(mark, state, cause="the one before is still being written: save less often")
+            self._tell(mark, state, cause=BUSY)
             return
         self._thread = threading.Thread(target=self._write, args=[mark, state], name="checkpoint")  # ends with its file
         self._thread.start()

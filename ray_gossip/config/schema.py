@@ -29,7 +29,7 @@ class Config(Section):
     """gossip: scheduled groups, overlap, honest outcomes. hivemind: `hivemind.Optimizer(use_local_updates=True)` as
     shipped, for comparison and for the open internet."""
     seed: Annotated[int, Meaning(shared=True)] = Field(0, ge=0, le=2**32 - 1)
-    """Seeds the model, the shards, the batches and the schedule."""
+    """Seeds the model, the shards, the batches, the schedule, and what each peer draws in training, such as dropout."""
     swarm: SwarmConfig = SwarmConfig()
     gossip: GossipConfig = GossipConfig()
     data: DataConfig = DataConfig()

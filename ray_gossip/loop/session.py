@@ -72,15 +72,14 @@ class Session:
         if self.saving is not None and self.saving.is_used:
             self.saving.ask(mark)
 
-    def stop(self, mark: int | None = None, *, within_s: float = 0.0) -> None:
+    def stop(self, *, saves_within_s: float = 0.0) -> None:
         """Ask the loop to end. From any thread.
 
         Args:
-            mark: it saves itself for this checkpoint, if it does so now and then, and comes to it within `within_s`.
+            saves_within_s: if it saves itself now and then, it does so once more, and has this long to come to it.
         """
-        if mark is not None and self.saving is not None and self.saving.is_used:
-            self.saving.ask(mark)
-            self._saves_until = time.monotonic() + within_s
+        if self.saving is not None and self.saving.is_used:
+            self._saves_until = time.monotonic() + saves_within_s
         self.stopping.set()
 
     def check(self, *, has_saved: bool = False) -> None:
@@ -94,10 +93,10 @@ class Session:
         Raises:
             Stopped: the loop is to end.
         """
-        is_last = self.stopping.is_set()  # before it looks what is asked for: else it might end without that
-        if self.saving is not None:
-            if is_last:
-                self.saving.finish()  # what is being written, and then the last
+        is_last = self.stopping.is_set()  # asked once: it may change meanwhile
+        if self.saving is not None and is_last:
+            self.saving.last(state, within_s=self._saves_until - time.monotonic())
+        elif self.saving is not None:
             self.saving.after_step(local_step, state)
         self.check(has_saved=is_last)
 

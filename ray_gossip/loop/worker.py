@@ -24,6 +24,7 @@ from ray_gossip.factory import Factories, find, loop_arguments
 from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.loop.session import Session, Stopped, within
 from ray_gossip.records import PeerFinished, PeerLeft, PeerStarted, Record
+from ray_gossip.resources import pid_namespace
 from ray_gossip.sidecar.network import Network
 from ray_gossip.usage import Meter
 
@@ -93,6 +94,7 @@ class LoopWorker:
             num_samples=0,
             incarnation=self._session.network.seat.place.incarnation,
             samples=self._session.samples,
+            pid_namespace=pid_namespace(),
         )
 
     def multiaddrs(self) -> tuple[str, ...]:
@@ -129,10 +131,20 @@ class LoopWorker:
         """Ask for this peer's part of a checkpoint at the loop's next `checkpoint`. From any thread."""
         self._session.save(mark)
 
-    def stop(self, mark: int | None = None) -> None:
-        """Ask the loop to end at its next `step` or `report`, or at its next `checkpoint`, where it saves itself: if
-        that comes soon. From any thread."""
-        self._session.stop(mark, within_s=self._config.swarm.stop_s / 4)
+    def save_last(self, mark: int) -> None:
+        """What a loop that was asked to stop and save itself waits for. From any thread."""
+        self._saving.ask_last(mark)
+
+    def stop(self, *, saves: bool = False) -> int:
+        """Ask the loop to end at its next `step` or `report`; returns the local step past which this peer saves itself
+        no more by itself. From any thread.
+
+        Args:
+            saves: where it saves itself, it ends at its next `checkpoint` instead, if that comes within a quarter of
+                `swarm.stop_s`, and waits there for `save_last`.
+        """
+        self._session.stop(saves_within_s=self._config.swarm.stop_s / 4 if saves else 0.0)
+        return self._session.peer.local_step if self._session.peer is not None else 0
 
     def leave(self) -> None:
         """Ask the loop to end at its next `step` or `report`, and to leave its swarm. From any thread."""

@@ -16,11 +16,11 @@ from ray_gossip.checkpoints.saving import Resumed, Saving
 from ray_gossip.config import Config
 from ray_gossip.errors import ConfigError
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.gossip.engine import GossipEngine
-from ray_gossip.gossip.protocols import Engine, StateShape
+from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.peer import reports
 from ray_gossip.peer.dealing import Dealing
+from ray_gossip.peer.engines import build_engine
 from ray_gossip.peer.going_on import go_on
 from ray_gossip.peer.turns import Turns
 from ray_gossip.records import (
@@ -37,7 +37,7 @@ from ray_gossip.sidecar.network import Network
 from ray_gossip.training.optimizer import build_optimizer
 from ray_gossip.training.spikes import SpikeGuard
 from ray_gossip.training.trainer import Trainer, averaged_state
-from ray_gossip.training.whole import whole_state
+from ray_gossip.training.whole import seed_random_numbers, whole_state
 
 _LEAVE_S = 2.0  # longest that a peer which leaves waits for its round
 
@@ -80,7 +80,7 @@ class Peer:
             raise ConfigError("engine=hivemind cannot go on from a snapshot; use engine=gossip")
         self.config = config
         self._stopping, self._spikes = threading.Event(), SpikeGuard(config.train.loss_spike)
-        self._turns, self._leaves = Turns(), False
+        self._turns, self._leaves, self._saves_within_s = Turns(), False, 0.0
         self._dataset = dataset = data.load(config.data, factory=factories.data)
         model = models.build(
             config.model,
@@ -105,14 +105,13 @@ class Peer:
         self.peer_index, self.charter = self._network.seat.peer_index, self._network.seat.charter
         try:
             self._network.open(StateShape.of(averaged), node=node, data=dataset.digest())
-            self.engine = self._build_engine(dataset.digest())
+            self.engine = build_engine(config, self._network, data=dataset.digest())
         except BaseException:
             self._network.end()
             raise
         self._finished = False
         self._joins_running = founder is None or (founder.incarnation > 0 and not founder.begins_again)
-        founders = self.charter.num_peers
-        self._dealing = Dealing(config, dataset, peer_index=self.peer_index, founders=founders)
+        self._dealing = Dealing(config, dataset, peer_index=self.peer_index, founders=self.charter.num_peers)
         shard = self._dealing.shard()
         self._class_counts = data.class_counts(dataset.train_labels[shard], num_classes=dataset.num_classes)
         device = torch.device("cuda:0" if config.swarm.gpus_per_peer > 0 and torch.cuda.is_available() else "cpu")
@@ -124,6 +123,8 @@ class Peer:
         elif founder is not None and resumed is None:
             self.trainer.batches.skip(founder.samples)
         self._goes_on = resumed is not None or (founder is not None and founder.begins_again)
+        mark = resumed.mark if resumed is not None else 0
+        seed_random_numbers(config.seed, self.peer_index, self._network.seat.place.incarnation, mark)
         if resumed is not None:
             go_on(self.trainer, self._network, resumed, dealt_to=self._dealing.peers)
         self._samples_before = self.trainer.samples
@@ -167,7 +168,8 @@ class Peer:
             with self._turns.mine():
                 trainer.step()
                 ended = self.engine.after_step(trainer.local_step)
-                self._saving.after_step(trainer.local_step, self._whole_state)
+                if not self._stopping.is_set():
+                    self._saving.after_step(trainer.local_step, self._whole_state)
             while self.engine.notices:
                 records.append(self._notice(self.engine.notices.pop(0)))
             for report in ended:
@@ -191,9 +193,7 @@ class Peer:
             return
         if self._stopping.is_set():
             yield [*records, *([self._progress()] if trainer.has_progress else [])]
-            self._saving.finish()  # what is being written, and then the last
-            self._saving.after_step(trainer.local_step, self._whole_state)
-            self._saving.finish()
+            self._saving.last(self._whole_state, within_s=self._saves_within_s)
             yield list(self._saving.told())
             return
         yield [*records, self._evaluate("peer")]
@@ -217,11 +217,20 @@ class Peer:
         """Ask for this peer's part of a checkpoint, after the present local step. From any thread."""
         self._saving.ask(mark)
 
-    def stop(self, mark: int | None = None) -> None:
-        """Ask `run()` to end after the present local step, and to save this peer then. From any thread."""
-        if mark is not None:
-            self._saving.ask(mark)
+    def save_last(self, mark: int) -> None:
+        """What a peer that was asked to stop and save itself waits for. From any thread."""
+        self._saving.ask_last(mark)
+
+    def stop(self, *, saves: bool = False) -> int:
+        """Ask `run()` to end after the present local step; returns the local step past which this peer saves itself no
+        more by itself. From any thread.
+
+        Args:
+            saves: it waits then for `save_last`, for a quarter of `swarm.stop_s` at most.
+        """
+        self._saves_within_s = self.config.swarm.stop_s / 4 if saves else 0.0
         self._stopping.set()
+        return self.trainer.local_step
 
     def leave(self) -> None:
         """Ask `run()` to end after the present local step, and to leave the swarm, which goes on. From any thread."""
@@ -257,14 +266,6 @@ class Peer:
         progress = [self._progress()] if self.trainer.has_progress else []
         left = PeerLeft(peer_index=self.peer_index, wall_time=time.time(), local_step=self.trainer.local_step)
         return [*ended, *progress, left]
-
-    def _build_engine(self, data: str) -> Engine:
-        engine = GossipEngine(self.config, self._network, self._network.seat, data=data)
-        if self.config.engine == "gossip":
-            return engine
-        from ray_gossip.hive.shipped import HivemindEngine
-
-        return HivemindEngine(self.config, engine, self._network.seat)
 
     def _whole_state(self) -> dict[str, Any]:
         return whole_state(self.trainer, kept=self._network.kept.clone()) | {"dealt_to": list(self._dealing.peers)}

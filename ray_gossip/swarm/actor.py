@@ -119,8 +119,12 @@ class PeerActor:
         self._peer.save(mark)
 
     @ray.method(concurrency_group="control")
-    def stop(self, mark: int | None = None) -> None:
-        self._peer.stop(mark)
+    def save_last(self, mark: int) -> None:
+        self._peer.save_last(mark)
+
+    @ray.method(concurrency_group="control")
+    def stop(self, *, saves: bool) -> int:
+        return self._peer.stop(saves=saves)
 
     @ray.method(concurrency_group="control")
     def leave(self) -> None:

@@ -86,6 +86,25 @@ class Crew:
         """There is a process that needs nobody else to begin."""
         return self._beginning in self.actors
 
+    def stop(self, last_mark: Callable[[int], int] | None, *, within_s: float) -> None:
+        """Ask all to end after their present local step.
+
+        Args:
+            last_mark: names the checkpoint for which they save themselves once more, from the local step past which
+                none of those that answer within this time saves itself by itself; None: they do not.
+        """
+        answers = [actor.stop.remote(saves=last_mark is not None) for actor in self.actors.values()]
+        if last_mark is None or not answers:
+            return
+        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=within_s)
+        reached = [0]
+        for answer in ready:
+            with contextlib.suppress(ray.exceptions.RayError):  # it is lost, and its stream will say why
+                reached.append(ray.get(answer))
+        mark = last_mark(max(reached))
+        for actor in self.actors.values():
+            actor.save_last.remote(mark)
+
     def drop_starting(self) -> None:
         """Kill those that are not up yet, which could not answer."""
         for index in self.starting.indices:

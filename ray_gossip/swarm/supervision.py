@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,7 @@ class Swarm:
         )
         self._storm = storm
         self._moves = Moves(self._places, Draining().nodes)
-        self._pulse = Pulse(config.swarm.silent_s, lambda peer: self._places.state_of(peer, self._known[peer].pid))
+        self._pulse = Pulse(config.swarm.silent_s, lambda peer: self._places.state_of(peer, self._known[peer].process))
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
     def __enter__(self) -> Swarm:
@@ -125,19 +125,19 @@ class Swarm:
         for index in self._training:
             self._crew.actors[index].save.remote(mark)
 
-    def stop(self, mark: int | None = None) -> Iterator[Record | None]:
+    def stop(self, last_mark: Callable[[int], int] | None = None) -> Iterator[Record | None]:
         """Ask all peers to stop; yields what they still had to say, for at most half of `swarm.stop_s`. Those that are
         not up yet have nothing to say: they are killed.
 
         Args:
-            mark: they save themselves for this checkpoint; None: they do not.
+            last_mark: names the checkpoint with which they end, from the local step they have reached; None: with none.
         """
         self._replacements.cancel()
         self._moves.cancel()
         self._crew.drop_starting()
-        for actor in self._crew.actors.values():
-            actor.stop.remote(mark)
-        yield from self._read(deadline=self._begin_stop() - self.config.swarm.stop_s / 2)
+        deadline = self._begin_stop() - self.config.swarm.stop_s / 2
+        self._crew.stop(last_mark if self._training else None, within_s=self.config.swarm.stop_s / 8)
+        yield from self._read(deadline=deadline)
 
     @property
     def has_finished(self) -> bool:
@@ -258,7 +258,7 @@ class Swarm:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
         awaited = {index: self._crew.actors[index] for index in self._streams.values()}
         for index, cause in self._pulse.lost(awaited).items():
-            self._places.kill(index, self._known[index].pid)
+            self._places.kill(index, self._known[index].process)
             yield self._lose(index, cause)
 
     def _strike(self) -> Iterator[Record]:

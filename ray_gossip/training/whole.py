@@ -34,7 +34,8 @@ def go_on_from(trainer: Trainer, state: Mapping[str, Any], *, samples: int, is_s
     """
     position = state["position"] if is_same_shard else 0
     trainer.load_state({**state, "samples": samples, "position": position})
-    set_random_states(state["random"])
+    if is_same_shard:  # else others may go on from the same one, and each draws its own
+        set_random_states(state["random"])
 
 
 def copied(value: Any) -> Any:
@@ -50,6 +51,14 @@ def copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [copied(each) for each in value]
     return value
+
+
+def seed_random_numbers(*of: int) -> None:
+    """Have all that `random_states` tells of follow from these numbers."""
+    of_torch, of_numpy, of_python = np.random.SeedSequence(of).generate_state(3)
+    torch.manual_seed(int(of_torch))
+    np.random.seed(of_numpy)
+    random.seed(int(of_python))
 
 
 def random_states() -> dict[str, Any]:

@@ -200,6 +200,10 @@ class Clock:
         return self.now
 
 
+def press_ctrl_c(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 class TestAKeeper:
     @pytest.fixture(autouse=True)
     def _place(self, tmp_path: Path) -> None:
@@ -290,6 +294,49 @@ class TestAKeeper:
             self.clock.now = now
             keeper.look(lambda step=local_step: step)  # type: ignore[misc]
         assert self.asked == [100, 200, 300]
+
+    @pytest.mark.parametrize(("reached", "latest"), [(90, 100), (100, 100), (130, 100), (0, -1)])
+    def test_the_last_one_is_later_than_any_periodic_one(self, reached: int, latest: int) -> None:
+        keeper = self.keeper(every_s=10.0)
+        for record in (started(0), started(1), *(self.saved(index, latest) for index in (0, 1) if latest > 0)):
+            list(keeper.see(record))
+        mark = keeper.last_mark(reached)
+        assert mark == max(reached, latest) + 1
+        for index in (0, 1):
+            assert not keeper.is_up_to_date
+            list(keeper.see(self.saved(index, mark)))
+        assert keeper.is_up_to_date
+        assert max(self.marks()) == mark
+
+    def test_a_last_one_does_not_make_a_peer_one_that_saves_itself_at_other_steps(self) -> None:
+        keeper = self.keeper()
+        for record in (started(0), started(1), self.saved(0, 50)):
+            list(keeper.see(record))
+        mark = keeper.last_mark(50)
+        assert [notice for index in (1, 0) for notice in keeper.see(self.saved(index, mark))] == []
+        assert [*self.marks(), *keeper.close()] == [mark]
+
+    def test_one_whose_end_was_interrupted_is_whole_in_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        keeper = self.keeper()
+        for record in (started(0), started(1), self.saved(0, 100)):
+            list(keeper.see(record))
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr("ray_gossip.checkpoints.keeper.save", press_ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                list(keeper.see(self.saved(1, 100)))
+        assert self.marks() == []
+        assert list(keeper.close()) == []
+        assert self.marks() == [100]
+
+    def test_of_those_that_come_too_fast_one_is_told_and_the_others_are_counted(self) -> None:
+        keeper = self.keeper(num_peers=1)
+        list(keeper.see(started(0)))
+        busy = [self.saved(0, mark, cause=manifests.BUSY) for mark in (1, 2, 4)]
+        (told,) = [notice for record in (*busy, self.saved(0, 5)) for notice in keeper.see(record)]
+        assert "checkpoint 1 is incomplete and does not count: the one before is still being written" in told.text
+        (count,) = keeper.close()
+        assert count.text.startswith("2 more checkpoints were incomplete: ")
+        assert self.marks() == [5]
 
     def test_what_is_incomplete_in_the_end_is_told(self) -> None:
         keeper = self.keeper()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import enum
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -180,13 +181,15 @@ def test_a_stop_that_comes_while_the_loop_saves_itself_lets_it_save_itself_once_
     state = {"local_step": 2, "samples": 2}
 
     def stopped_meanwhile() -> dict[str, Any]:
-        session.stop(50, within_s=60.0)
+        session.stop(saves_within_s=60.0)
         return state
 
     session.checkpoint(1, dict)  # so that it is known to save itself
     session.save(40)
     session.checkpoint(2, stopped_meanwhile)
     session.check()
+    saving.ask(45)  # by time, on its way when the run was stopped
+    threading.Timer(0.1, saving.ask_last, [50]).start()
     with pytest.raises(Stopped):
         session.checkpoint(3, lambda: state)
     saving.finish()

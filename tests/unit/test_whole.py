@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_gossip.training.trainer import Trainer
-from ray_gossip.training.whole import go_on_from, whole_state
+from ray_gossip.training.whole import go_on_from, seed_random_numbers, whole_state
 from tests.unit.trainers import EVERYTHING, make_trainer
 
 KEPT = torch.arange(3.0)
@@ -44,6 +44,19 @@ def saved_at(local_step: int, *, then: int) -> tuple[dict[str, Any], list[Tensor
     for _ in range(then):
         origin.step()
     return state, list(origin.model_state().values())
+
+
+def test_what_is_drawn_in_training_follows_from_the_seed() -> None:
+    trained = []
+    for numbers in ((0, 1), (0, 1), (0, 2), (1, 1)):
+        stepping = trainer()
+        seed_random_numbers(*numbers)
+        for _ in range(3):
+            stepping.step()
+        trained.append(torch.cat([each.flatten() for each in stepping.model_state().values()]))
+    first, again, *others = trained
+    assert torch.equal(first, again)
+    assert not any(torch.equal(first, each) for each in others)
 
 
 @pytest.mark.parametrize("local_step", [0, 1, 7, 50])  # an epoch has 44.8 batches
