@@ -7,6 +7,7 @@ writes it to disk needs to know nothing else. Only these and the config travel b
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -188,6 +189,10 @@ class Notice(Record):
     """Something that a person should read, e.g. a setting that was skipped. `peer_index` -1: the swarm's."""
 
     text: str
+
+    @classmethod
+    def now(cls, text: str, *, peer_index: int = -1) -> Notice:
+        return cls(peer_index=peer_index, wall_time=time.time(), text=text)
 
 
 RESTARTED = "another one took its place after"  # how a notice says that a peer's network side is back, and then when

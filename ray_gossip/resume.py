@@ -81,7 +81,7 @@ class Resumption:
     def told(self) -> Iterator[Notice]:
         """What a person should know of it."""
         for text in self.notices:
-            yield Notice(peer_index=-1, wall_time=time.time(), text=text)
+            yield Notice.now(text)
 
 
 def ended(config: Config, run_dir: Path) -> Summary | None:

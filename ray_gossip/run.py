@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -106,11 +105,11 @@ class Run:
     def records(self) -> Iterator[Record | None]:
         """Start the peers and let them train, until each has finished or is lost."""
         yield from self._written(self._resumption.begins(self.config.swarm.num_peers))
-        yield from self._written([*self._resumption.told(), *map(_notice, skipped(self.config))])
+        yield from self._written([*self._resumption.told(), *map(Notice.now, skipped(self.config))])
         while True:
             yield from self._written(self._swarm.start())
             if self.config.engine == "gossip":
-                yield from self._written([*self._open_to_all(), _notice(self._how_to_join())])
+                yield from self._written([*self._open_to_all(), Notice.now(self._how_to_join())])
             yield from self._written(self._swarm.run())
             if not (before := self._before_all_were_lost()):
                 yield from self._written(self._left_of_the_plan())
@@ -160,7 +159,7 @@ class Run:
             keeper = self._keeper
             ending = self._swarm.stop(keeper.last_mark if keeper is not None else None)
             kept = self._kept(keeper) if keeper is not None else []
-            for _ in self._written(chain([_notice(why)] if why else [], ending, kept)):
+            for _ in self._written(chain([Notice.now(why)] if why else [], ending, kept)):
                 show()
         except BaseException:
             self._swarm.give_up()
@@ -170,7 +169,7 @@ class Run:
 
     def _left_of_the_plan(self) -> Iterator[Record]:
         if left := self._storm.num_planned:
-            yield _notice(f"{left} of {len(self.config.faults.plan)} faults of faults.plan did not happen")
+            yield Notice.now(f"{left} of {len(self.config.faults.plan)} faults of faults.plan did not happen")
 
     def _before_all_were_lost(self) -> Resumption | None:
         """Where nobody is left, all begin again from the latest checkpoint; not for ever."""
@@ -198,13 +197,13 @@ class Run:
         if keeper.latest >= 0:
             where = shlex.join(["--run-dir", str(self.run_dir), "--resume"])
             what = "is saved" if keeper.is_up_to_date else "is the latest, and what came after it is lost"
-            yield _notice(f"checkpoint {keeper.latest} {what}; to go on, give the same command with {where}")
+            yield Notice.now(f"checkpoint {keeper.latest} {what}; to go on, give the same command with {where}")
         elif not keeper.is_up_to_date:
-            yield _notice("no checkpoint was saved, before the stop or in it: there is nothing to go on from")
+            yield Notice.now("no checkpoint was saved, before the stop or in it: there is nothing to go on from")
 
     def _open_to_all(self) -> Iterator[Record]:
         if self.config.swarm.open:
-            yield _notice("swarm.open: anybody who can reach a peer can join, read the model and change it")
+            yield Notice.now("swarm.open: anybody who can reach a peer can join, read the model and change it")
 
     def _how_to_join(self) -> str:
         address = next(peer.started for peer in self.state.live_peers() if peer.started).multiaddrs[0]
@@ -242,7 +241,3 @@ def _local_step(state: SwarmState) -> int:
 
 def _faults(resumption: Resumption) -> list[Fault]:
     return [record for record in resumption.records if isinstance(record, Fault)]
-
-
-def _notice(text: str) -> Notice:
-    return Notice(peer_index=-1, wall_time=time.time(), text=text)

@@ -106,7 +106,7 @@ class Keeper:
         """No more is to come."""
         yield from self._complete()  # what was interrupted when it was whole
         if self._num_untold:
-            yield _notice(f"{self._num_untold} more checkpoints were incomplete: {BUSY}")
+            yield Notice.now(f"{self._num_untold} more checkpoints were incomplete: {BUSY}")
         left = sorted(mark for mark in self._saved if mark > self.latest)
         if left:
             last, before = left[-1], f" (as {len(left) - 1} before it)" if len(left) > 1 else ""
@@ -158,7 +158,7 @@ class Keeper:
     def _incomplete(self, mark: int, why: str, *, goes_on: bool = True) -> Notice:
         before = f"the one before, {self.latest}, counts" if self.latest >= 0 else "there is none before it"
         then = "; training goes on" if goes_on else ""
-        return _notice(f"checkpoint {mark} is incomplete and does not count: {why}; {before}{then}")
+        return Notice.now(f"checkpoint {mark} is incomplete and does not count: {why}; {before}{then}")
 
     def _write(self, mark: int, saved: list[Saved]) -> list[Notice]:
         there = {each.peer_index for each in saved}
@@ -178,7 +178,7 @@ class Keeper:
             self._own = [*(own for own in self._own if own != mark), mark]
             self._own = prune(self.place, self._own, keep=self._settings.keep, better=self._better)
         except OSError as error:
-            return [_notice(f"checkpoint {mark}: {error.strerror or error}; training goes on")]
+            return [Notice.now(f"checkpoint {mark}: {error.strerror or error}; training goes on")]
         return []
 
     @property
@@ -188,7 +188,3 @@ class Keeper:
         direction, _, name = self._settings.best_by.partition(":")
         sign = 1 if direction == "max" else -1
         return lambda manifest: sign * manifest.metrics.get(name, -sign * math.inf)
-
-
-def _notice(text: str) -> Notice:
-    return Notice(peer_index=-1, wall_time=time.time(), text=text)

@@ -21,6 +21,13 @@ class Interrupted(SwarmError):
     """The network side has died, and is started again: what was asked of it is lost, and nothing else."""
 
 
+def interrupted(why: str) -> Future[Any]:
+    """What one gets who asks it just then."""
+    future = Future[Any]()
+    future.set_exception(Interrupted(why))
+    return future
+
+
 class Commands:
     """The training process's end; how a call gets to the other is its subclass's matter."""
 

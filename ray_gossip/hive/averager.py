@@ -89,8 +89,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self.signals, self._reply, self._give_up = Signals(memory.signals), reply, give_up
         control = ConsensusControl(gossip.consensus_target) if gossip.consensus_target is not None else None
         self._membership = Membership(dht, charter=charter, own=own, control=control)
-        self._guests = GuestBook(charter.num_peers)
-        self._charter = charter
+        self._charter, self._guests = charter, GuestBook(charter.num_peers)
         self._untold: list[bytes] = []
         self._telling, self._answering = asyncio.Lock(), asyncio.Lock()
         # Commands that are being carried out. A loop knows its tasks by weak references, and hivemind its futures, so a

@@ -58,7 +58,7 @@ class Session:
         return self.network.seat.peer_index
 
     def say(self, text: str) -> None:
-        self.records.put(Notice(peer_index=self.peer_index, wall_time=time.time(), text=text))
+        self.records.put(Notice.now(text, peer_index=self.peer_index))
 
     def report(self, values: dict[str, float], *, local_step: int) -> None:
         """Raises Stopped if the loop is to end."""

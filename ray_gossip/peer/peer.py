@@ -297,4 +297,4 @@ class Peer:
         return reports.evaluation(self.trainer, self.peer_index, model=model, batch_norm=batch_norm)
 
     def _notice(self, text: str) -> Notice:
-        return Notice(peer_index=self.peer_index, wall_time=time.time(), text=text)
+        return Notice.now(text, peer_index=self.peer_index)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.forking.launcher import is_ready, start_server
-from ray_gossip.gossip.commands import Interrupted
+from ray_gossip.gossip.commands import Interrupted, interrupted
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.sidecar.nursery import Leftovers, address
 from ray_gossip.sidecar.parcel import opened, packed
@@ -48,8 +48,7 @@ class Sidecar:
             if not self.why_dead:
                 self._futures[number] = future
         if number not in self._futures:
-            future.set_exception(Interrupted(self.why_dead))
-            return future
+            return interrupted(self.why_dead)
         with contextlib.suppress(OSError):  # then the thread that receives sees its end, too
             self._wire.send((number, method, arguments), file=file)
         return future

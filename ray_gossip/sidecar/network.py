@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
-from ray_gossip.gossip.commands import Commands, Interrupted
+from ray_gossip.gossip.commands import Commands, Interrupted, interrupted
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member, Neighbours, View
 from ray_gossip.gossip.memory import Memory, num_kept
@@ -74,7 +74,7 @@ class Network(Commands):
         self._is_connected = True
         self.first_round = -1
         self.notices: list[str] = []
-        self._has_told_of_refused = False
+        self._refused = ""  # at the doors of this peer, or it at those of others
         self._sidecar, self.seat = self._first(place=place, shared=shared)
 
     @property
@@ -95,9 +95,8 @@ class Network(Commands):
         self.snapshot, self.delta, self.kept = self._memory.snapshot, self._memory.delta, self._memory.kept[0]
         self.signals = Signals(self._memory.signals)
         self.signals.begin()
-        seat = self.seat
-        _, index, incarnation = seat.place
-        own = Member(peer_id=seat.peer_id, peer_index=index, incarnation=incarnation, node=node)
+        _, index, incarnation = self.seat.place
+        own = Member(peer_id=self.seat.peer_id, peer_index=index, incarnation=incarnation, node=node)
         self._own = replace(own, has_own_data=not data, data=data)
         self._pulse = Pulse()
         try:
@@ -171,9 +170,7 @@ class Network(Commands):
 
     def _call(self, method: str, **arguments: Any) -> Future[Any]:
         if self._is_restarting.is_set():
-            future = Future[Any]()
-            future.set_exception(Interrupted("the network process of this peer is being started again"))
-            return future
+            return interrupted("the network process of this peer is being started again")
         return self._sidecar.call(method, **arguments)
 
     def _first(self, *, place: Place | None, shared: tuple[str, ...]) -> tuple[Sidecar, Seat]:
@@ -229,18 +226,14 @@ class Network(Commands):
                 found = self._asked.result()
                 self._is_connected, self._members = bool(found.addresses), found.members
                 self._others = found.addresses or self._others
-                self._note_refused(found.refused)
+                if found.refused and not self._refused:  # told once: they may try a thousand times
+                    self._refused = found.refused[0]
+                    self.notices.append(f"{self._refused}; whoever else is refused is not told")
             self._asked = None
         every_s = 0.5 if not self._others else _LOOK_S if self._is_connected else _DIAL_S
         if self._asked is None and time.monotonic() - self._asked_at > every_s:
             self._asked_at = time.monotonic()
             self._asked = self._call("_neighbours", known=self._others)
-
-    def _note_refused(self, refused: tuple[str, ...]) -> None:
-        """Once: whoever is refused may try a thousand times."""
-        if refused and not self._has_told_of_refused:
-            self._has_told_of_refused = True
-            self.notices.append(f"{refused[0]}; whoever else is refused is not told")
 
     def _replace(self, why: str) -> None:
         now = time.monotonic()

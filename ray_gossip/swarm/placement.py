@@ -81,7 +81,7 @@ class Places:
             time.sleep(_SETTLES_S)  # several come at once
         if (present := len(self.with_room())) < swarm.num_peers:
             text = f"there is room for {present} of {swarm.num_peers} peers: they begin, and the others come later"
-            yield Notice(peer_index=-1, wall_time=time.time(), text=text)
+            yield Notice.now(text)
 
     def with_room(self) -> list[int]:
         """Peers whose bundles are there."""
@@ -107,7 +107,7 @@ class Places:
             if time.monotonic() >= say_at:
                 say_at = math.inf
                 text = f"waiting for Ray to find room for {wanted}: {why}"
-                yield Notice(peer_index=-1, wall_time=time.time(), text=text)
+                yield Notice.now(text)
             yield None
 
     def node_of(self, index: int) -> str | None:

@@ -248,7 +248,7 @@ class Swarm:
         """Peers of nodes that are drained leave, and go on elsewhere with all that they hold."""
         for index in self._moves.due(self._training) if self._stop_by is None else ():
             self._crew.actors[index].leave.remote()
-            yield _notice(index, _DRAINED)
+            yield Notice.now(_DRAINED, peer_index=index)
         for index in self._moves.take_ready():
             self._end(index)
             self._places.move(index)
@@ -275,7 +275,7 @@ class Swarm:
         for index in sorted({*self._replacements.cancel(), *self._crew.starting.indices, *self._streams.values()}):
             if index in self._crew.actors:
                 self._end(index)
-            yield _notice(index, why_no_process(self._known[index], others_are_done=self.has_finished))
+            yield Notice.now(why_no_process(self._known[index], others_are_done=self.has_finished), peer_index=index)
 
     def _lose(self, index: int, cause: str, *, would_recur: bool = False) -> PeerLost:
         """End what is left of a peer, and say what becomes of it."""
@@ -296,7 +296,3 @@ class Swarm:
         if self._stop_by is None:
             self._stop_by = time.monotonic() + self.config.swarm.stop_s
         return self._stop_by
-
-
-def _notice(index: int, text: str) -> Notice:
-    return Notice(peer_index=index, wall_time=time.time(), text=text)

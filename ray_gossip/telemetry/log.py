@@ -144,7 +144,7 @@ class RunLog:
                 text = (
                     f"cannot write to {self.run_dir}: {error.strerror}; the run goes on, and what does not fit is lost"
                 )
-                self._state.fold(Notice(peer_index=-1, wall_time=time.time(), text=text))
+                self._state.fold(Notice.now(text))
 
     def _say(self, *values: Any) -> None:
         """What is no curve."""
