@@ -1,0 +1,358 @@
+"""Who has nothing but a peer's address: does it get in, and does the swarm beside it notice?
+
+Four real peers train with local steps of a fixed time and average every second. First they are left alone. Then
+strangers try every door of theirs, each many times: the DHT (get, store), the averager's calls (meet, coming, tell) and
+streams (join_group, aggregate, download). A stranger is
+
+    plain       hivemind's client as shipped
+    made up     speaks our wire format, with tokens of random bytes
+    other run   has the secret of another run
+    replayed    repeats tokens that were let in once, its own and those of a member for another
+
+Let in is whoever gets an answer. Wanted: nobody; the swarm keeps 0.97 of its local steps and averages 0.99 of its
+rounds. In the end one that has the secret tries the same doors, and must be let in: else nothing was shown.
+
+    python benchmarks/stranger.py                 1,000 tries each: about 5 minutes on two cores
+    python benchmarks/stranger.py --tries 20      to try it
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import torch
+from harness import all_at_once, conclude, print_table
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2P, PeerID
+from hivemind.proto import averaging_pb2, dht_pb2
+from hivemind.utils import MSGPackSerializer, get_dht_time
+
+from ray_gossip.config import parse
+from ray_gossip.gossip.admission import TOKEN_BYTES, Secret, Tokens
+from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.engine import GossipEngine
+from ray_gossip.gossip.protocols import StateShape
+from ray_gossip.gossip.seat import Listen, Place
+from ray_gossip.hive import quiet_hivemind
+from ray_gossip.hive.averager import GossipAverager
+from ray_gossip.hive.doors import ClosedClient
+from ray_gossip.sidecar.network import Network
+from ray_gossip.testing import RemotePeer, VectorState
+
+NUM_PEERS, SIZE, STEP_S, H = 4, 100_000, 0.05, 20
+WAIT_S, TURN_S, QUIET_S = 180.0, 5.0, 60.0
+ANSWER_S = 3.0  # of a door; a stream that is closed answers nothing
+AT_ONCE = 8  # tries of one stranger
+STEPS, AVERAGED = 0.97, 0.99
+CONFIG = parse({"swarm": {"num_peers": NUM_PEERS}, "gossip": {"group_size": NUM_PEERS, "steps": H}})
+RUN_ID = "stranger"
+STRANGERS = ("plain", "made up", "other run", "replayed")
+MEMBER = "with the secret"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a peer did in some seconds."""
+
+    seconds: float
+    steps: int
+    outcomes: Counter[str]
+    notices: tuple[str, ...]
+
+
+class Member:
+    """A peer of the swarm, whose model is one vector."""
+
+    def __init__(self, index: int, initial_peers: Sequence[str], secret: Secret) -> None:
+        torch.set_num_threads(1)
+        place = Place(Charter.of(CONFIG, run_id=RUN_ID, has_driver=False), index)
+        self.network = Network(CONFIG, listen=Listen(secret=secret), initial_peers=initial_peers, place=place)
+        self.network.open(StateShape(size=SIZE, num_parameters=SIZE), data="benchmark")
+        self.engine = GossipEngine(CONFIG, self.network, self.network.seat, data="benchmark")
+        self.engine.attach(VectorState(torch.randn(SIZE, generator=torch.Generator().manual_seed(index))))
+        self.local_step = 0
+
+    def multiaddrs(self) -> tuple[str, ...]:
+        return self.network.seat.multiaddrs
+
+    def join(self) -> None:
+        self.engine.join(founders=NUM_PEERS)
+
+    def join_running(self) -> int:
+        """As a newcomer."""
+        self.local_step = self.engine.join_running()
+        return self.local_step
+
+    def turn(self, seconds: float) -> Turn:
+        started, before, outcomes = time.monotonic(), self.local_step, Counter[str]()
+        while time.monotonic() - started < seconds:
+            time.sleep(STEP_S)
+            self.local_step += 1
+            outcomes.update(report.outcome for report in self.engine.after_step(self.local_step))
+        notices, self.engine.notices[:] = tuple(self.engine.notices), []
+        return Turn(time.monotonic() - started, self.local_step - before, outcomes, notices)
+
+    def close(self) -> None:
+        self.engine.shutdown()
+
+
+class Guesses(Tokens):
+    """Tokens that prove nothing. Whatever answer comes counts."""
+
+    def ask(self, callee: bytes, door: str, content: bytes = b"") -> bytes:
+        return b"\x01" + secrets.token_bytes(TOKEN_BYTES - 1)
+
+    def check(self, callee: bytes, door: str, token: bytes, answer: bytes) -> bytes:
+        return answer
+
+
+class OtherRuns(Tokens):
+    """Those of another secret."""
+
+    check = Guesses.check
+
+
+class Recorded(Tokens):
+    """In turn a token of its own that was let in before, and one of a member for another."""
+
+    is_recording = False
+
+    def __init__(self, secret: Secret, *, own: bytes, members: Sequence[bytes]) -> None:
+        super().__init__(secret, own=own)
+        self._kept: dict[tuple[bytes, str, bytes], bytes] = {}
+        self._of_others = [Tokens(secret, own=member) for member in members]
+        self._turns = 0
+
+    def ask(self, callee: bytes, door: str, content: bytes = b"") -> bytes:
+        if self.is_recording:
+            self._kept[callee, door, content] = super().ask(callee, door, content)
+            return self._kept[callee, door, content]
+        self._turns += 1
+        if self._turns % 2:
+            return self._of_others[self._turns // 2 % len(self._of_others)].ask(callee, door, content)
+        return self._kept[callee, door, content]
+
+    check = Guesses.check
+
+
+class Stranger:
+    """A libp2p node of its own, which knows the addresses of the members, and the swarm's name.
+
+    Args:
+        secret: of the swarm; used as far as this kind of stranger has seen something of it.
+    """
+
+    def __init__(self, kind: str, multiaddrs: Sequence[str], secret: Secret) -> None:
+        quiet_hivemind()
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._connect(kind, multiaddrs, secret))
+
+    async def _connect(self, kind: str, multiaddrs: Sequence[str], secret: Secret) -> None:
+        self._p2p = await P2P.create(initial_peers=list(multiaddrs))
+        self._callees = [PeerID.from_base58(address.rpartition("/")[2]) for address in multiaddrs]
+        own, members = self._p2p.peer_id.to_bytes(), [callee.to_bytes() for callee in self._callees]
+        self._recorded = Recorded(secret, own=own, members=members)
+        tokens = {
+            "plain": None,
+            "made up": Guesses(secret, own=own),
+            "other run": OtherRuns(Secret.new(), own=own),
+            "replayed": self._recorded,
+            MEMBER: Tokens(secret, own=own),
+        }[kind]
+        if tokens is not None:
+            self._p2p._client = ClosedClient(self._p2p._client, tokens)
+
+    def try_doors(self, tries: int) -> dict[str, int]:
+        """How often each door let this one in."""
+        return {name: self._loop.run_until_complete(self._try(door, tries)) for name, door in DOORS.items()}
+
+    async def _try(self, door: Door, tries: int) -> int:
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def once(number: int) -> bool:
+            async with at_once:
+                try:
+                    await asyncio.wait_for(door(self._p2p, self._callees[number % len(self._callees)]), ANSWER_S)
+                except Exception:  # whatever it is: this one was not let in
+                    return False
+                return True
+
+        self._recorded.is_recording = True  # which only tokens of this kind heed; of each peer called
+        await asyncio.gather(*map(once, range(len(self._callees))))
+        self._recorded.is_recording = False
+        return sum(await asyncio.gather(*map(once, range(tries))))
+
+
+Door = Callable[[P2P, PeerID], Awaitable[Any]]
+KEY = DHTID.generate("stranger").to_bytes()
+EXPIRES = get_dht_time() + 3600  # the same content each time, for tokens that are repeated
+MEETING = msgpack.packb([[False, 10**6], ["nobody"], "", None, 0.1, 0.1])
+
+
+async def _get(p2p: P2P, callee: PeerID) -> None:
+    await DHTProtocol.get_stub(p2p, callee).rpc_find(dht_pb2.FindRequest(keys=[KEY]))
+
+
+async def _store(p2p: P2P, callee: PeerID) -> None:
+    value = MSGPackSerializer.dumps("a stranger was here")
+    request = dht_pb2.StoreRequest(keys=[KEY], subkeys=[MSGPackSerializer.dumps(None)], values=[value])
+    request.expiration_time.append(EXPIRES)
+    request.in_cache.append(False)
+    await DHTProtocol.get_stub(p2p, callee).rpc_store(request)
+
+
+def _of_averager(p2p: P2P, callee: PeerID) -> Any:
+    return GossipAverager.get_stub(p2p, callee, namespace=RUN_ID)
+
+
+async def _meet(p2p: P2P, callee: PeerID) -> None:
+    await _of_averager(p2p, callee).rpc_meet(averaging_pb2.JoinRequest(gather=MEETING))
+
+
+async def _coming(p2p: P2P, callee: PeerID) -> None:
+    request = averaging_pb2.JoinRequest(group_key="a key", gather=msgpack.packb([[False, 0], False]))
+    await _of_averager(p2p, callee).rpc_coming(request)
+
+
+async def _tell(p2p: P2P, callee: PeerID) -> None:
+    await _of_averager(p2p, callee).rpc_tell(averaging_pb2.JoinRequest(gather=msgpack.packb([])))
+
+
+async def _join_group(p2p: P2P, callee: PeerID) -> None:
+    request = averaging_pb2.JoinRequest(expiration=get_dht_time() + 10)
+    await _first(await _of_averager(p2p, callee).rpc_join_group(request))
+
+
+async def _aggregate(p2p: P2P, callee: PeerID) -> None:
+    async def parts() -> AsyncIterator[averaging_pb2.AveragingData]:
+        yield averaging_pb2.AveragingData(code=averaging_pb2.PART_FOR_AVERAGING, group_id=b"a group")
+
+    await _first(await _of_averager(p2p, callee).rpc_aggregate_part(parts()))
+
+
+async def _download(p2p: P2P, callee: PeerID) -> None:
+    await _first(await _of_averager(p2p, callee).rpc_download_state(averaging_pb2.DownloadRequest()))
+
+
+async def _first(answers: AsyncIterator[Any]) -> None:
+    async for _ in answers:
+        return
+    raise EOFError
+
+
+DOORS: dict[str, Door] = {
+    "get": _get,
+    "store": _store,
+    "meet": _meet,
+    "coming": _coming,
+    "tell": _tell,
+    "join_group": _join_group,
+    "aggregate": _aggregate,
+    "download": _download,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=1000, help="of each stranger, at each door")
+    options = parser.parse_args()
+    secret, members, guests = Secret.new(), list[RemotePeer](), list[RemotePeer]()
+    try:
+        addresses: list[str] = []
+        for index in range(NUM_PEERS):
+            members.append(RemotePeer(Member, index, addresses[:1], secret))
+            members[-1].receive(WAIT_S)
+            addresses.append(members[-1].call(Member.multiaddrs)[0])
+        all_at_once(members, Member.join, wait_s=WAIT_S)
+        all_at_once(members, Member.turn, TURN_S, wait_s=WAIT_S)
+        quiet = [_turn(members) for _ in range(round(QUIET_S / TURN_S))]
+        let_in, attacked = {}, []
+        for kind in STRANGERS:
+            guests.append(RemotePeer(Stranger, kind, addresses, secret))
+            guests[-1].receive(WAIT_S)
+        for kind, guest in zip(STRANGERS, guests, strict=True):
+            with ThreadPoolExecutor(1) as beside:
+                trying = beside.submit(_tried, guest, options.tries)
+                while not trying.done():
+                    attacked.append(_turn(members))
+                let_in[kind] = trying.result()
+        guests.append(RemotePeer(Stranger, MEMBER, addresses, secret))
+        guests[-1].receive(WAIT_S)
+        let_in[MEMBER] = _tried(guests[-1], 2 * NUM_PEERS)
+        members.append(RemotePeer(Member, NUM_PEERS, addresses[:1], secret))
+        members[-1].receive(WAIT_S)
+        for member in members[:-1]:
+            member.send(Member.turn, 2 * TURN_S)
+        joined_at = members[-1].call(Member.join_running)
+        for member in members[:-1]:
+            member.receive(WAIT_S)
+        all_at_once(members, Member.close, wait_s=WAIT_S)
+    finally:
+        for each in (*guests, *members):
+            each.close()
+    return _conclude(options.tries, let_in, quiet, attacked, joined_at)
+
+
+def _turn(members: Sequence[RemotePeer]) -> list[Turn]:
+    return all_at_once(members, Member.turn, TURN_S, wait_s=WAIT_S)
+
+
+def _tried(guest: RemotePeer, tries: int) -> dict[str, int]:
+    guest.send(Stranger.try_doors, tries)
+    found: dict[str, int] = guest.receive(len(DOORS) * (10.0 + tries * ANSWER_S / AT_ONCE))
+    return found
+
+
+def _conclude(
+    tries: int,
+    let_in: dict[str, dict[str, int]],
+    quiet: Sequence[list[Turn]],
+    attacked: Sequence[list[Turn]],
+    joined_at: int,
+) -> int:
+    rows = [[kind, *(found[door] for door in DOORS)] for kind, found in let_in.items()]
+    print_table(f"let in, of {tries} tries ({2 * NUM_PEERS} {MEMBER})", ["", *DOORS], rows)
+    speeds, shares = [], []
+    for turns in (quiet, attacked):
+        each = [turn for turns_ in turns for turn in turns_]
+        outcomes = sum((turn.outcomes for turn in each), Counter[str]())
+        speeds.append(sum(turn.steps for turn in each) / sum(turn.seconds for turn in each))
+        shares.append(outcomes["averaged"] / max(1, outcomes.total()))
+    print_table(
+        f"{NUM_PEERS} peers, a local step {STEP_S:g} s, a round every {H * STEP_S:g} s",
+        ["", "local steps/s of a peer", "rounds averaged"],
+        [["quiet", speeds[0], shares[0]], ["strangers beside it", speeds[1], shares[1]]],
+    )
+    notices = [notice for turns in attacked for turn in turns for notice in turn.notices]
+    print(f"\nA newcomer with the secret came in at local step {joined_at}. {len(notices)} notices, as: {notices[:1]}")
+    failures = [
+        f"{kind} was let in {count} times by {door}"
+        for kind in STRANGERS
+        for door, count in let_in[kind].items()
+        if count
+    ]
+    known = ("get", "store", "tell", "download")  # to which a member alone gets an answer by itself
+    failures += [f"one {MEMBER} was not let in by {door}" for door in known if not let_in[MEMBER][door]]
+    if speeds[1] < STEPS * speeds[0]:
+        failures.append(f"the swarm kept {speeds[1] / speeds[0]:.3f} of its local steps")
+    if shares[1] < AVERAGED:
+        failures.append(f"{shares[1]:.3f} of the rounds were averaged")
+    if not notices:
+        failures.append("nobody was told")
+    figures = {"tries": tries, "let_in": let_in, "steps_kept": speeds[1] / speeds[0], "averaged": shares[1]}
+    return conclude({**figures, "averaged_quiet": shares[0], "joined_at": joined_at}, failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
