@@ -19,7 +19,7 @@ _LINE = 400  # bytes: a pipe takes so many at once
 _LINES = 100
 
 _open_to_all = P2P._ping_daemon  # hivemind calls it once, when it has reached the daemon
-_heard, _told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # of this process and those that it forks, which host one peer
+_heard, _told = -1, -1  # the ends of a pipe, of one sidecar and of what it forks
 
 
 def close_doors(secret: Secret | None) -> None:
@@ -31,6 +31,9 @@ def close_doors(secret: Secret | None) -> None:
         tokens = Tokens(secret, own=self.peer_id.to_bytes()) if secret is not None else None
         self._client = OpenClient(self._client) if tokens is None else ClosedClient(self._client, tokens)
 
+    global _heard, _told
+    if _heard < 0:
+        _heard, _told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     P2P._ping_daemon = closed
 
 
