@@ -46,6 +46,11 @@ def machine_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def pid_namespace() -> int:
+    """Process ids mean something within one only: each container usually has its own."""
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
 def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
     """Raise ResourceError unless the nodes, were they idle, could hold the bundles of all peers that it begins with."""
     each, least = bundle(config), config.least

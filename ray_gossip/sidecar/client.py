@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -19,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_gossip.errors import SwarmError
+from ray_gossip.forking.launcher import is_ready, start_server
 from ray_gossip.gossip.commands import Interrupted
 from ray_gossip.gossip.handover import Handover
-from ray_gossip.sidecar.nursery import READY, TAKEN, Leftovers, address
+from ray_gossip.sidecar.nursery import Leftovers, address
 from ray_gossip.sidecar.parcel import opened, packed
 from ray_gossip.sidecar.wire import Wire, own_user
 
@@ -80,7 +79,7 @@ class Sidecar:
         if pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            _is_ready(pidfd, within_s=_END_S)
+            is_ready(pidfd, within_s=_END_S)
             os.close(pidfd)
             if self._folder is not None:  # its nursery may be gone, or do so as well
                 leftovers = Leftovers()
@@ -160,40 +159,15 @@ def _connect() -> tuple[Wire, int, str | None]:
 
 def _start_nursery(name: str) -> str:
     """Returns why it did not start, if it did not."""
-    reader, writer = os.pipe()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_path()), "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        subprocess.run(
-            [sys.executable, "-m", "ray_gossip.sidecar.nursery", name.replace("\0", "@"), str(writer)],
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[writer],
-            check=False,
-        )
-        os.close(writer)
-        # a child that another thread has forked meanwhile holds the pipe open: its end says nothing
-        with os.fdopen(reader, "rb") as stream:
-            told = stream.readline() if _is_ready(reader, within_s=_START_S) else b"it did not answer"
-    except OSError as error:
-        return str(error)
-    return "" if told in (READY, TAKEN) else told.decode(errors="replace").strip() or "it ended at once"
-
-
-def _is_ready(descriptor: int, *, within_s: float) -> bool:
-    """Whether something can be read there, or a process has ended; `select` knows no descriptor above 1,023."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(1000 * within_s))
+    module = "ray_gossip.sidecar.nursery"
+    return start_server(module, name, python=sys.executable, within_s=_START_S, environment=environment, cwd="/")
 
 
 def _path() -> list[str]:
     """Where the nursery finds its modules: not in the folder of the user's script, where one may have the name of one
     of these, unless hivemind is there, too."""
     users = {"", str(Path.cwd()), str(Path(sys.argv[0]).absolute().parent)}
-    found = [
+    return [
         entry for entry in map(str, sys.path) if entry not in users or (Path(entry) / "hivemind/__init__.py").is_file()
     ]
-    return [str(Path(__file__).parents[2]), *found]

@@ -6,51 +6,37 @@ own death ends no sidecar. Nothing of a peer runs here.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
-import select
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from ray_gossip.forking.launcher import other_end
+from ray_gossip.forking.server import Child, ForkServer, prepared
+from ray_gossip.resources import pid_namespace
 from ray_gossip.sidecar.wire import Wire, own_user
 from ray_gossip.usage import allow_many_files
 
 _IDLE_S = 0.5  # without a sidecar; then it ends
 _REMOVE_S, _AGAIN_S = 5.0, 0.05  # for which a folder is tried to be removed, and how often
-READY = b"ready\n"
-TAKEN = b"taken\n"  # another nursery of this name lives
 
 
 def address() -> str:
     """Of this machine's nursery for this user, this Python and this code. An abstract socket: no file is left."""
     package = Path(__file__).parents[1]
-    space = Path("/proc/self/ns/pid").stat().st_ino  # process ids mean something within one only
-    identity = f"{own_user()}:{space}:{sys.executable}:{package}"
+    identity = f"{own_user()}:{pid_namespace()}:{sys.executable}:{package}"
     return f"\0ray_gossip.{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
 
 
 def title(parent: int) -> str:
     """What `ps -o pid,comm` shows of the sidecar of a training process, and of what it has forked; 15 characters."""
     return f"sidecar {parent}"
-
-
-@dataclass(frozen=True)
-class _Child:
-    """A sidecar, and the training process that it belongs to; both as descriptors that can be waited for."""
-
-    pid: int
-    ended: int
-    parent_ended: int
-    folder: str | None  # its temporary files
 
 
 class Leftovers:
@@ -76,88 +62,60 @@ class Leftovers:
         return bool(self._until)
 
 
+class Nursery(ForkServer):
+    """Forks sidecars; a child's owner is the training process that it belongs to."""
+
+    def __init__(self, listener: socket.socket, serve: Callable[..., None]) -> None:
+        super().__init__(listener, idle_s=_IDLE_S)
+        self._serve = serve
+        self._folders: dict[int, str] = {}  # of temporary files, by the process id of a sidecar
+        self._leftovers = Leftovers()
+
+    def _fork(self, connection: socket.socket) -> Child | None:
+        with connection:
+            parent, user = other_end(connection)
+            if user != own_user():
+                return None
+            try:
+                parent_ended = os.pidfd_open(parent)
+            except ProcessLookupError:  # it has died meanwhile
+                return None
+            try:  # in /tmp: a socket's path has 107 characters at most
+                folder = tempfile.mkdtemp(prefix=f"ray_gossip-{parent}-", dir="/tmp")
+            except OSError:  # a full disk ends no nursery; the sidecar says what it cannot do without
+                folder = None
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self._let_go()
+                    os.close(parent_ended)
+                    Path("/proc/self/comm").write_text(title(parent))
+                    self._serve(Wire(connection), folder=folder)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
+        if folder is not None:
+            self._folders[pid] = folder
+        return Child(pid, os.pidfd_open(pid), parent_ended)
+
+    def _over(self, child: Child, code: int) -> None:
+        folder = self._folders.pop(child.pid, None)
+        if folder is not None:
+            self._leftovers.add(folder)
+
+    def _look(self) -> float | None:
+        return _AGAIN_S if self._leftovers.remove() else None
+
+
 def main(name: str, report: int) -> None:
-    """Listen until nobody has needed this for a while.
-
-    Args:
-        report: descriptor to which READY is written, or TAKEN.
+    """Args:
+    report: descriptor to which a line is written, as `prepared` does.
     """
-    os.setsid()
     allow_many_files()  # connections are files
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(name)
-    except OSError:
-        os.write(report, TAKEN)
-        return
-    listener.listen(64)  # a training process that comes from now on waits
-    try:
-        from ray_gossip.sidecar import program  # hivemind, torch
-    except Exception as error:  # whatever is wrong with them
-        os.write(report, f"{type(error).__name__}: {error}".replace("\n", " ").encode() + b"\n")
-        return
-    gc.collect()
-    gc.freeze()
-    os.write(report, READY)
-    os.close(report)
-    children: list[_Child] = []
-    leftovers = Leftovers()
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    while True:
-        wait_s = _AGAIN_S if leftovers.remove() else None if children else _IDLE_S
-        events = {descriptor for descriptor, _ in poll.poll(None if wait_s is None else 1000 * wait_s)}
-        if not events and wait_s == _IDLE_S:
-            return
-        for child in [child for child in children if {child.ended, child.parent_ended} & events]:
-            if child.ended not in events:
-                os.kill(child.pid, signal.SIGKILL)
-            os.waitpid(child.pid, 0)
-            if child.folder is not None:
-                leftovers.add(child.folder)
-            for descriptor in (child.ended, child.parent_ended):
-                poll.unregister(descriptor)
-                os.close(descriptor)
-            children.remove(child)
-        if listener.fileno() in events:
-            connection, _ = listener.accept()
-            born = _fork(Wire(connection), listener, children, program.serve)
-            connection.close()
-            if born is not None:
-                children.append(born)
-                poll.register(born.ended, select.POLLIN)
-                poll.register(born.parent_ended, select.POLLIN)
+    # this imports hivemind and torch, whose threads, of OpenBLAS, are made anew after a fork
+    listener = prepared(name, report, ["ray_gossip.sidecar.program"], kind=socket.SOCK_STREAM, has_threads=True)
+    if listener is not None:
+        from ray_gossip.sidecar import program
 
-
-def _fork(wire: Wire, listener: socket.socket, children: list[_Child], serve: Callable[..., None]) -> _Child | None:
-    parent, user = wire.other
-    if user != own_user():
-        return None
-    try:
-        parent_ended = os.pidfd_open(parent)
-    except ProcessLookupError:  # it has died meanwhile
-        return None
-    try:  # in /tmp: a socket's path has 107 characters at most
-        folder = tempfile.mkdtemp(prefix=f"ray_gossip-{parent}-", dir="/tmp")
-    except OSError:  # a full disk ends no nursery; the sidecar says what it cannot do without
-        folder = None
-    pid = os.fork()
-    if pid == 0:
-        try:
-            listener.close()
-            for child in children:
-                os.close(child.ended)
-                os.close(child.parent_ended)
-            os.close(parent_ended)
-            Path("/proc/self/comm").write_text(title(parent))
-            serve(wire, folder=folder)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return _Child(pid, os.pidfd_open(pid), parent_ended, folder)
-
-
-if __name__ == "__main__":
-    if os.fork() == 0:  # so that nobody has to wait for it
-        main(sys.argv[1].replace("@", "\0", 1), int(sys.argv[2]))
+        Nursery(listener, program.serve).serve()

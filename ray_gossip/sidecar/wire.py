@@ -10,8 +10,9 @@ import struct
 import threading
 from typing import Any
 
+from ray_gossip.forking.launcher import other_end
+
 _HEAD = struct.Struct("!Q?")  # bytes that follow; whether a file comes along
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class Wire:
@@ -22,10 +23,8 @@ class Wire:
 
     @property
     def other(self) -> tuple[int, int]:
-        """Process id and user id of the other side, as the kernel knows them."""
-        size = _CREDENTIALS.size
-        pid, uid, _ = _CREDENTIALS.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-        return pid, uid
+        """Process id and user id of the other side."""
+        return other_end(self._socket)
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -56,11 +56,11 @@ def test_a_nursery_that_can_make_no_folder_forks_all_the_same(monkeypatch: pytes
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     ours, theirs = socket.socketpair()
-    with ours, theirs, socket.socket(socket.AF_UNIX) as listener:
-        born = nursery._fork(Wire(ours), listener, [], serve)
+    with theirs, socket.socket(socket.AF_UNIX) as listener:
+        born = nursery.Nursery(listener, serve)._fork(ours)
     assert born is not None
     assert code_of(born.pid) == 0
-    for descriptor in (born.ended, born.parent_ended):
+    for descriptor in (born.ended, born.owner_ended):
         os.close(descriptor)
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "ray_gossip"
 ORDER = """
 errors
 causes records storage folders screen stopping tensor_memory
-addresses board
+addresses board forking
 config
 resources usage factory starter checkpoints
 mixing data
