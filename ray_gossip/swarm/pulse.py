@@ -18,16 +18,17 @@ from ray_gossip.swarm.looking import STOPPED
 
 _LONGEST_LOOK_S = 1.0  # of the time between two looks, more does not count: the driver itself stood still
 _ASK_EVERY_S = 1.0
-_STOPPED_S = 5.0  # somebody may mean to wake it again
-_LOOK_AGAIN_S = 2.0
+_STOPPED_S = 5.0  # of silence, for a process that is stopped: somebody may mean to wake it again
+_LOOK_S, _LOOK_AGAIN_S = 3.0, 2.0  # of silence, when the system is asked for the first time; and how long after that
 
 
 @dataclass
 class _Ping:
     answer: Any  # a reference
     silent_s: float = 0.0  # since it was sent, as far as the driver was awake
-    look_at_s: float = _STOPPED_S  # of silence, when the system of its node is to be asked
-    state: Any = None  # a reference to what that says; None: it has not been asked
+    look_at_s: float = _LOOK_S  # of silence, when the system of its node is to be asked
+    state: Any = None  # a reference to what that says; None: it is not being asked
+    is_stopped: bool = False  # when it was last asked; one that has been woken answers the ping
 
 
 class Pulse:
@@ -69,9 +70,10 @@ class Pulse:
         if ping.state is None and ping.silent_s >= ping.look_at_s:
             ping.state = self._state_of(index)
         elif ping.state is not None and _ready([ping.state]):
-            state, ping.state, ping.look_at_s = _told(ping.state), None, ping.silent_s + _LOOK_AGAIN_S
-            if state == STOPPED:
-                return f"its process is stopped, and has not answered for {ping.silent_s:.0f} s"
+            ping.is_stopped = _told(ping.state) == STOPPED
+            ping.state, ping.look_at_s = None, ping.silent_s + _LOOK_AGAIN_S
+        if ping.is_stopped and ping.silent_s >= _STOPPED_S:
+            return f"its process is stopped, and has not answered for {ping.silent_s:.0f} s"
         return ""
 
 
