@@ -54,6 +54,7 @@ class PeerStarted(Record):
     local_step: int = 0  # at which it begins
     incarnation: int = 0  # processes of this index that were lost before
     samples: int = 0  # that those have seen
+    pid_namespace: int = 0  # in which its process has that number; of the kernel
 
 
 @dataclass(frozen=True, kw_only=True)

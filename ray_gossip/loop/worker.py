@@ -24,6 +24,7 @@ from ray_gossip.factory import Factories, find, loop_arguments
 from ray_gossip.gossip.seat import Founder, Listen
 from ray_gossip.loop.session import Session, Stopped, within
 from ray_gossip.records import PeerFinished, PeerLeft, PeerStarted, Record
+from ray_gossip.resources import pid_namespace
 from ray_gossip.sidecar.network import Network
 from ray_gossip.usage import Meter
 
@@ -93,6 +94,7 @@ class LoopWorker:
             num_samples=0,
             incarnation=self._session.network.seat.place.incarnation,
             samples=self._session.samples,
+            pid_namespace=pid_namespace(),
         )
 
     def multiaddrs(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from ray_gossip.config import Config
 from ray_gossip.gossip.protocols import FinalResult
 from ray_gossip.gossip.seat import Seat
 from ray_gossip.records import Evaluation, PeerFinished, PeerStarted, Statistics
+from ray_gossip.resources import pid_namespace
 from ray_gossip.sidecar.network import Network
 from ray_gossip.training.trainer import Trainer
 from ray_gossip.usage import Meter
@@ -42,6 +43,7 @@ def started(trainer: Trainer, seat: Seat, *, class_counts: tuple[int, ...], samp
         local_step=trainer.local_step,
         incarnation=seat.place.incarnation,
         samples=samples,
+        pid_namespace=pid_namespace(),
     )
 
 

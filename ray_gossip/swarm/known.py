@@ -32,7 +32,7 @@ class Known:
 
     incarnation: int = 0  # of the latest
     multiaddrs: tuple[str, ...] = ()
-    pid: int = -1
+    process: tuple[int, int] = -1, -1  # its id, and the namespace of that
     samples: int = 0  # seen so far
     round: int = -1  # the latest of which it has told
     finished: PeerFinished | None = None
@@ -41,7 +41,7 @@ class Known:
         """One of its own records."""
         match record:
             case PeerStarted():
-                self.multiaddrs, self.pid = record.multiaddrs, record.pid
+                self.multiaddrs, self.process = record.multiaddrs, (record.pid, record.pid_namespace)
             case Progress():
                 self.samples = record.samples
             case RoundReport():

@@ -21,6 +21,7 @@ from ray_gossip.records import Notice
 from ray_gossip.resources import bundle, num_that_fit
 from ray_gossip.swarm.actor import PeerActor
 from ray_gossip.swarm.cluster import nodes
+from ray_gossip.swarm.launching import Launchers
 from ray_gossip.swarm.looking import kill, state_of
 
 _ROOM_POLL_S = 1  # how often the driver looks up while Ray looks for room; there it counts whole seconds
@@ -39,6 +40,7 @@ class Places:
     def __init__(self, swarm: SwarmConfig, group: PlacementGroup | None) -> None:
         self._swarm, self._given = swarm, group
         self._own: dict[int, PlacementGroup] = {}  # by peer index; of one bundle each
+        self._launchers = Launchers(is_used=swarm.preload)
 
     def reserve(self, deadline: float) -> Iterator[Notice | None]:
         """Wait until Ray has set a bundle aside for every peer.
@@ -57,6 +59,7 @@ class Places:
         try:
             yield from self._wait(together.wait, deadline)
             where = placement_group_table(together)["bundles_to_node_id"]
+            self._launchers.look(where.values())
         finally:
             remove_placement_group(together)
         self._own = {index: self._alone(on=where[index]) for index in range(swarm.num_peers)}
@@ -127,21 +130,29 @@ class Places:
             num_cpus=self._swarm.cpus_per_peer,
             num_gpus=self._swarm.gpus_per_peer,
             scheduling_strategy=self._strategy(index),
-            runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
+            runtime_env=self._environment(index),
         ).remote(**arguments)
 
-    def state_of(self, index: int, pid: int) -> Any:
+    def state_of(self, index: int, process: tuple[int, int]) -> Any:
         """What the system says of this process, on the node where this peer's bundle is; a reference."""
-        return state_of.options(scheduling_strategy=self._strategy(index)).remote(pid)
+        return state_of.options(**self._beside(index)).remote(*process)
 
-    def kill(self, index: int, pid: int) -> None:
+    def kill(self, index: int, process: tuple[int, int]) -> None:
         """This process, on that node; waits for nothing."""
-        kill.options(scheduling_strategy=self._strategy(index)).remote(pid)
+        kill.options(**self._beside(index)).remote(*process)
 
     def release(self) -> None:
         for group in self._own.values():
             remove_placement_group(group)
         self._own.clear()
+
+    def _beside(self, index: int) -> dict[str, Any]:
+        """For a task on the node of this peer."""
+        return {"scheduling_strategy": self._strategy(index), "runtime_env": self._environment(index)}
+
+    def _environment(self, index: int) -> dict[str, Any]:
+        group, bundle_index = (self._own[index], 0) if self._given is None else (self._given, index)
+        return self._launchers.environment(placement_group_table(group)["bundles_to_node_id"][bundle_index])
 
     def _strategy(self, index: int) -> PlacementGroupSchedulingStrategy:
         group, bundle_index = (self._own[index], 0) if self._given is None else (self._given, index)

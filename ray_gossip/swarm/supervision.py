@@ -73,7 +73,7 @@ class Swarm:
         )
         self._storm = storm
         self._moves = Moves(self._places, Draining().nodes)
-        self._pulse = Pulse(config.swarm.silent_s, lambda peer: self._places.state_of(peer, self._known[peer].pid))
+        self._pulse = Pulse(config.swarm.silent_s, lambda peer: self._places.state_of(peer, self._known[peer].process))
         self._stop_by: float | None = None  # deadline for the end of everything, from the first word of stopping on
 
     def __enter__(self) -> Swarm:
@@ -256,7 +256,7 @@ class Swarm:
         """A peer whose process does not answer is lost, or the run would wait for it for ever."""
         awaited = {index: self._crew.actors[index] for index in self._streams.values()}
         for index, cause in self._pulse.lost(awaited).items():
-            self._places.kill(index, self._known[index].pid)
+            self._places.kill(index, self._known[index].process)
             yield self._lose(index, cause)
 
     def _strike(self) -> Iterator[Record]:

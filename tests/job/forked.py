@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -84,9 +85,11 @@ def _worker(words: Sequence[str]) -> int:
     given = next((word.removeprefix(context) for word in words if word.startswith(context)), "{}")
     asked = json.loads(given)
     environment = {**os.environ, **asked.pop("env_vars", {})}
-    assert asked.pop("py_executable", sys.executable) == sys.executable
+    python = asked.pop("py_executable", sys.executable)
     assert not any(asked.values()), f"this cluster knows no such environment of a worker: {asked}"
     plain = [word for word in words if not word.startswith((context, its_own))]
+    if python != sys.executable:  # of a peer, which the package has forked: started as Ray does
+        os.execvpe("bash", ["bash", "-c", f"exec {python} {shlex.join(plain)}"], environment)
     return Forked(plain, cwd=Path.cwd(), env=environment, output=(1, 2)).wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,17 +25,23 @@ class Process:
 
 
 def family(pid: int) -> set[Process]:
-    """The living process `pid`, everything below it, and the sidecars of all these."""
+    """The living process `pid`, everything below it, the workers of Ray that are forked for it, and the sidecars of all
+    these."""
     processes = list(_living())
     found = {process for process in processes if process.pid == pid}
     while more := {p for p in processes if p.parent in pids(found) or p.name in map(title, pids(found))} - found:
         found |= more
+        nodes = {f"RAY_RAYLET_PID={pid}" for pid in pids(found)}
+        found |= {p for p in processes if p.name == "rg workers" and nodes & {*_environment(p.pid)}}
     return found
 
 
 def forked() -> set[Process]:
     """All command lines and workers of Ray that have been forked for this worker of pytest, and what is below them."""
-    parents = [process.pid for process in _living() if os.environ[WORKERS] in process.command]
+    ours = os.environ[WORKERS]
+    parents = [
+        p.pid for p in _living() if ours in p.command or (p.name == "rg workers" and ours in str(_environment(p.pid)))
+    ]
     return {process for pid in parents for process in family(pid)}
 
 
@@ -52,6 +59,13 @@ def wait_until_gone(processes: Iterable[Process], *, within_s: float) -> None:
 def left(processes: Iterable[Process]) -> set[Process]:
     """Those that still live."""
     return set(processes) & set(_living())
+
+
+def _environment(pid: int) -> list[str]:
+    """With which a process began, or the one from which it was forked."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return (Path("/proc") / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0")
+    return []
 
 
 def _living() -> Iterator[Process]:
