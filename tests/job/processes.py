@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from ray_gossip.sidecar.nursery import title
 from tests.job.forked import WORKERS
 from tests.job.waiting import wait_for
+
+_LAUNCHER = "forking/launcher.py"
 
 
 @dataclass(frozen=True)
@@ -25,23 +28,21 @@ class Process:
 
 
 def family(pid: int) -> set[Process]:
-    """The living process `pid`, everything below it, the workers of Ray that are forked for it, and the sidecars of all
-    these."""
+    """The living process `pid`, everything below it, the workers that Ray's launchers have had forked, and the sidecars
+    of all these."""
     processes = list(_living())
     found = {process for process in processes if process.pid == pid}
-    while more := {p for p in processes if p.parent in pids(found) or p.name in map(title, pids(found))} - found:
+    while True:
+        near = pids(found) | {pid for process in found if _LAUNCHER in process.command for pid in _held(process.pid)}
+        more = {p for p in processes if p.parent in near or p.pid in near or p.name in map(title, near)} - found
+        if not more:
+            return found
         found |= more
-        nodes = {f"RAY_RAYLET_PID={pid}" for pid in pids(found)}
-        found |= {p for p in processes if p.name == "rg workers" and nodes & {*_environment(p.pid)}}
-    return found
 
 
 def forked() -> set[Process]:
     """All command lines and workers of Ray that have been forked for this worker of pytest, and what is below them."""
-    ours = os.environ[WORKERS]
-    parents = [
-        p.pid for p in _living() if ours in p.command or (p.name == "rg workers" and ours in str(_environment(p.pid)))
-    ]
+    parents = [process.pid for process in _living() if os.environ[WORKERS] in process.command]
     return {process for pid in parents for process in family(pid)}
 
 
@@ -61,11 +62,11 @@ def left(processes: Iterable[Process]) -> set[Process]:
     return set(processes) & set(_living())
 
 
-def _environment(pid: int) -> list[str]:
-    """With which a process began, or the one from which it was forked."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return (Path("/proc") / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0")
-    return []
+def _held(pid: int) -> Iterator[int]:
+    """The processes of which this one has a pidfd."""
+    for descriptor in (Path("/proc") / str(pid) / "fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just been closed
+            yield from map(int, re.findall(r"^Pid:\s+(\d+)$", descriptor.read_text(), re.MULTILINE))
 
 
 def _living() -> Iterator[Process]:
