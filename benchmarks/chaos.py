@@ -1,8 +1,8 @@
 """Does a run outlive its parts? `ray-gossip chaos`, beside the same run left alone, on a Ray of this machine's own.
 
 Local steps take a fixed time and no processor, as on a GPU; settings are the defaults but for what the size of the
-machine asks for. A peer that starts again takes some 5 s of a processor, for imports mostly: where all processors are
-busy with rounds already, as those of two cores are with 12 peers and local steps of 0.2 s, that slows the others down.
+machine asks for: where all processors are busy with rounds already, as those of two cores are with 12 peers and local
+steps of 0.2 s, a peer that starts again slows the others down.
 
     python benchmarks/chaos.py                                     12 peers, twice 30 minutes, 125 faults an hour
     python benchmarks/chaos.py --peers 4 --minutes 3 --rate 400    to try it

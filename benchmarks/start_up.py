@@ -4,7 +4,9 @@
 any peer, and the memory of all that a peer needs beside the driver and Ray itself (actor, sidecar, DHT, libp2p daemon).
 Memory is proportional (PSS), so that shared pages count once; the largest sum of a run.
 
-    python benchmarks/start_up.py              8 peers, 3 runs: about 4 minutes on two cores
+With and without `swarm.preload`, in turn.
+
+    python benchmarks/start_up.py              8 peers, 3 runs of each: about 6 minutes on two cores
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 import uuid
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from harness import conclude, print_table
 
@@ -48,11 +51,12 @@ def megabytes(mark: str, driver: int) -> dict[str, float]:
     return found
 
 
-def run(num_peers: int) -> tuple[float, dict[str, float]]:
+def run(num_peers: int, *, preload: bool) -> tuple[float, dict[str, float]]:
     """Seconds to the first step, and megabytes."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as folder:
         words = ["train", str(CONFIG), f"swarm.num_peers={num_peers}", "train.local_steps=300"]
+        words += [f"swarm.preload={str(preload).lower()}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "ray_gossip.cli", *words, "--run-dir", f"{folder}/run", "--json"],
             env={**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
@@ -78,12 +82,23 @@ def main() -> int:
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    runs = [run(options.peers) for _ in range(options.repeats)]
-    seconds = statistics.median(each for each, _ in runs)
-    memory = {kind: statistics.median(most[kind] for _, most in runs) for kind in ("peers", "Ray", "driver")}
-    rows = [[first_s, most["peers"] / options.peers, most["Ray"], most["driver"]] for first_s, most in runs]
-    print_table(f"{options.peers} peers", ["s to the first step", "MB a peer", "MB of Ray", "MB of the driver"], rows)
-    figures = {"first_step_s": seconds, "megabytes_a_peer": memory["peers"] / options.peers, "megabytes": memory}
+    # in turn, so that what else the machine does falls on both
+    runs = [
+        (preload, *run(options.peers, preload=preload)) for _ in range(options.repeats) for preload in (True, False)
+    ]
+    rows: list[list[Any]] = []
+    figures = {}
+    for preload in (True, False):
+        of_kind = [(first_s, most) for is_so, first_s, most in runs if is_so == preload]
+        rows += [
+            [preload, first_s, most["peers"] / options.peers, most["Ray"], most["driver"]] for first_s, most in of_kind
+        ]
+        figures["preload" if preload else "without"] = {
+            "first_step_s": statistics.median(first_s for first_s, _ in of_kind),
+            "megabytes_a_peer": statistics.median(most["peers"] for _, most in of_kind) / options.peers,
+        }
+    header = ["swarm.preload", "s to the first step", "MB a peer", "MB of Ray", "MB of the driver"]
+    print_table(f"{options.peers} peers", header, rows)
     return conclude({"peers": options.peers, **figures}, [])
 
 

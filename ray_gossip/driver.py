@@ -69,7 +69,7 @@ def train(
         SwarmError: the run could not go on.
         KeyboardInterrupt: after an orderly stop; everything written so far is readable.
     """
-    run_id = new_run_id()
+    started, run_id = time.time(), new_run_id()
     run_dir = run_dir or Path("runs") / run_id
     if resume and (summary := ended(config, run_dir)) is not None:
         stream.write(f"the run in {run_dir} has ended: there is nothing to go on with\n")
@@ -81,7 +81,6 @@ def train(
 
     run: Run | None = None
     with nullcontext() if beside is None else beside(run_dir):
-        started = time.time()
         try:
             with open_view(stream) as view, cluster([config.swarm], address=address), ExitStack() as stack:
                 group = within.group(config.swarm) if within is not None else None

@@ -22,9 +22,8 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     if mistake["type"] == "extra_forbidden":
         return f"{_unknown(location, schema)}{more}"
     message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = (
-        message.replace("a valid tuple", "a list").replace("Tuple should", "should").replace(" after validation", "")
-    )
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     if mistake["type"] == "model_type":
         example = next((known for known in keys(schema) if known.startswith(f"{key}.")), "gossip.group_size")
         return f"{key}={shown(mistake['input'])}: {key} is a section; set a key in it, such as {example}{more}"
@@ -35,6 +34,13 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     return f"{key}={shown(mistake['input'])} {message}{_help(location, schema)}{more}"
 
 
+_WORDS = {  # of pydantic's, which knows nothing of YAML
+    "a valid tuple": "a list",
+    "Tuple should": "should",
+    " after validation": "",
+    "a valid boolean, unable to interpret input": "true or false",
+    "a valid boolean": "true or false",
+}
 _MOST_KEYS = 5  # that are named in a line
 
 

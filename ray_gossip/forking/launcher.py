@@ -14,9 +14,11 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 READY, TAKEN = b"ready\n", b"taken\n"  # what a server reports; another of its name lives
 LONGEST = 2**20  # bytes of a request: mostly its environment
@@ -25,36 +27,55 @@ _SERVER = (
     "import sys; sys.path.insert(0, sys.argv[1]); import ray_gossip; sys.path[:] = filter(None, sys.path[1:]); "
     "from ray_gossip.forking.server import begin; begin(*sys.argv[2:])"
 )
-_START_S = 120.0  # of the server's imports, on busy cores
-_ANSWER_S = 30.0
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_START_S = 60.0  # of the server's imports, on busy cores; one that does not answer for so long hangs
 # On which of the environment it depends what is imported, and how; the rest is the worker's own, and it gets it.
 _SHARED = ("PYTHON", "PYTORCH", "LD_", "PATH", "TORCH", "CUDA", "MKL", "KMP", "OMP", "OPENBLAS", "MALLOC_", "NPY_")
 _OF_ONE = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # which Ray sets for each worker
 
 
 def name_of(python: str, environment: Mapping[str, str]) -> str:
-    """Of the server for workers of this Python, environment and folder; an abstract socket, which leaves no file."""
+    """Of the server for workers of this Python and this environment; an abstract socket, which leaves no file."""
     found = [name for name in sorted(environment) if name.startswith(_SHARED) and name not in _OF_ONE]
-    shared = [(name, environment[name]) for name in found]
-    namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - process ids mean something within one only
-    identity = json.dumps([os.geteuid(), namespace, python, __file__, os.getcwd(), shared])  # noqa: PTH109
-    return f"\0ray_gossip.workers.{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
+    own = Path("/proc/self")
+    identity = [
+        [os.geteuid(), os.getgroups(), python, str(Path.cwd()), [(name, environment[name]) for name in found]],
+        # a worker belongs to its job's share of the machine, and process ids mean something within one namespace only
+        [(own / "ns" / kind).stat().st_ino for kind in ("pid", "mnt")],
+        [(own / "cgroup").read_text(), (own / "limits").read_text()],
+        [sorted(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0)],
+        # and whoever changes the code wants it
+        [str(_PACKAGE), max(path.stat().st_mtime_ns for path in _PACKAGE.rglob("*.py"))],
+    ]
+    return f"\0ray_gossip.workers.{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]}"
+
+
+def other_end(connection: socket.socket) -> tuple[int, int]:
+    """Process id and user id of the other end, as the kernel knows them."""
+    size = _CREDENTIALS.size
+    pid, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return pid, user
 
 
 def main(python: str, words: Sequence[str]) -> int:
     try:
-        connection = _connected(python)
         # the node: Ray's process there, which has started this one
-        request = {"words": [*words], "cwd": os.getcwd(), "environment": {**os.environ}, "node": os.getppid()}  # noqa: PTH109
-        socket.send_fds(connection, [json.dumps(request).encode()], [1, 2])
-        connection.settimeout(_ANSWER_S)
-        _, files, _, _ = socket.recv_fds(connection, LONGEST, 1)
-        worker = files[0]
-    except (OSError, IndexError, ValueError) as error:
+        said = {"words": [*words], "cwd": str(Path.cwd()), "environment": {**os.environ}, "node": os.getppid()}
+        request = json.dumps(said).encode()
+        if len(request) > LONGEST:
+            raise ValueError("its environment is too long")
+        connection = _ready_server(python)
+    except (OSError, ValueError) as error:
         print(f"ray_gossip: this worker imports everything by itself: {error}", file=sys.stderr, flush=True)
         os.execv(python, [python, *words])
+    # From here on this process becomes no worker: the server may have forked it, and there would be two.
+    socket.send_fds(connection, [request], [1, 2])
+    _, files, _, _ = socket.recv_fds(connection, LONGEST, 1)
+    if not files:
+        return 1
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: _pass_on(worker, number))
+        signal.signal(number, lambda number, _: _pass_on(files[0], number))
     connection.settimeout(None)
     with contextlib.suppress(OSError, ValueError):
         return int(json.loads(connection.recv(LONGEST)))
@@ -66,24 +87,43 @@ def _pass_on(worker: int, number: int) -> None:
         signal.pidfd_send_signal(worker, number)
 
 
-def _connected(python: str) -> socket.socket:
-    """To the server, which is started where there is none. Raises OSError."""
+def _ready_server(python: str) -> socket.socket:
+    """A connection to one that waits for the request. It is started where there is none; one that hangs is killed,
+    which ends none of its workers. Raises OSError, ValueError."""
     name = name_of(python, os.environ)
-    for is_last in (False, True):
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LONGEST)
-        try:
-            connection.connect(name)
-        except ConnectionRefusedError:
-            connection.close()
-            if is_last:
-                raise
-            why = start_server("ray_gossip.forking.workers", name, python=python, within_s=_START_S)
-            if why:
-                raise OSError(why) from None
-        else:
-            return connection
-    raise AssertionError
+    connection = _connected(name)
+    if connection is None:
+        why = start_server("ray_gossip.forking.workers", name, python=python, within_s=_START_S)
+        connection = None if why else _connected(name)
+        if connection is None:
+            raise OSError(why or "its fork server has ended")
+    pid, user = other_end(connection)
+    try:
+        if user != os.geteuid():
+            raise PermissionError("another user of this machine listens where its fork server should")
+        if connection.recv(LONGEST) != READY:
+            raise OSError("its fork server has ended")
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        connection.close()
+        raise TimeoutError(f"its fork server has not answered for {_START_S:g} s") from None
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _connected(name: str) -> socket.socket | None:
+    """None: nobody listens there."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LONGEST)
+    connection.settimeout(_START_S)
+    try:
+        connection.connect(name)
+    except ConnectionRefusedError:
+        connection.close()
+        return None
+    return connection
 
 
 def start_server(
@@ -97,10 +137,9 @@ def start_server(
 ) -> str:
     """Start the fork server that this module is, and wait until it listens. Returns why it does not, if so."""
     report, its_end = os.pipe()
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
     try:
         subprocess.run(  # which forks the server, and ends
-            [python, "-c", _SERVER, package, module, name.replace("\0", "@"), str(its_end)],
+            [python, "-c", _SERVER, str(_PACKAGE.parent), module, name.replace("\0", "@"), str(its_end)],
             env=environment,
             cwd=cwd,
             stdin=subprocess.DEVNULL,

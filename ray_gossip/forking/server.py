@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_gossip.forking.launcher import READY, TAKEN
-
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 @dataclass(frozen=True)
@@ -146,15 +143,9 @@ def begin(module: str, name: str, report: str) -> None:
     """Be the server that this module is, in a process that nobody has to wait for. The rest: words for its `main`."""
     if os.fork() == 0:
         os.setsid()
+        Path("/proc/self/comm").write_text(f"rg {module.rpartition('.')[2]}"[:15])  # what `ps -o comm` shows
         importlib.import_module(module).main(name.replace("@", "\0", 1), int(report))
 
 
 def _threads() -> list[Path]:
     return [*Path("/proc/self/task").iterdir()]
-
-
-def other_end(connection: socket.socket) -> tuple[int, int]:
-    """Process id and user id of the other end, as the kernel knows them."""
-    size = _CREDENTIALS.size
-    pid, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return pid, user

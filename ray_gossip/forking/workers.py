@@ -13,13 +13,12 @@ import runpy
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ray_gossip.forking.launcher import LONGEST
-from ray_gossip.forking.server import Child, ForkServer, other_end, prepared
+from ray_gossip.forking.launcher import LONGEST, READY, other_end
+from ray_gossip.forking.server import Child, ForkServer, prepared
 
 IDLE_S = 60.0  # without a worker; then it ends, or when the node's Ray does
 _REQUEST_S = 5.0  # for what a launcher has connected to say
@@ -45,6 +44,7 @@ class _Server(ForkServer):
             if user != os.geteuid():
                 raise PermissionError
             connection.settimeout(_REQUEST_S)
+            connection.send(READY)  # fails where the launcher has not waited, and become the worker itself
             message, output, _, _ = socket.recv_fds(connection, LONGEST, 2)
             request = json.loads(message)
             owner_ended = os.pidfd_open(owner)
@@ -77,32 +77,21 @@ class _Server(ForkServer):
             launcher.close()
 
 
-def _be_worker(request: dict[str, Any], output: Sequence[int]) -> None:
-    """Run the worker's program, and end with it."""
-    code = 1
-    try:
-        os.setsid()
-        for target, file in enumerate(output, start=1):
-            os.dup2(file, target)
-            os.close(file)
-        os.chdir(request["cwd"])
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        _begin_anew()
-        sys.argv = request["words"]
-        if not getattr(sys.flags, "safe_path", False):
-            sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a program
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+def _be_worker(request: dict[str, Any], output: Sequence[int]) -> NoReturn:
+    """Run the worker's program, and end as Python ends one: what is registered for the end happens."""
+    os.setsid()
+    for target, file in enumerate(output, start=1):
+        os.dup2(file, target)
+        os.close(file)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    _begin_anew()
+    sys.argv = request["words"]
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a program
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
 
 
 def _begin_anew() -> None:
@@ -112,9 +101,18 @@ def _begin_anew() -> None:
 
     np.random.seed(int.from_bytes(os.urandom(4), "little"))
     torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(int(threads) if threads.isdecimal() and int(threads) else len(os.sched_getaffinity(0)))
+    use_threads()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def use_threads() -> None:
+    """As many as the environment says. Ray writes into it for how many CPUs a worker is, once that has begun; torch
+    reads it when it is loaded."""
+    import torch
+
+    number = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if number.isdecimal() and int(number):
+        torch.set_num_threads(int(number))
 
 
 def main(name: str, report: int, *, idle_s: float = IDLE_S) -> None:

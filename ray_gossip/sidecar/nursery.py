@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_gossip.forking.server import Child, ForkServer, other_end, prepared
+from ray_gossip.forking.launcher import other_end
+from ray_gossip.forking.server import Child, ForkServer, prepared
 from ray_gossip.resources import pid_namespace
 from ray_gossip.sidecar.wire import Wire, own_user
 from ray_gossip.usage import allow_many_files

@@ -10,7 +10,7 @@ import struct
 import threading
 from typing import Any
 
-from ray_gossip.forking.server import other_end
+from ray_gossip.forking.launcher import other_end
 
 _HEAD = struct.Struct("!Q?")  # bytes that follow; whether a file comes along
 

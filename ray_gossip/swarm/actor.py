@@ -19,6 +19,7 @@ from ray.util import get_node_ip_address
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.factory import Factories
+from ray_gossip.forking.workers import use_threads
 from ray_gossip.records import PeerStarted, Record
 from ray_gossip.resources import machine_id
 from ray_gossip.swarm.failure import Failure
@@ -60,6 +61,7 @@ class PeerActor:
         self._has_snapshot = config.train.loop is None
         self._failure: Failure | None = None
         try:
+            use_threads()
             factories = _unpack(luggage)
             from ray_gossip.checkpoints.saving import Resumed
             from ray_gossip.gossip.seat import Founder, Listen

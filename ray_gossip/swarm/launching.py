@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_gossip.forking import launcher
 
-_ASK_S = 60.0  # a node that has not answered by then starts its workers as Ray does
+_ASK_S = 20.0  # a node that has not answered by then starts its workers as Ray does
 # A job whose workers need a Python or a container of their own has Ray start them.
 _OWN_PYTHON = {"pip", "uv", "conda", "container", "image_uri", "py_executable", "nsight", "rocprof_sys"}
 _NORMAL = {"env_vars": {"RAY_worker_niceness": "0"}}  # Ray gives workers less of a processor than others get
@@ -37,10 +37,10 @@ class Launchers:
             self._commands[node] = _command_there.options(scheduling_strategy=there).remote()
 
     def environment(self, node: str) -> dict[str, Any]:
-        """The runtime environment of a worker on this node."""
-        self.look([node])
-        if not self._is_used:
+        """The runtime environment of a worker on this node; empty: Ray has not chosen one yet."""
+        if not self._is_used or not node:
             return _NORMAL
+        self.look([node])
         if not isinstance(self._commands[node], str):
             try:
                 self._commands[node] = ray.get(self._commands[node], timeout=_ASK_S)

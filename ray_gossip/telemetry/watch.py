@@ -39,6 +39,7 @@ alone.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from itertools import pairwise
 
@@ -279,7 +280,7 @@ class Watch:
         self._state.troubles[kind] = Trouble(
             kind=kind, text=text, first_round=first_round, count=count, is_over=is_over
         )
-        self._notices.append(Notice.now(f"{TROUBLE}{text}"))
+        self._notices.append(Notice(peer_index=-1, wall_time=time.time(), text=f"{TROUBLE}{text}"))
 
     def _take(self) -> list[Notice]:
         notices, self._notices = self._notices, []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from ray_gossip.sidecar.nursery import title
 from tests.job.forked import WORKERS
 from tests.job.waiting import wait_for
+
+_LAUNCHER = "forking/launcher.py"
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,16 @@ class Process:
 
 
 def family(pid: int) -> set[Process]:
-    """The living process `pid`, everything below it, and the sidecars of all these."""
+    """The living process `pid`, everything below it, the workers that Ray's launchers have had forked, and the sidecars
+    of all these."""
     processes = list(_living())
     found = {process for process in processes if process.pid == pid}
-    while more := {p for p in processes if p.parent in pids(found) or p.name in map(title, pids(found))} - found:
+    while True:
+        near = pids(found) | {pid for process in found if _LAUNCHER in process.command for pid in _held(process.pid)}
+        more = {p for p in processes if p.parent in near or p.pid in near or p.name in map(title, near)} - found
+        if not more:
+            return found
         found |= more
-    return found
 
 
 def forked() -> set[Process]:
@@ -52,6 +60,13 @@ def wait_until_gone(processes: Iterable[Process], *, within_s: float) -> None:
 def left(processes: Iterable[Process]) -> set[Process]:
     """Those that still live."""
     return set(processes) & set(_living())
+
+
+def _held(pid: int) -> Iterator[int]:
+    """The processes of which this one has a pidfd."""
+    for descriptor in (Path("/proc") / str(pid) / "fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just been closed
+            yield from map(int, re.findall(r"^Pid:\s+(\d+)$", descriptor.read_text(), re.MULTILINE))
 
 
 def _living() -> Iterator[Process]:

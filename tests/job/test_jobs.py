@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -55,7 +57,11 @@ class Head:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        wait_for(lambda: self.job("list").returncode == 0, within_s=60.0, what="the dashboard")
+        wait_for(self._is_up, within_s=60.0, what="the dashboard")
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, Path(self.log.name).read_text()
+        return self.job("list").returncode == 0
 
     def job(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`ray job`, as a user types it."""
@@ -77,14 +83,18 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Of those that the system gives nobody who asks for any: until Ray listens on them, others start as well. Above
+    the ports of Ray's workers."""
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    found: list[int] = []
+    ports = range(20_000, first)
+    for port in random.sample(ports, k=len(ports)):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,14 @@ def run_loop(ray: str, folder: Path, loop: str, args: str) -> subprocess.Complet
     return finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
 
 
+def test_a_peer_computes_in_as_many_threads_as_it_has_cpus(ray: str, folder: Path) -> None:
+    words = ["train.loop=loops.digits:goes_on", "train.loop_args={steps: 1, dies_at: 2}", "swarm.num_peers=1"]
+    command = ["ray-gossip", "train", *words, "swarm.cpus_per_peer=2", "--run-dir", "run"]
+    done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
+    assert done.returncode == 0, done
+    assert json.loads((folder / "run" / "summary.json").read_text())["reported"]["threads"] == 2
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_loop_that_calls_sys_exit_has_ended_or_failed(ray: str, folder: Path, code: int) -> None:
     done = run_loop(ray, folder, "exits", f"{{lr: 0.1, epochs: 20, code: {code}}}")
@@ -73,7 +81,7 @@ def test_a_loop_that_fails_on_one_peer_at_once_holds_up_no_other(ray: str, folde
 
 
 def test_a_loop_that_goes_on_at_the_swarms_local_step_can_be_replaced(ray: str, folder: Path) -> None:
-    words = ["train.loop=loops.digits:goes_on", "train.loop_args={steps: 1200, dies_at: 200}", "swarm.num_peers=3"]
+    words = ["train.loop=loops.digits:goes_on", "train.loop_args={steps: 2000, dies_at: 200}", "swarm.num_peers=3"]
     command = ["ray-gossip", "train", *words, "gossip.steps=20", "swarm.max_replacements=1", "--run-dir", "run"]
     done = finish_forked(folder, command, environment={"RAY_ADDRESS": ray})
     assert done.returncode == 0, done
@@ -81,14 +89,15 @@ def test_a_loop_that_goes_on_at_the_swarms_local_step_can_be_replaced(ray: str, 
     (lost,) = (event for event in events if event["event"] == "PeerLost")
     assert (lost["peer_index"], lost["is_replaced"]) == (1, True)
     back = next(event for event in events if event["event"] == "PeerStarted" and event["incarnation"])
-    assert 200 < back["local_step"] < 1200
+    assert 200 < back["local_step"] < 2000
     (began,) = (
         each for each in events if each["event"] == "Reported" and each["metrics"]["began_at"] == back["local_step"]
     )
     assert began["metrics"]["has_momentum"]
+    assert {each["metrics"]["threads"] for each in events if each["event"] == "Reported"} == {1}
     ends = {event["peer_index"]: event for event in events if event["event"] == "PeerFinished"}
-    assert [ends[index]["local_step"] for index in range(3)] == [1200] * 3
-    assert 32 * (1200 - back["local_step"]) < ends[1]["samples"] <= 32 * (1400 - back["local_step"])
+    assert [ends[index]["local_step"] for index in range(3)] == [2000] * 3
+    assert 32 * (2000 - back["local_step"]) < ends[1]["samples"] <= 32 * (2200 - back["local_step"])
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["final_outcome"] == ["averaged"] * 3
     assert summary["consensus_distance"] < 1e-5

@@ -17,7 +17,7 @@ import pytest
 from ray_gossip.forking import launcher
 
 PROGRAM = """
-import json, os, random, sys, time
+import atexit, json, os, random, sys, time
 import numpy, torch
 print(json.dumps({
     "pid": os.getpid(), "parent": os.getppid(), "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(),
@@ -25,6 +25,7 @@ print(json.dumps({
     "drawn": [random.random(), float(numpy.random.rand()), torch.rand(()).item()],
     "hivemind": "hivemind" in sys.modules, "ray": "ray" in sys.modules,
 }), flush=True)
+atexit.register(print, "it is over")
 if sys.argv[1] == "wait":
     time.sleep(1000)
 sys.exit(int(sys.argv[1]))
@@ -72,6 +73,8 @@ def test_a_worker_begins_as_python_would_start_it(folder: Path, first: Worker) -
     worker = Worker(folder, "3", {"RAY_OWN": "its own", "OMP_NUM_THREADS": "2"})
     said = worker.said
     assert worker.process.wait(10.0) == 3
+    assert worker.process.stdout is not None
+    assert worker.process.stdout.read() == "it is over\n"
     assert said["argv"] == [str(worker.program), "3"]
     assert said["path"] == said["cwd"] == str(folder)
     assert (said["own"], said["threads"]) == ("its own", 2)
@@ -121,6 +124,27 @@ def test_where_the_server_cannot_start_a_worker_imports_by_itself(folder: Path) 
     _, errors = worker.process.communicate(timeout=30.0)
     assert worker.process.returncode == 7
     assert "ray_gossip: this worker imports everything by itself: ImportError: it is broken" in errors
+
+
+def test_a_server_that_hangs_forks_for_nobody_who_has_not_waited_and_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "\0ray_gossip.workers.test that hangs"
+    assert not launcher.start_server("ray_gossip.forking.workers", name, python=sys.executable, within_s=60.0)
+    monkeypatch.setattr(launcher, "name_of", lambda *_: name)
+    first = launcher._ready_server(sys.executable)
+    server = psutil.Process(launcher.other_end(first)[0])
+    server.suspend()
+    first.close()
+    given_up = launcher._connected(name)
+    assert given_up is not None
+    given_up.close()
+    server.resume()
+    launcher._ready_server(sys.executable).close()
+    assert not server.children()
+    server.suspend()
+    monkeypatch.setattr(launcher, "_START_S", 0.5)
+    with pytest.raises(TimeoutError, match="has not answered for"):
+        launcher._ready_server(sys.executable)
+    server.wait(10.0)
 
 
 def test_a_server_ends_when_nobody_needs_it(folder: Path) -> None:

@@ -42,7 +42,8 @@ def goes_on(config: dict[str, Any]) -> None:
     peer = ray_gossip.join(model, optimizer=optimizer)
     is_first = peer.local_step == 0
     momentum = optimizer.state_dict()["state"]
-    peer.report({"began_at": peer.local_step, "has_momentum": bool(momentum)})
+    has_momentum, threads = bool(momentum), torch.get_num_threads()
+    peer.report({"began_at": peer.local_step, "has_momentum": has_momentum, "threads": threads})
     while peer.local_step < config["steps"]:
         time.sleep(0.01)
         optimizer.zero_grad()
