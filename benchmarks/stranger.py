@@ -42,11 +42,13 @@ from ray_gossip.config import parse
 from ray_gossip.gossip.admission import TOKEN_BYTES, Secret, Tokens
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
+from ray_gossip.gossip.guests import pack
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.hive import quiet_hivemind
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.doors import ClosedClient
+from ray_gossip.records import Notice
 from ray_gossip.sidecar.network import Network
 from ray_gossip.testing import RemotePeer, VectorState
 
@@ -195,18 +197,21 @@ class Stranger:
 
 
 Door = Callable[[P2P, PeerID], Awaitable[Any]]
-KEY = DHTID.generate("stranger").to_bytes()
+KEY, NODE = DHTID.generate("stranger").to_bytes(), dht_pb2.NodeInfo(node_id=DHTID.generate().to_bytes())
 EXPIRES = get_dht_time() + 3600  # the same content each time, for tokens that are repeated
+TOLD = pack(Notice(peer_index=NUM_PEERS + 100, wall_time=0.0, text="a stranger was here"))
 MEETING = msgpack.packb([[False, 10**6], ["nobody"], "", None, 0.1, 0.1])
 
 
 async def _get(p2p: P2P, callee: PeerID) -> None:
-    await DHTProtocol.get_stub(p2p, callee).rpc_find(dht_pb2.FindRequest(keys=[KEY]))
+    await DHTProtocol.get_stub(p2p, callee).rpc_find(dht_pb2.FindRequest(keys=[KEY], peer=NODE))
 
 
 async def _store(p2p: P2P, callee: PeerID) -> None:
     value = MSGPackSerializer.dumps("a stranger was here")
-    request = dht_pb2.StoreRequest(keys=[KEY], subkeys=[MSGPackSerializer.dumps(None)], values=[value])
+    request = dht_pb2.StoreRequest(
+        keys=[KEY], subkeys=[DHTProtocol.IS_REGULAR_VALUE], values=[value], peer=NODE
+    )
     request.expiration_time.append(EXPIRES)
     request.in_cache.append(False)
     await DHTProtocol.get_stub(p2p, callee).rpc_store(request)
@@ -226,7 +231,7 @@ async def _coming(p2p: P2P, callee: PeerID) -> None:
 
 
 async def _tell(p2p: P2P, callee: PeerID) -> None:
-    await _of_averager(p2p, callee).rpc_tell(averaging_pb2.JoinRequest(gather=msgpack.packb([])))
+    await _of_averager(p2p, callee).rpc_tell(averaging_pb2.JoinRequest(gather=msgpack.packb([TOLD])))
 
 
 async def _join_group(p2p: P2P, callee: PeerID) -> None:
