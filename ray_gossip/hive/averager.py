@@ -131,9 +131,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             membership=self._membership,
             rendezvous=self._rendezvous,
             mixer=self._mixer,
-            group_mean=GroupMean(
-                self, mixer=self._mixer, find_gone=self._rendezvous.find_gone, cap_s=gossip.allreduce_s
-            ),
+            group_mean=GroupMean(self, mixer=self._mixer, find_gone=self._rendezvous.find_gone, gossip=gossip),
             match=partial(match, self, mixer=self._mixer, rendezvous=self._rendezvous, window_s=window_s),
         )
 
