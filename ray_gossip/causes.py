@@ -26,6 +26,7 @@ UNREACHABLE = "could not be reached"
 SILENT = "does not answer"
 BUSY = "is busy"
 TOO_LATE = "did not come within"
+ANSWERS_NONSENSE = "gives an answer that nobody understands"
 OTHER_MODEL = "averages tensors of another size: not the same model"
 
 # The all-reduce was not complete.

@@ -20,11 +20,10 @@ from hivemind.p2p import PeerID
 from ray_gossip.causes import FAR_OUT, GAVE_UP, HAD_ENDED, INCOMPLETE, LOST, TOOK_LONGER
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.deadline import Deadline
-from ray_gossip.gossip.meeting import Gathering
+from ray_gossip.gossip.meeting import Gathering, causes_of
 from ray_gossip.gossip.round import NoRound
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.rendezvous import causes_of
 
 
 class Difference(NamedTuple):

@@ -15,14 +15,14 @@ from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS, NOT_FINITE, SCHEDULED
 from ray_gossip.config import GossipConfig
 from ray_gossip.config.gossip import ROBUST_GROUP
 from ray_gossip.gossip.consensus import summary
-from ray_gossip.gossip.meeting import Arrival, Gathering
+from ray_gossip.gossip.meeting import Arrival, Gathering, causes_of, settle
 from ray_gossip.gossip.members import Member, Roster, View
 from ray_gossip.gossip.round import Behind, NoRound, RoundResult, RoundSoFar, Stage
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, causes_of, settle
+from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous
 from ray_gossip.mixing import Sketch
 from ray_gossip.mixing.schedule import group_of, radices
 from ray_gossip.records import Outcome
