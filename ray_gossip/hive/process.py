@@ -32,6 +32,7 @@ from typing import Any
 import hivemind
 import psutil
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hivemind.dht.protocol import ValidationError
 from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
@@ -39,6 +40,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
 
+_ED25519_KEY = b"\x08\x01\x12\x40"  # libp2p's protobuf of a private key: its type, then 64 bytes, seed and public key
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _OPEN_FILES = 65_536
@@ -205,6 +207,8 @@ def start_dht(
         startup_timeout=start_s,
         use_auto_relay=False,
         use_relay=False,
+        nat_port_map=False,  # else it has a router open a port to the internet, unasked
+        auto_nat=False,  # which looks for relays, and others are asked to dial back
         check_if_identity_free=may_be_taken,
     )
     try:
@@ -238,8 +242,10 @@ def keep_files_in(folder: str) -> None:
 
 
 def make_identity(path: Path) -> None:
-    """Write the key of a new peer id into a file."""
-    P2P.generate_identity(str(path))
+    """Write the key of a new peer id into a file: Ed25519, which is made in a moment. hivemind's own are RSA, and take a
+    tenth of a second of a processor."""
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(_ED25519_KEY + key.private_bytes_raw() + key.public_key().public_bytes_raw())
 
 
 class NetworkProcesses:
