@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import BenchmarkPeer, SteppingPeer, all_at_once, conclude, measure, print_table, start_peers
+from harness import SteppingPeer, all_at_once, conclude, measure, print_table, start_peers
 
 from ray_gossip import data, models
 from ray_gossip.causes import FAR_OUT
@@ -182,9 +182,7 @@ def timed(peers: Peers) -> dict[str, float]:
     """Median seconds of an all-reduce, by rule."""
     found = {}
     for rule in RULES:
-        paces = measure(
-            peers, config_of(rule), fixed_s=[0.05] * NUM_PEERS, size=TIMED_SIZE, seconds=TIMED_S
-        )
+        paces = measure(peers, config_of(rule), fixed_s=[0.05] * NUM_PEERS, size=TIMED_SIZE, seconds=TIMED_S)
         found[rule] = statistics.median(
             report.allreduce_s for pace in paces for report in pace.reports if report.outcome == "averaged"
         )
@@ -200,9 +198,7 @@ def main() -> int:
     found: dict[str, dict[str, list[Found]]] = {}
     with start_peers(TrainingPeer, NUM_PEERS) as peers:
         for fault in faults:
-            found[fault] = {
-                rule: [run(peers, rule, fault, seed) for seed in range(options.seeds)] for rule in RULES
-            }
+            found[fault] = {rule: [run(peers, rule, fault, seed) for seed in range(options.seeds)] for rule in RULES}
         seconds = timed(peers)
     accuracy = {
         fault: {rule: statistics.mean(each.accuracy for each in runs) for rule, runs in by_rule.items()}

@@ -36,7 +36,9 @@ class Member:
     round: _Number = -1  # the last one that it began
     local_step: _Number = 0  # at which it began that round
     summary: Annotated[bytes, AfterValidator(_is_whole)] = b""  # consensus control: of its parameters as it began that
-    stretch: Annotated[int, Field(ge=1, le=1000)] = 1  # consensus control: the intervals that it would let pass between two rounds
+    stretch: Annotated[int, Field(ge=1, le=1000)] = (
+        1  # consensus control: the intervals that it would let pass between two rounds
+    )
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: _Word = ""  # a digest of the model with which it began

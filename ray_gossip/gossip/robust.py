@@ -62,4 +62,3 @@ def _clipped(whole: Tensor, centre: Tensor, distances: Tensor, usual: Tensor) ->
 def _trimmed(ranked: Tensor) -> Tensor:
     cut = max(1, len(ranked) // 4)
     return ranked[cut : len(ranked) - cut].mean(dim=0)
-

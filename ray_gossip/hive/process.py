@@ -242,8 +242,7 @@ def keep_files_in(folder: str) -> None:
 
 
 def make_identity(path: Path) -> None:
-    """Write the key of a new peer id into a file: Ed25519, which is made in a moment. hivemind's own are RSA, and take a
-    tenth of a second of a processor."""
+    """Write the key of a new peer id into a file: Ed25519. hivemind's own are RSA, and take longer to make."""
     key = Ed25519PrivateKey.generate()
     path.write_bytes(_ED25519_KEY + key.private_bytes_raw() + key.public_key().public_bytes_raw())
 

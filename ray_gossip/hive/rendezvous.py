@@ -107,9 +107,7 @@ class Rendezvous:
         told = Arriving(
             stage, tuple(group), arrival.excuse, arrival.anchor, float(arrival.due_in_s), float(arrival.wait_s)
         )
-        request = JoinRequest(
-            schema_hash=self._schema_hash, group_key=_key(stage, group), gather=to_wire(told)
-        )
+        request = JoinRequest(schema_hash=self._schema_hash, group_key=_key(stage, group), gather=to_wire(told))
         for host in group:
             if host != self._peer_id and not await self._can_host(host, stage, request.group_key):
                 continue

@@ -39,7 +39,11 @@ _RULES = (
         "machines are overloaded, or peers stand still: raise swarm.cpus_per_peer, or {interval}",
     ),
     _Rule((causes.TOO_FEW,), "raise gossip.group_size or swarm.num_peers, or set gossip.robust=none", True),
-    _Rule((causes.BAD_PART, causes.ANSWERS_NONSENSE), "give all peers the same release of ray_gossip, and the same gossip.*", True),
+    _Rule(
+        (causes.BAD_PART, causes.ANSWERS_NONSENSE),
+        "give all peers the same release of ray_gossip, and the same gossip.*",
+        True,
+    ),
     _Rule((causes.NOBODY_FOUND,), "set gossip.schedule=grid, or raise gossip.matchmaking_s"),
     _Rule((causes.TOO_LATE,), "{late}"),
 )

@@ -24,9 +24,9 @@ class Outliers:
                 if len(rounds) > _LATEST:
                     del rounds[min(rounds)]
         far = [index for index, rounds in self._of_peer.items() if sum(rounds.values()) >= _MOST]
+        if not far:
+            return ""
         return (
-            f"{peers_named(far)} sent what is far from what the others sent, and counted for less: look at the GPU, the "
-            "installed packages and the data there; where data differ that much on purpose, set gossip.robust=none"
-            if far
-            else ""
+            f"{peers_named(far)} sent what is far from what the others sent, and counted for less: look at the GPU, "
+            "the packages and the data there; where data differ that much on purpose, set gossip.robust=none"
         )

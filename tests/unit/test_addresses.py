@@ -173,7 +173,9 @@ def test_peers_listen_at_free_ports_of_the_range_alone() -> None:
         assert tcp in (f"/ip4/127.0.0.1/tcp/{first + 1}", f"/ip4/127.0.0.1/tcp/{first + 2}")
         assert udp in {f"/ip4/127.0.0.1/udp/{first + number}/quic" for number in range(3)}
         assert named == "/ip4/127.0.0.1/tcp/4011", "what a person names stays"
-        with pytest.raises(SwarmError, match=rf"^no port of swarm.port_range=\[{first}, {first}\] is free on this mach"):
+        with pytest.raises(
+            SwarmError, match=rf"^no port of swarm.port_range=\[{first}, {first}\] is free on this mach"
+        ):
             listen.within((first, first))
     assert listen.within(None) == listen
 
