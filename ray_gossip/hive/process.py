@@ -39,6 +39,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive.readable_records import ReadableRecords
 
 _ED25519_KEY = b"\x08\x01\x12\x40"  # libp2p's protobuf of a private key: its type, then 64 bytes, seed and public key
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -210,6 +211,7 @@ def start_dht(
         nat_port_map=False,  # else it has a router open a port to the internet, unasked
         auto_nat=False,  # which looks for relays, and others are asked to dial back
         check_if_identity_free=may_be_taken,
+        record_validators=[ReadableRecords()],
     )
     try:
         with in_background():
