@@ -6,7 +6,8 @@ Of every four messages one is random bytes; one is a message of the right form w
 message of ours with some fields replaced by anything; one is a valid message with numbers, lengths and names beyond all
 bounds. Streams also announce endless messages, stop in the middle, and never begin.
 
-Wanted: no round lost, the swarm keeps 0.97 of its local steps, its processes' memory stays flat, and nothing is printed.
+Wanted: no round lost, the swarm keeps 0.97 of its local steps, its processes' memory stays flat, and nothing is
+printed.
 
     python benchmarks/malformed.py                 10,000 messages at each door: about 10 minutes on two cores
     python benchmarks/malformed.py --messages 200  to try it
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import sys
@@ -72,7 +74,7 @@ def of_the_right_form(*ours: Any) -> Make:
     def make(source: random.Random) -> bytes:
         fields = [anything(source) if source.random() < 0.4 else field for field in ours]
         if source.random() < 0.1:
-            fields = fields[: source.randrange(len(fields) + 1)] + [anything(source)]
+            fields = [*fields[: source.randrange(len(fields) + 1)], anything(source)]
         packed: bytes = msgpack.packb(fields)
         return packed[: source.randrange(len(packed))] if source.random() < 0.1 else packed
 
@@ -188,10 +190,8 @@ class Stranger:
         async def once(number: int) -> None:
             callee = self._callees[number % len(self._callees)]
             async with at_once:
-                try:
+                with contextlib.suppress(Exception):
                     await asyncio.wait_for(self._one(door, callee), ANSWER_S)
-                except Exception:
-                    pass
 
         await asyncio.gather(*map(once, range(count)))
 
