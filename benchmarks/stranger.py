@@ -209,9 +209,7 @@ async def _get(p2p: P2P, callee: PeerID) -> None:
 
 async def _store(p2p: P2P, callee: PeerID) -> None:
     value = MSGPackSerializer.dumps("a stranger was here")
-    request = dht_pb2.StoreRequest(
-        keys=[KEY], subkeys=[DHTProtocol.IS_REGULAR_VALUE], values=[value], peer=NODE
-    )
+    request = dht_pb2.StoreRequest(keys=[KEY], subkeys=[DHTProtocol.IS_REGULAR_VALUE], values=[value], peer=NODE)
     request.expiration_time.append(EXPIRES)
     request.in_cache.append(False)
     await DHTProtocol.get_stub(p2p, callee).rpc_store(request)

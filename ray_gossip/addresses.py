@@ -5,8 +5,10 @@ What passes here, hivemind's own parsers take; they are too heavy to be asked be
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import random
 import re
 import socket
 from pathlib import Path
@@ -21,6 +23,7 @@ _PARTS = re.compile(
     r"(?P<over>(/(quic|quic-v1|ws|wss|tls))*)(/p2p/(?P<peer_id>[^/]+))?",
     re.ASCII,
 )
+_ANY_PORT = re.compile(r"(?<=/(?:tcp|udp)/)0(?=/|\Z)")
 _NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.?)+", re.ASCII | re.IGNORECASE)
 # multihashes that peer ids are: SHA-256 of a key, or a short key itself (Ed25519, secp256k1)
 _PEER_IDS = ((b"\x12\x20", 34), (b"\x00\x24", 38), (b"\x00\x25", 39))
@@ -87,6 +90,20 @@ def check_free(option: str, address: str) -> None:
             probe.bind((parts["host"], int(parts["port"])))
     except OSError as error:
         raise ConfigError(f"{option} {address}: {error.strerror}; name another address or port") from None
+
+
+def free_port_within(address: str, first: int, last: int) -> str | None:
+    """This multiaddr, with a free one of these ports where it names any; None: there is none."""
+    if not _ANY_PORT.search(address):
+        return address
+    ports = list(range(first, last + 1))
+    random.shuffle(ports)  # others of this machine look for one at the same time
+    for port in ports:
+        named = _ANY_PORT.sub(str(port), address)
+        with contextlib.suppress(ConfigError):
+            check_free("", named)
+            return named
+    return None
 
 
 def check_identity(option: str, path: Path) -> None:

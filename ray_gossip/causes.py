@@ -26,6 +26,7 @@ UNREACHABLE = "could not be reached"
 SILENT = "does not answer"
 BUSY = "is busy"
 TOO_LATE = "did not come within"
+ANSWERS_NONSENSE = "gives an answer that nobody understands"
 OTHER_MODEL = "averages tensors of another size: not the same model"
 
 # The all-reduce was not complete.
@@ -34,9 +35,14 @@ GAVE_UP = "could not average and said so"
 HAD_ENDED = "had ended this round already"
 NO_ANSWER = "did not answer in time"
 INCOMPLETE = "of the mean arrived"
+BAD_PART = "sent a part that nobody can average"
 TOOK_LONGER = "took longer than"
 
 DIVERGED = "the training has diverged"  # how a notice begins of a peer that goes on with another's model
+
+# A groupmate was there, and what it sent counted for less, or would have counted alone.
+FAR_OUT = "is far from the others, and held back by gossip.robust"
+TOO_FEW = "too few for gossip.robust"
 
 # What would be averaged is no number, or none that could travel.
 NOT_FINITE = "not finite"

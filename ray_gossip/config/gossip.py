@@ -12,6 +12,8 @@ from ray_gossip.config.section import Count, Peers, Positive, Seconds, Section
 _OPTION = Meaning(shared=True, changeable=True, option=True)
 _OWN = Meaning(changeable=True)  # it changes a peer's own training, not who meets whom about what
 
+ROBUST_GROUP = {"none": 1, "clip": 3, "trimmed": 4}  # peers of whom one can be outvoted, by `robust`
+
 
 class GossipConfig(Section):
     """How peers average."""
@@ -42,6 +44,11 @@ class GossipConfig(Section):
     weight_by_samples: bool = False
     """Weigh each peer by the samples since its last round. For peers of different speed on a clock in seconds. It
     moves the swarm's mean towards the fast peers, which equal weights never do. Exact rounds weigh all alike."""
+    robust: Literal["none", "clip", "trimmed"] = "none"
+    """How a group averages when one of its peers may be wrong: a broken GPU, another build, a liar. none: it moves the
+    mean wherever it likes. clip: by twice the usual distance from the median, divided by the group's size; without such
+    a peer the mean is the plain one. trimmed: of each value the largest and the smallest quarter are left out. Needs
+    groups of 3 (trimmed: 4), and peers whose updates are about alike: not with label skew, nor with a few fast ones."""
     average_momentum: bool = False
     """Average SGD's momentum with the parameters, for twice the bytes. For short intervals and skewed shards."""
     compression: Literal["none", "fp16", "int8"] = "none"
@@ -95,6 +102,13 @@ class GossipConfig(Section):
                 f"min_group_size={self.min_group_size} is above group_size={self.group_size}, so no group could "
                 "ever start; lower min_group_size"
             )
+        if self.group_size < (least := ROBUST_GROUP[self.robust]) and self.robust != "none":
+            raise ValueError(
+                f"group_size={self.group_size} is too small for robust={self.robust}: one of fewer than {least} peers "
+                "cannot be outvoted; raise group_size"
+            )
+        if self.robust != "none" and self.weight_by_samples:
+            raise ValueError(f"weight_by_samples has no effect with robust={self.robust}; leave one of them out")
         if self.outer != "none" and self.alpha != 1.0:
             raise ValueError(f"alpha={self.alpha:g} has no effect with outer={self.outer}; leave one of them out")
         return self

@@ -11,6 +11,7 @@ _SHIPPED_LACKS = [
     "schedule",
     "cross_every",
     "weight_by_samples",
+    "robust",
     "average_momentum",
     "compression",
     "warmup_rounds",

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_gossip.config.section import Count, Peers, Seconds, Section
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
 
 class SwarmConfig(Section):
     """Who takes part, and what each peer gets."""
@@ -34,6 +36,9 @@ class SwarmConfig(Section):
     container in its runtime environment) always does."""
     placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     """How Ray places the peers. SPREAD over nodes when the network between them is fast and their memory is not."""
+    port_range: tuple[Port, Port] | None = None
+    """First and last of the TCP ports at which peers listen, for firewalls: [20000, 20099]. Each peer of a machine
+    takes one (with engine=hivemind two). Unset: any free ones."""
     start_s: Seconds = 180.0
     """Deadline in seconds for the swarm to come up. Raise it when many peers share few cores."""
     silent_s: Seconds = 60.0
@@ -67,6 +72,13 @@ class SwarmConfig(Section):
         if self.least < self.num_peers and self.placement != "PACK":
             raise ValueError(f"min_peers needs placement=PACK, not {self.placement}: who comes later is placed alone")
         return self
+
+    @field_validator("port_range")
+    @classmethod
+    def _ascends(cls, ports: tuple[int, int] | None) -> tuple[int, int] | None:
+        if ports is not None and ports[0] > ports[1]:
+            raise ValueError(f"its first port {ports[0]} is above its last {ports[1]}; exchange them")
+        return ports
 
     @field_validator("resources_per_peer")
     @classmethod

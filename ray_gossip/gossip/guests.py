@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import msgpack
 import numpy as np
 
-from ray_gossip.gossip.members import View
+from ray_gossip.gossip.members import MOST_INDEX, View
+from ray_gossip.gossip.messages import Malformed, plain
+from ray_gossip.mixing import SKETCH_SIZE
 from ray_gossip.records import PeerFinished, PeerLeft, PeerLost, Record, from_json, to_json
 
 _MAX_KEPT = 4096  # records; a driver that takes none must not cost memory
@@ -29,16 +31,35 @@ def pack(record: Record) -> bytes:
     return packed
 
 
+def pack_all(records: Sequence[bytes]) -> bytes:
+    """Several of those, as one message."""
+    packed: bytes = msgpack.packb([*records])
+    return packed
+
+
+def unpack_all(wire: bytes) -> list[Record]:
+    """Raises Malformed."""
+    found = plain(wire)
+    if not isinstance(found, tuple) or not all(isinstance(each, bytes) for each in found):
+        raise Malformed("these are no records")
+    return [*map(unpack, found)]
+
+
 def unpack(wire: bytes) -> Record:
-    """The record that was packed. Raises ValueError when there is none."""
+    """The record that was packed. Raises Malformed when there is none."""
     try:
-        fields = msgpack.unpackb(wire)
+        fields = plain(wire)
         for key in fields:
             if key.startswith("sketch"):
                 fields[key] = np.frombuffer(fields[key], dtype="<f4").tolist()
-        return from_json(fields)
-    except (TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
-        raise ValueError(f"this is no record: {error}") from error
+                if len(fields[key]) not in (0, SKETCH_SIZE):
+                    raise ValueError(f"a sketch has {SKETCH_SIZE} numbers")
+        record = from_json(fields)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Malformed(f"this is no record: {error}") from None
+    if not 0 <= record.peer_index <= MOST_INDEX:
+        raise Malformed(f"this is no record: no peer has the index {record.peer_index}")
+    return record
 
 
 class GuestBook:
@@ -58,11 +79,11 @@ class GuestBook:
         """Take what this guest tells.
 
         Raises:
-            ValueError: these are not the records of one guest.
+            Malformed: these are not the records of one guest.
         """
         indices = {record.peer_index for record in records}
         if len(indices) != 1 or min(indices) < self._num_peers or self._present.get(peer_id, *indices) not in indices:
-            raise ValueError(f"{peer_id} sends records of the peers {sorted(indices)}")
+            raise Malformed(f"{peer_id} sends records of the peers {sorted(indices)}")
         self._present[peer_id] = indices.pop()
         if any(isinstance(record, (PeerFinished, PeerLeft)) for record in records):
             del self._present[peer_id]

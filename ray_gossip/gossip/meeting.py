@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
 from ray_gossip.causes import SILENT, TOO_LATE, UNREACHABLE
+from ray_gossip.gossip.round import Behind, NoRound, Stage
 
 PROBE_S = 0.25  # a meeting asks after missing members this often: the price of a dead groupmate
 CALL_S = 0.05  # a groupmate that comes a moment later by itself need not be called
@@ -217,3 +218,30 @@ class Meeting:
         for peer_id in self._missing() - asked.keys():
             asked[peer_id] = asyncio.create_task(self.probe(peer_id, calls))
             asked[peer_id].add_done_callback(lambda _: self._news.set())
+
+
+def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names: Mapping[str, str]) -> None:
+    """Whether this peer averages with those that have met.
+
+    Args:
+        own: this peer's id.
+        smallest: a group of fewer does not average.
+        names: peer id -> name.
+
+    Raises:
+        Behind: it came too late, and the others are at another round.
+        NoRound: it does not average in this one.
+    """
+    if not stage.is_final and stage.position == 0:
+        came_late = own not in gathering.present
+        if came_late or (gathering.present == (own,) and gathering.ahead >= stage.round):
+            raise Behind(max(gathering.ahead, stage.round + 1))
+    if own not in gathering.present:
+        raise NoRound("alone", "came after its group had begun")
+    if gathering.absent and len(gathering.present) < smallest:
+        raise NoRound("alone", f"no group of {smallest}: {'; '.join(causes_of(gathering.absent, names))}")
+
+
+def causes_of(absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
+    """The groupmates that were missing and why, in words."""
+    return sorted(f"{names.get(peer_id, peer_id)} {why}" for peer_id, why in absent.items())

@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic import dataclasses as checked
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
 
+MOST_INDEX = 10**7  # no swarm has had so many peers, one after the other
+_Number = Annotated[int, Field(ge=-1, lt=2**53)]
+_Word = Annotated[str, Field(max_length=300)]
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
 
 
@@ -25,20 +28,22 @@ def _is_whole(summary: bytes) -> bytes:
 class Member:
     """One peer as the swarm sees it."""
 
-    peer_id: str  # libp2p, base58
-    peer_index: int
-    incarnation: int = 0  # of those that have this index one after the other, only the latest counts
-    node: str = ""  # peers with the same node share a machine
-    from_round: int = 0  # first round in which it counts
-    round: int = -1  # the last one that it began
-    local_step: int = 0  # at which it began that round
+    peer_id: Annotated[str, Field(min_length=1, max_length=100)]  # libp2p, base58
+    peer_index: Annotated[int, Field(ge=0, le=MOST_INDEX)]
+    incarnation: _Number = 0  # of those that have this index one after the other, only the latest counts
+    node: _Word = ""  # peers with the same node share a machine
+    from_round: _Number = 0  # first round in which it counts
+    round: _Number = -1  # the last one that it began
+    local_step: _Number = 0  # at which it began that round
     summary: Annotated[bytes, AfterValidator(_is_whole)] = b""  # consensus control: of its parameters as it began that
-    stretch: int = 1  # consensus control: the intervals that it would let pass between two rounds
+    stretch: Annotated[int, Field(ge=1, le=1000)] = (
+        1  # consensus control: the intervals that it would let pass between two rounds
+    )
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
-    began_as: str = ""  # a digest of the model with which it began
-    data: str = ""  # a digest of the samples that it knows; empty: it has its own
-    note: bytes = b""  # what the samplers of its loop tell those of others
+    began_as: _Word = ""  # a digest of the model with which it began
+    data: _Word = ""  # a digest of the samples that it knows; empty: it has its own
+    note: Annotated[bytes, Field(max_length=2**20)] = b""  # what the samplers of its loop tell those of others
 
     @property
     def name(self) -> str:

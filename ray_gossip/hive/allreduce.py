@@ -6,8 +6,7 @@ a loss voids the round: the reducer that misses a sender answers the others with
 within one round trip, and nobody waits for the time-out.
 
 Reaches into hivemind 1.1 (`_ban_sender`, `_communicate_with_peer`, `_generate_input_for_peer`, `_get_peer_stub`,
-`_accumulate_parts_streaming`, `finalize`, `_future`, the counters of `TensorPartReducer` and `TensorPartContainer`,
-its `accumulate_part`);
+`_accumulate_parts_streaming`, `finalize`, `_future`, the counters of `TensorPartReducer` and `TensorPartContainer`);
 `tests/swarm/test_hivemind_is_as_we_know_it.py` fails when these change.
 """
 
@@ -21,12 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 from hivemind.averaging.allreduce import AllreduceException, AllReduceRunner
-from hivemind.averaging.partition import TensorPartReducer
 from hivemind.compression import CompressionBase, PerTensorCompression
 from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 
-from ray_gossip.causes import GAVE_UP, HAD_ENDED, LOST, NO_ANSWER
+from ray_gossip.causes import BAD_PART, GAVE_UP, HAD_ENDED, LOST, NO_ANSWER
+from ray_gossip.hive.parts import BadPart, check_answers, check_parts
+from ray_gossip.hive.robust_reducer import RobustReducer
 
 # What hivemind raises when the other side of a stream is gone, or says that it cannot go on.
 _GONE = (AllreduceException, P2PDaemonError, P2PHandlerError, StopAsyncIteration, ConnectionError, EOFError)
@@ -67,15 +67,28 @@ class StrictAllReduce(AllReduceRunner):
 
     Args:
         codecs: one for each tensor.
+        robust: as `gossip.robust`.
+        all_alike: nobody may weigh more than another.
     """
 
-    def __init__(self, *, traffic: Traffic, codecs: Sequence[CompressionBase], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        traffic: Traffic,
+        codecs: Sequence[CompressionBase],
+        robust: str = "none",
+        all_alike: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self._traffic = traffic
         self._seen: dict[PeerID, str] = {}  # peer, or this peer -> what went wrong before this reducer gave up
         self._gave_up: dict[PeerID, _Refusal] = {}  # groupmate -> what it says
         self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
         super().__init__(compression=PerTensorCompression(codecs), **kwargs)
-        _shield(self.tensor_part_reducer)
+        if robust != "none":
+            self.tensor_part_reducer = RobustReducer.in_place_of(self.tensor_part_reducer, rule=robust)
+        check_parts(self.tensor_part_reducer, weight=self.weight if all_alike else None)
+        check_answers(self.tensor_part_container)
 
     async def reduce(self) -> torch.Tensor:
         """The difference between the group's mean and the local tensors, one after the other. Valid only if
@@ -87,6 +100,13 @@ class StrictAllReduce(AllReduceRunner):
         """Share of the elements whose group mean has arrived, 0..1."""
         container = self.tensor_part_container
         return 1.0 - float(container.failed_size) / float(container.total_size)
+
+    @property
+    def far(self) -> list[str]:
+        """Peer ids of those whose tensors are far from the others', as far as this peer's part of them shows."""
+        reducer = self.tensor_part_reducer
+        rows = reducer.far if isinstance(reducer, RobustReducer) else []
+        return [self.sender_peer_ids[row].to_base58() for row in rows]
 
     @property
     def failures(self) -> dict[str, str]:
@@ -166,7 +186,9 @@ class StrictAllReduce(AllReduceRunner):
 
     def _note(self, peer_id: PeerID, error: BaseException) -> None:
         """Remember what went wrong between this peer and a groupmate."""
-        if isinstance(error, _GONE):
+        if isinstance(error, BadPart):
+            self._seen[peer_id] = BAD_PART
+        elif isinstance(error, _GONE):
             self._seen.setdefault(peer_id, LOST)
         elif isinstance(error, Exception):
             self._seen.pop(peer_id, None)
@@ -211,19 +233,6 @@ class StrictAllReduce(AllReduceRunner):
             if self._failed_stream == sender:  # else it fails because another has made the round void
                 self._note(sender, error)
             raise
-
-
-def _shield(reducer: TensorPartReducer) -> None:
-    """All senders of a part wait for one future. One whose stream ends is cancelled, and would cancel the future with
-    itself: the next part of another would then look like one that cannot be averaged."""
-    accumulate = reducer.accumulate_part
-
-    async def accumulate_part(*args: Any, **kwargs: Any) -> torch.Tensor:
-        part = asyncio.ensure_future(accumulate(*args, **kwargs))
-        part.add_done_callback(lambda done: done.cancelled() or done.exception())  # there may be nobody waiting for it
-        return await asyncio.shield(part)
-
-    reducer.accumulate_part = accumulate_part
 
 
 class _ClosesFirst:

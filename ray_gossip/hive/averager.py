@@ -17,7 +17,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, AsyncIterator  # noqa: UP035 - hivemind knows an RPC's stream by this one only
 
-import msgpack
 import torch
 from hivemind import DHT, DecentralizedAverager
 from hivemind.p2p import P2PContext, PeerID
@@ -28,7 +27,7 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
-from ray_gossip.gossip.guests import GuestBook, unpack
+from ray_gossip.gossip.guests import GuestBook, pack_all, unpack_all
 from ray_gossip.gossip.handover import Handover
 from ray_gossip.gossip.members import Member, Neighbours, View, donors
 from ray_gossip.gossip.memory import Memory
@@ -131,9 +130,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             membership=self._membership,
             rendezvous=self._rendezvous,
             mixer=self._mixer,
-            group_mean=GroupMean(
-                self, mixer=self._mixer, find_gone=self._rendezvous.find_gone, cap_s=gossip.allreduce_s
-            ),
+            group_mean=GroupMean(self, mixer=self._mixer, find_gone=self._rendezvous.find_gone, gossip=gossip),
             match=partial(match, self, mixer=self._mixer, rendezvous=self._rendezvous, window_s=window_s),
         )
 
@@ -256,7 +253,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self._untold.append(record)
         async with self._telling:  # in order; a record that waited here may find that its record has gone with another
             told, self._untold = self._untold, []
-            request = averaging_pb2.JoinRequest(gather=msgpack.packb(told))
+            request = averaging_pb2.JoinRequest(gather=pack_all(told))
             for host in self._membership.view.present:
                 if told and host.peer_index < self._charter.num_peers:
                     with contextlib.suppress(*GONE, asyncio.TimeoutError):
@@ -295,6 +292,5 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> averaging_pb2.MessageFromLeader:
         """A guest has something for the driver."""
-        records = [unpack(wire) for wire in msgpack.unpackb(request.gather)]
-        self._guests.write(context.remote_id.to_base58(), records)
+        self._guests.write(context.remote_id.to_base58(), unpack_all(request.gather))
         return averaging_pb2.MessageFromLeader(code=averaging_pb2.NO_CODE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -16,6 +18,7 @@ from ray_gossip.gossip.charter import Charter
 _KEY = "ray_gossip.charter"  # one DHT, one swarm
 _TTL_S = 60.0
 _POLL_S = 0.2
+_RUN_ID = re.compile(r"[\w.-]{1,200}", re.ASCII)  # which becomes the name of a folder
 
 
 async def declare_charter(dht: hivemind.DHT, charter: Charter) -> None:
@@ -34,13 +37,18 @@ def read_charter(dht: hivemind.DHT, *, within_s: float) -> Charter:
         if time.monotonic() > deadline:
             raise SwarmError(f"no swarm of ray_gossip was found behind this address within {within_s:g} s")
         time.sleep(_POLL_S)
-    try:
-        match json.loads(record.value):
-            case [str(run_id), int(num_peers), bool(has_driver), dict(shared)]:
+    charter = _read(record.value)
+    if charter is None:
+        raise SwarmError("the swarm behind this address speaks another version of ray_gossip")
+    return charter
+
+
+def _read(wire: Any) -> Charter | None:
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        match json.loads(wire):
+            case [str(run_id), int(num_peers), bool(has_driver), dict(shared)] if _RUN_ID.fullmatch(run_id):
                 return Charter(run_id=run_id, num_peers=num_peers, has_driver=has_driver, shared=shared)
-    except (TypeError, ValueError):
-        pass
-    raise SwarmError("the swarm behind this address speaks another version of ray_gossip")
+    return None
 
 
 def look_up(dht: hivemind.DHT, key: str, *, within_s: float) -> ValueWithExpiration[Any] | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgpack
+import psutil
 import torch
 from hivemind.p2p import P2PHandlerError
 from hivemind.proto import averaging_pb2, runtime_pb2
@@ -21,6 +22,7 @@ from torch import Tensor
 from ray_gossip.causes import UNREACHABLE
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.handover import Damaged, Handover, StandsStill
+from ray_gossip.gossip.messages import Described, Malformed, Offered, from_wire, to_wire
 from ray_gossip.hive.rendezvous import GONE
 from ray_gossip.tensor_memory import bytes_of
 
@@ -33,8 +35,8 @@ _PROGRESS_S = 30.0  # from chunk to chunk: a donor that is silent for longer is 
 async def send(handover: Handover) -> AsyncIterator[averaging_pb2.DownloadData]:
     """The messages of a donor."""
     described = [_described(handover.rest), _described(handover.memory)]
-    head = [handover.local_step, handover.is_current, handover.layout, handover.state.numel(), *described]
-    yield averaging_pb2.DownloadData(metadata=msgpack.packb(head))
+    head = Offered(handover.local_step, handover.is_current, handover.layout, handover.state.numel(), *described)
+    yield averaging_pb2.DownloadData(metadata=to_wire(head))
     loop, digest = asyncio.get_running_loop(), hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for tensor in (handover.state, *handover.rest.values(), *handover.memory.values()):
         for chunk in _chunks(tensor):
@@ -87,23 +89,36 @@ async def receive(
         head = await asyncio.wait_for(anext(messages), _PROGRESS_S)
     except StopAsyncIteration:
         return None
-    local_step, is_current, theirs, num_elements, of_rest, of_memory = msgpack.unpackb(head.metadata)
-    if (num_elements, theirs) != (size, layout):
-        other = f"{num_elements:,} elements, this peer has {size:,}" if num_elements != size else "other tensors"
+    try:
+        offered = from_wire(Offered, head.metadata)
+    except Malformed as error:
+        raise Damaged(f"what came of its model is none: {error}") from None
+    if (offered.num_elements, offered.layout) != (size, layout):
+        theirs = offered.num_elements
+        other = f"{theirs:,} elements, this peer has {size:,}" if theirs != size else "other tensors"
         raise SwarmError(f"the swarm averages {other}: use the same model, with the same parts frozen")
-    if not (is_current or takes_old):
-        raise StandsStill(f"its trainer stands still, at local step {local_step}")
-    state = torch.empty(size)
-    rest, memory = _empty(of_rest), _empty(of_memory)
+    if not (offered.is_current or takes_old):
+        raise StandsStill(f"its trainer stands still, at local step {offered.local_step}")
+    _check_room([*offered.rest, *offered.memory])
+    state, rest, memory = torch.empty(size), _empty(offered.rest), _empty(offered.memory)
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for tensor in (state, *rest.values(), *memory.values()):
         for chunk in _chunks(tensor):
             payload = bytearray((await _next(messages)).tensor_part.buffer)
+            if len(payload) != chunk.nbytes:
+                raise Damaged(f"a part of its model has {len(payload)} bytes, not {chunk.nbytes}")
             digest.update(payload)
             chunk.copy_(torch.frombuffer(payload, dtype=tensor.dtype))
     if (await _next(messages)).metadata != digest.digest():
         raise Damaged("what came of its model is not what it sent")
-    return Handover(local_step=local_step, state=state, rest=rest, memory=memory, layout=theirs, is_current=is_current)
+    return Handover(
+        local_step=offered.local_step,
+        state=state,
+        rest=rest,
+        memory=memory,
+        layout=layout,
+        is_current=offered.is_current,
+    )
 
 
 async def _next(messages: AsyncIterator[averaging_pb2.DownloadData]) -> averaging_pb2.DownloadData:
@@ -113,12 +128,24 @@ async def _next(messages: AsyncIterator[averaging_pb2.DownloadData]) -> averagin
         raise EOFError("it ended in the middle") from None
 
 
-def _described(tensors: Mapping[str, Tensor]) -> list[list[Any]]:
-    return [[name, str(each.dtype).removeprefix("torch."), *each.shape] for name, each in tensors.items()]
+def _described(tensors: Mapping[str, Tensor]) -> tuple[Described, ...]:
+    return tuple(
+        Described(name, str(each.dtype).removeprefix("torch."), tuple(each.shape)) for name, each in tensors.items()
+    )
 
 
-def _empty(described: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
-    return {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, *shape in described}
+def _check_room(described: Sequence[Described]) -> None:
+    """A donor may say that anything comes. Raises Damaged."""
+    dtypes = [getattr(torch, each.dtype, None) for each in described]
+    if not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
+        raise Damaged("what came of its model names types that torch does not know")
+    sizes = [math.prod(each.shape) * dtype.itemsize for each, dtype in zip(described, dtypes, strict=True)]
+    if sum(sizes) > (room := psutil.virtual_memory().available):
+        raise Damaged(f"its model takes {sum(sizes):,} bytes, and this machine has {room:,} left")
+
+
+def _empty(described: Sequence[Described]) -> dict[str, Tensor]:
+    return {each.name: torch.empty(each.shape, dtype=getattr(torch, each.dtype)) for each in described}
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:

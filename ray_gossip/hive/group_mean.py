@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hivemind.averaging.group_info import GroupInfo
@@ -17,13 +17,20 @@ from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES
 from hivemind.compression import CompressionBase, CompressionInfo
 from hivemind.p2p import PeerID
 
-from ray_gossip.causes import GAVE_UP, HAD_ENDED, INCOMPLETE, LOST, TOOK_LONGER
+from ray_gossip.causes import FAR_OUT, GAVE_UP, HAD_ENDED, INCOMPLETE, LOST, TOOK_LONGER
+from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.deadline import Deadline
-from ray_gossip.gossip.meeting import Gathering
+from ray_gossip.gossip.meeting import Gathering, causes_of
 from ray_gossip.gossip.round import NoRound
 from ray_gossip.hive.allreduce import StrictAllReduce, Traffic
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.rendezvous import causes_of
+
+
+class Difference(NamedTuple):
+    """Between a group's mean and a state."""
+
+    values: torch.Tensor  # [size]
+    notes: list[str]  # on groupmates whose states are far from the others'
 
 
 class GroupMean:
@@ -32,7 +39,7 @@ class GroupMean:
     Args:
         averager: hivemind's, whose calls these are.
         find_gone: which of these peer ids do not answer.
-        cap_s: the longest that an all-reduce may take.
+        gossip: `robust`, `weight_by_samples`, and the longest that an all-reduce may take.
     """
 
     def __init__(
@@ -41,11 +48,11 @@ class GroupMean:
         *,
         mixer: Mixer,
         find_gone: Callable[[Sequence[str]], Awaitable[Sequence[str]]],
-        cap_s: float,
+        gossip: GossipConfig,
     ) -> None:
         self.traffic = Traffic()
         self._averager, self._mixer, self._find_gone = averager, mixer, find_gone
-        self._deadline = Deadline(cap_s)
+        self._gossip, self._deadline = gossip, Deadline(gossip.allreduce_s)
 
     def expect(self, is_expected: bool) -> None:
         """Whether parts of others may come before this peer knows that its group is complete: they wait then."""
@@ -60,7 +67,7 @@ class GroupMean:
         names: Mapping[str, str],
         *,
         exact: bool,
-    ) -> torch.Tensor:
+    ) -> Difference:
         """The difference between the group's mean and `state`, within the learned deadline. Raises NoRound.
 
         Args:
@@ -69,7 +76,7 @@ class GroupMean:
             exact: nothing is compressed.
         """
         outgoing = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
-        allreduce = self._prepare(gathering, outgoing, weight)
+        allreduce = self._prepare(gathering, outgoing, weight, all_alike=exact or not self._gossip.weight_by_samples)
         num_bytes = sum(
             int(4 * len(tensor) * codec.estimate_compression_ratio(CompressionInfo.from_tensor(tensor)))
             for tensor, codec in outgoing
@@ -92,7 +99,7 @@ class GroupMean:
                 f"{allreduce.received_share:.0%} {INCOMPLETE}: {causes}",
             )
         self._deadline.met(time.monotonic() - started, num_bytes)
-        return difference
+        return Difference(difference, causes_of(dict.fromkeys(allreduce.far, FAR_OUT), names))
 
     async def _explain(self, failures: Mapping[str, str], present: Sequence[str]) -> Mapping[str, str]:
         """The peer that broke the round. To those that lose a stream, one that gave up because of a dead groupmate
@@ -105,7 +112,12 @@ class GroupMean:
         return {**others, **dict.fromkeys(gone, LOST)} or failures
 
     def _prepare(
-        self, gathering: Gathering, outgoing: Sequence[tuple[torch.Tensor, CompressionBase]], weight: float
+        self,
+        gathering: Gathering,
+        outgoing: Sequence[tuple[torch.Tensor, CompressionBase]],
+        weight: float,
+        *,
+        all_alike: bool,
     ) -> StrictAllReduce:
         peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
         tensors, codecs = zip(*outgoing, strict=True)
@@ -121,5 +133,7 @@ class GroupMean:
             peer_fractions=(1.0 / len(peer_ids),) * len(peer_ids),
             weight=weight,
             codecs=codecs,
+            robust=self._gossip.robust,
+            all_alike=all_alike,
             part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, part_bytes),
         )

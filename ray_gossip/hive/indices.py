@@ -13,6 +13,7 @@ from hivemind.utils import get_dht_time
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
+from ray_gossip.gossip.members import MOST_INDEX
 from ray_gossip.hive.charter import look_up
 
 _HOLDS_S = 7 * 24 * 3600.0  # a claim outlives its peer, whose curves and folder are there still
@@ -31,7 +32,7 @@ def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
     def claims() -> dict[bytes, int]:
         record = look_up(dht, key, within_s=max(1.0, deadline - time.monotonic()))
         values = record.value if record is not None and isinstance(record.value, dict) else {}
-        return {peer: entry.value for peer, entry in values.items() if isinstance(entry.value, int)}
+        return {peer: entry.value for peer, entry in values.items() if _is_index(peer, entry.value)}
 
     def claim(index: int) -> None:
         stored = dht.store(key, subkey=own, value=index, expiration_time=get_dht_time() + _HOLDS_S, return_future=True)
@@ -41,6 +42,11 @@ def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
             raise SwarmError(f"the swarm's DHT did not answer within {within_s:g} s") from None
 
     return settle(own, claims, claim, first=charter.num_peers, pause=lambda: time.sleep(_SETTLE_S))
+
+
+def _is_index(peer: Any, value: Any) -> bool:
+    """Whether this is a claim, and one that leaves room for others."""
+    return isinstance(peer, bytes) and type(value) is int and 0 <= value < MOST_INDEX
 
 
 def settle(

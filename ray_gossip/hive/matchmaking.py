@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import msgpack
+import contextlib
+
 from hivemind import DecentralizedAverager
 from hivemind.averaging.control import StepControl
 from hivemind.utils import MPFuture, get_dht_time
 
 from ray_gossip.causes import NOBODY_FOUND
 from ray_gossip.gossip.meeting import Gathering
+from ray_gossip.gossip.messages import Malformed, plain, to_wire
 from ray_gossip.gossip.round import NoRound, Stage
-from ray_gossip.hive.mixer import Mixer
+from ray_gossip.hive.mixer import NO_ANCHOR, Mixer
 from ray_gossip.hive.rendezvous import Rendezvous
 
 WINDOW_S = 5.0  # it looks for so long, unless `gossip.matchmaking_s` says otherwise
@@ -41,7 +43,7 @@ async def match(
         deadline=deadline,
         allow_retries=False,
         weight=1.0,
-        data_for_gather=msgpack.packb(mixer.anchor_id),
+        data_for_gather=to_wire(mixer.anchor_id),
     )
     step.attach(MPFuture(), MPFuture())
     step.allow_allreduce()
@@ -50,4 +52,11 @@ async def match(
     if found is None:
         raise NoRound("alone", f"{NOBODY_FOUND} within {2 * window_s:g} s")
     present = tuple(peer_id.to_base58() for peer_id in found.peer_ids)
-    return Gathering(found.group_id, present, {}, frozenset(map(msgpack.unpackb, found.gathered)))
+    return Gathering(found.group_id, present, {}, frozenset(map(_anchor, found.gathered)))
+
+
+def _anchor(wire: bytes) -> int:
+    with contextlib.suppress(Malformed):
+        anchor = plain(wire)
+        return anchor if type(anchor) is int else NO_ANCHOR
+    return NO_ANCHOR

@@ -39,6 +39,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.hive.doors import close_doors, refusals
+from ray_gossip.hive.readable_records import ReadableRecords
 from ray_gossip.hive.signed_records import SignedRecords
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -209,8 +210,10 @@ def start_dht(
         startup_timeout=start_s,
         use_auto_relay=False,
         use_relay=False,
+        nat_port_map=False,  # else it has a router open a port to the internet, unasked
+        auto_nat=False,  # which looks for relays, and others are asked to dial back
         check_if_identity_free=may_be_taken,
-        record_validators=_signed(listen.identity_path),
+        record_validators=[ReadableRecords(), *_signed(listen.identity_path)],
     )
     try:
         with in_background():

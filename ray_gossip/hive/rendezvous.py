@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import msgpack
 from hivemind.p2p import P2PDaemonError, P2PHandlerError
 from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, MessageFromLeader
 
-from ray_gossip.causes import HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
+from ray_gossip.causes import ANSWERS_NONSENSE, HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
 from ray_gossip.gossip.meeting import Answer, Arrival, Gathering, Meeting
-from ray_gossip.gossip.round import Behind, NoRound, Stage
+from ray_gossip.gossip.messages import Answering, Arriving, Asking, Gathered, Malformed, from_wire, to_wire
+from ray_gossip.gossip.round import Stage
 
 ANSWER_S = 5.0  # a living peer answers a call that needs no waiting within this time, on busy cores too
 _PROBE_ANSWER_S = 1.0  # a missing member that does not answer so soon is asked again: it may be busy
@@ -26,6 +26,8 @@ _SILENT_ANSWER_S = 0.5  # of one that was silent the last time: it need not be w
 _HOST_ANSWER_S = 2.0  # a host that does not answer so soon is replaced
 _TOLD = 2  # others, picked at random, that a peer tells of a round when it first hears of it
 _BACK_S = 8.0  # for which a final round waits for a member whose network side has died: another takes its place
+_MOST_HOSTED = 100  # open meetings: a round has one
+_ID_BYTES = 64  # of a group
 _KEPT_S = 60.0  # an ended meeting is remembered for latecomers this much longer than it takes
 GONE = (P2PDaemonError, P2PHandlerError, ConnectionError)
 
@@ -102,13 +104,10 @@ class Rendezvous:
         return gathering
 
     async def _attend(self, stage: Stage, group: Sequence[str], arrival: Arrival) -> Gathering:
-        request = JoinRequest(
-            schema_hash=self._schema_hash,
-            group_key=_key(stage, group),
-            gather=msgpack.packb(
-                [stage, group, arrival.excuse, arrival.anchor, float(arrival.due_in_s), float(arrival.wait_s)]
-            ),
+        told = Arriving(
+            stage, tuple(group), arrival.excuse, arrival.anchor, float(arrival.due_in_s), float(arrival.wait_s)
         )
+        request = JoinRequest(schema_hash=self._schema_hash, group_key=_key(stage, group), gather=to_wire(told))
         for host in group:
             if host != self._peer_id and not await self._can_host(host, stage, request.group_key):
                 continue
@@ -133,23 +132,24 @@ class Rendezvous:
         except asyncio.TimeoutError:
             self._silent.add(host)
             raise NoMeeting("the host of the meeting did not answer in time") from None
-        present, absent, anchors, ahead, moved_to = msgpack.unpackb(answer.gathered[0])
-        return Gathering(answer.group_id, tuple(present), absent, frozenset(anchors), ahead, moved_to)
+        return _gathering(answer, group)
 
     async def answer_meet(self, request: JoinRequest, guest: str) -> MessageFromLeader:
         """A groupmate comes to a meeting that this peer hosts; the answer names those that average together.
 
         Raises:
-            ValueError: it averages another model, or is not expected here.
+            ValueError: it averages another model, is not expected here, or says nothing that can be understood.
         """
         if request.schema_hash != self._schema_hash:
             raise ValueError(f"{guest} {OTHER_MODEL}")
-        stage, group, excuse, anchor, due_in_s, wait_s = msgpack.unpackb(request.gather)
+        said = from_wire(Arriving, request.gather)
+        if not {guest, self._peer_id} <= {*said.group}:
+            raise ValueError(f"{guest} is not in this group")
         self._silent.discard(guest)
-        arrival = Arrival(excuse=excuse, anchor=anchor, due_in_s=due_in_s, wait_s=wait_s)
-        gathering = await self._meeting(Stage(*stage), group).attend(guest, arrival)
-        told = [gathering.present, gathering.absent, list(gathering.anchors), gathering.ahead, gathering.moved_to]
-        return MessageFromLeader(code=BEGIN_ALLREDUCE, group_id=gathering.group_id, gathered=[msgpack.packb(told)])
+        arrival = Arrival(excuse=said.excuse, anchor=said.anchor, due_in_s=said.due_in_s, wait_s=said.wait_s)
+        found = await self._meeting(Stage(*said.stage), said.group).attend(guest, arrival)
+        told = Gathered(found.present, found.absent, tuple(found.anchors), found.ahead, found.moved_to)
+        return MessageFromLeader(code=BEGIN_ALLREDUCE, group_id=found.group_id, gathered=[to_wire(told)])
 
     async def find_gone(self, peer_ids: Sequence[str]) -> list[str]:
         """Those of them that refuse to be called; one that is merely silent may be busy."""
@@ -167,17 +167,17 @@ class Rendezvous:
     def answer_coming(self, request: JoinRequest, guest: str, *, has_left: bool) -> MessageFromLeader:
         """Whether this peer is still coming to the meeting `group_key`; it may be called to it."""
         self._silent.discard(guest)
-        stage, calls = msgpack.unpackb(request.gather)
+        said = from_wire(Asking, request.gather)
         hosts = False  # for this guest
         if has_left:
             answer = Answer(HAS_LEFT)
         elif request.schema_hash != self._schema_hash:
             answer = Answer(OTHER_MODEL)
         else:
-            answer = self._own_answer(Stage(*stage), request.group_key, calls)
+            answer = self._own_answer(Stage(*said.stage), request.group_key, said.calls)
             hosts = self._hosts(request.group_key)
-        told = [answer.reason, answer.round, hosts]
-        return MessageFromLeader(code=NO_CODE, gathered=[msgpack.packb(told)])
+        told = Answering(answer.reason, answer.round, hosts)
+        return MessageFromLeader(code=NO_CODE, gathered=[to_wire(told)])
 
     def _own_answer(self, stage: Stage, key: str, calls: bool) -> Answer:
         if self._stage > stage:
@@ -217,6 +217,8 @@ class Rendezvous:
         if key not in self._hosted:
             for old_key in [k for k, m in self._hosted.items() if m.has_ended and m.age_s > _KEPT_S]:
                 del self._hosted[old_key]
+            if sum(not meeting.has_ended for meeting in self._hosted.values()) >= _MOST_HOSTED:
+                raise ValueError(f"{_MOST_HOSTED} meetings are open here")
 
             async def probe(peer_id: str, calls: bool) -> Answer:
                 was_silent = peer_id in self._silent
@@ -240,7 +242,7 @@ class Rendezvous:
         except asyncio.TimeoutError:
             self._silent.add(peer_id)
             return False
-        return answer.reason not in (UNREACHABLE, OTHER_MODEL)
+        return answer.reason not in (UNREACHABLE, OTHER_MODEL, ANSWERS_NONSENSE)
 
     async def _ask(self, peer_id: str, stage: Stage, key: str, *, within_s: float, calls: bool = False) -> Answer:
         """Whether this peer is coming.
@@ -250,41 +252,34 @@ class Rendezvous:
         """
         if peer_id == self._peer_id:
             return self._own_answer(stage, key, calls)
-        gather = msgpack.packb([stage, calls])
-        request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=gather)
+        request = JoinRequest(schema_hash=self._schema_hash, group_key=key, gather=to_wire(Asking(stage, calls)))
         try:
             answer = await self._stub(peer_id).rpc_coming(request, timeout=within_s)
         except GONE:
             return Answer(UNREACHABLE)
         self._silent.discard(peer_id)
-        return Answer(*msgpack.unpackb(answer.gathered[0]))
+        try:
+            said = from_wire(Answering, _only(answer))
+        except Malformed:
+            return Answer(ANSWERS_NONSENSE)
+        return Answer(said.reason, said.round, said.hosts)
 
 
-def settle(gathering: Gathering, stage: Stage, *, own: str, smallest: int, names: Mapping[str, str]) -> None:
-    """Whether this peer averages with those that have met.
-
-    Args:
-        own: this peer's id.
-        smallest: a group of fewer does not average.
-        names: peer id -> name.
-
-    Raises:
-        Behind: it came too late, and the others are at another round.
-        NoRound: it does not average in this one.
-    """
-    if not stage.is_final and stage.position == 0:
-        came_late = own not in gathering.present
-        if came_late or (gathering.present == (own,) and gathering.ahead >= stage.round):
-            raise Behind(max(gathering.ahead, stage.round + 1))
-    if own not in gathering.present:
-        raise NoRound("alone", "came after its group had begun")
-    if gathering.absent and len(gathering.present) < smallest:
-        raise NoRound("alone", f"no group of {smallest}: {'; '.join(causes_of(gathering.absent, names))}")
+def _only(answer: MessageFromLeader) -> bytes:
+    wire: bytes = answer.gathered[0] if len(answer.gathered) == 1 else b""
+    return wire
 
 
-def causes_of(absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
-    """The groupmates that were missing and why, in words."""
-    return sorted(f"{names.get(peer_id, peer_id)} {why}" for peer_id, why in absent.items())
+def _gathering(answer: MessageFromLeader, group: Sequence[str]) -> Gathering:
+    """What the host of a meeting of this group answers. Raises NoMeeting."""
+    try:
+        said = from_wire(Gathered, _only(answer))
+        named = {*said.present, *said.absent} | ({said.moved_to} if said.moved_to else set())
+        if not named <= {*group} or len({*said.present}) < len(said.present) or len(answer.group_id) > _ID_BYTES:
+            raise Malformed("it names others than the group")
+    except Malformed as error:
+        raise NoMeeting(f"the host of the meeting {ANSWERS_NONSENSE}: {error}") from None
+    return Gathering(answer.group_id, said.present, said.absent, frozenset(said.anchors), said.ahead, said.moved_to)
 
 
 def _key(stage: Stage, group: Sequence[str]) -> str:

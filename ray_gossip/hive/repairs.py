@@ -9,6 +9,8 @@ mended where hivemind is imported.
 streams between strangers, and spends 0.3 s of CPU and 30 MB on a table of the world's networks. A file of settings is
 heard.
 
+The message of a stream may be as long as its sender says: it is kept in memory until it is whole.
+
 An averager that is shut down in the middle of an all-reduce takes the future of that all-reduce for the all-reduce: it
 ends with a traceback, and its groupmates hear nothing. With a traceback ends one, too, whose daemon has died.
 """
@@ -23,6 +25,8 @@ from uuid import UUID
 
 from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
+
+_MOST_BYTES = 2**22  # of a message; a part has 512 KB
 
 
 class _AwaitedCalls(dict[UUID, "asyncio.Future[bytes]"]):
@@ -42,6 +46,18 @@ def forbid_relays() -> None:
     """From now on a daemon that is told to be no relay is none."""
     if P2P._make_process_args is not _arguments:
         P2P._make_process_args = staticmethod(_arguments)
+
+
+def bound_messages() -> None:
+    """From now on a stream ends whose next message is longer than any of hivemind's or ours."""
+    P2P.receive_raw_data = staticmethod(_receive)
+
+
+async def _receive(reader: asyncio.StreamReader) -> bytes:
+    num_bytes = int.from_bytes(await reader.readexactly(P2P.HEADER_LEN), P2P.BYTEORDER)
+    if num_bytes > _MOST_BYTES:
+        raise ValueError(f"a message of {num_bytes:,} bytes is announced, and {_MOST_BYTES:,} are the most")
+    return await reader.readexactly(num_bytes)
 
 
 class EndsItsRounds:

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS, NOT_FINITE, SCHEDULED_ALONE
+from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS, NOT_FINITE, SCHEDULED_ALONE, TOO_FEW
 from ray_gossip.config import GossipConfig
+from ray_gossip.config.gossip import ROBUST_GROUP
 from ray_gossip.gossip.consensus import summary
-from ray_gossip.gossip.meeting import Arrival, Gathering
+from ray_gossip.gossip.meeting import Arrival, Gathering, causes_of, settle
 from ray_gossip.gossip.members import Member, Roster, View
 from ray_gossip.gossip.round import Behind, NoRound, RoundResult, RoundSoFar, Stage
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.group_mean import GroupMean
 from ray_gossip.hive.membership import Membership
 from ray_gossip.hive.mixer import Mixer
-from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, causes_of, settle
+from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous
 from ray_gossip.mixing import Sketch
 from ray_gossip.mixing.schedule import group_of, radices
 from ray_gossip.records import Outcome
@@ -164,6 +165,8 @@ class Rounds:
                 gathering = await self._meet(stage, members, schedule, turn, excuse, run)
             finally:
                 run.matchmaking_s += time.monotonic() - started
+            if len(gathering.present) < ROBUST_GROUP[self._gossip.robust]:
+                raise NoRound("alone", f"a group of {len(gathering.present)} is {TOO_FEW}={self._gossip.robust}")
             run.group |= {member.peer_index for member in members if member.peer_id in gathering.present}
             run.notes += causes_of(gathering.absent, names)
             started = time.monotonic()
@@ -175,7 +178,8 @@ class Rounds:
                 )
             finally:
                 run.allreduce_s += time.monotonic() - started
-            total = difference if total is None else total + difference
+            total = difference.values if total is None else total + difference.values
+            run.notes += difference.notes
             if is_exact:
                 state = snapshot + total
         assert total is not None

@@ -14,10 +14,18 @@ from ray_gossip.mixing.closed_form import (
     steady_spread,
 )
 from ray_gossip.mixing.outer import OuterMomentum
-from ray_gossip.mixing.spread import Sketch, consensus_distance, folded, spread_of_sketches, squared_spread
+from ray_gossip.mixing.spread import (
+    SKETCH_SIZE,
+    Sketch,
+    consensus_distance,
+    folded,
+    spread_of_sketches,
+    squared_spread,
+)
 from ray_gossip.mixing.twin import Failures, Simulation, average_round, lossless, simulate
 
 __all__ = [
+    "SKETCH_SIZE",
     "FailureMode",
     "Failures",
     "OuterMomentum",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SKETCH_SIZE = 256
 _PERIOD = 1 << 16  # coordinates after which buckets repeat; 64 Ki float32 stay in a core's cache
 
 
@@ -51,7 +52,7 @@ class Sketch:
         Charikar et al., Finding Frequent Items in Data Streams, 2002 (the count sketch).
     """
 
-    def __init__(self, size: int, dim: int = 256, seed: int = 0) -> None:
+    def __init__(self, size: int, dim: int = SKETCH_SIZE, seed: int = 0) -> None:
         source = np.random.PCG64(seed)  # whose raw words numpy guarantees for a seed
         self._dim = dim
         self._buckets = (source.random_raw(_PERIOD) % dim).astype(np.intp)

@@ -124,7 +124,10 @@ class _Program:
                 make_identity(path)
             listen = replace(listen, identity_path=path)
         self._dht = start_dht(
-            initial_peers=initial_peers, listen=listen, start_s=start_s, may_be_taken=is_users and place is None
+            initial_peers=initial_peers,
+            listen=listen.within(config.swarm.port_range),
+            start_s=start_s,
+            may_be_taken=is_users and place is None,
         )
         self._network = NetworkProcesses(self._dht)
         threading.Thread(target=self._watch, args=[self._network], daemon=True).start()

@@ -38,6 +38,12 @@ _RULES = (
         (causes.BUSY, causes.SILENT, causes.NO_ANSWER),
         "machines are overloaded, or peers stand still: raise swarm.cpus_per_peer, or {interval}",
     ),
+    _Rule((causes.TOO_FEW,), "raise gossip.group_size or swarm.num_peers, or set gossip.robust=none", True),
+    _Rule(
+        (causes.BAD_PART, causes.ANSWERS_NONSENSE),
+        "give all peers the same release of ray_gossip, and the same gossip.*",
+        True,
+    ),
     _Rule((causes.NOBODY_FOUND,), "set gossip.schedule=grid, or raise gossip.matchmaking_s"),
     _Rule((causes.TOO_LATE,), "{late}"),
 )
@@ -76,6 +82,13 @@ def is_lasting(cause: str) -> bool:
 def longer(gossip: GossipConfig) -> str:
     """The key that makes rounds rarer."""
     return "raise gossip.steps" if gossip.seconds is None else "raise gossip.seconds"
+
+
+def forces(gossip: GossipConfig) -> str:
+    """The keys whose values may drive the peers apart, the likeliest first."""
+    keys = ["gossip.outer_lr or gossip.outer_momentum"] if gossip.outer != "none" else []
+    keys += ["optimizer.lr", "gossip.steps" if gossip.seconds is None else "gossip.seconds"]
+    return ", ".join(keys) + (f", or raise gossip.alpha={gossip.alpha:g}" if gossip.alpha < 1 else "")
 
 
 def _commonest(causes: Sequence[str]) -> tuple[_Rule, str]:

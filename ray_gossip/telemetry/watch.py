@@ -9,6 +9,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | pace | a round begins more than 1.5 intervals after an averaged one | by `tally`; a call may cost a step or two |
 | stall | local steps stand still for half of the time between averaged rounds | by `tally`; no healthy run's median |
 | distance | before rounds it rises for 20, to the double and a new height | as many: a random walk gains but a half |
+| far | `gossip.robust` holds back the same peer | in 5 of its last 10 rounds |
 | apart | a peer began with another model | that peer says so itself |
 | restored | a peer diverged and went on with a neighbour's model | the same |
 | memory, disk, ... | a machine is about to run out of something: `scarcity` | each peer looks every 30 s |
@@ -23,6 +24,7 @@ find them. What is over stays there, marked as over. A kind is told once in a ru
 | pace | a round takes longer than the interval | gossip.steps or .seconds, gossip.compression |
 | stall | the same; or local steps wait by config | the same, gossip.overlap |
 | distance | steps too large or rounds too rare for what averaging takes away | optimizer.lr, gossip.* |
+| far | a broken GPU, another build, a liar; or other data than the others' | gossip.robust |
 | apart | random numbers without a seed | model.factory |
 | restored | steps too large | optimizer.lr |
 | diverged | steps too large | optimizer.lr |
@@ -55,8 +57,9 @@ from ray_gossip.records import (
     RoundReport,
     Usage,
 )
-from ray_gossip.telemetry.advice import advice_on, is_lasting, is_same_cause, longer
+from ray_gossip.telemetry.advice import advice_on, forces, is_lasting, is_same_cause, longer
 from ray_gossip.telemetry.ending import causes_of_the_end, verdicts
+from ray_gossip.telemetry.outliers import Outliers
 from ray_gossip.telemetry.scarcity import KINDS, scarce
 from ray_gossip.telemetry.state import PeerState, SwarmRound, SwarmState, Trouble
 from ray_gossip.telemetry.tally import IN_A_ROW, SOON, Tally, Total
@@ -79,7 +82,7 @@ class Watch:
         self._state, self._gossip = state, gossip
         self._tallies = {kind: Tally() for kind in ("rounds", "hermit", "pace", "stall")}
         self._before: dict[int, RoundReport] = {}  # the last round of each peer
-        self._total = Total()
+        self._total, self._outliers = Total(), Outliers()
         self._lost_at = -math.inf
         self._distances: deque[float] = deque()  # of the swarm's last rounds, before them
         self._num_earlier, self._highest = 0, 0.0  # of the rounds before those: their number, the highest distance
@@ -128,6 +131,8 @@ class Watch:
     def _see_round(self, report: RoundReport) -> None:
         before, self._before[report.peer_index] = self._before.get(report.peer_index), report
         self._count("hermit", report, self._is_hermit(report), in_a_row=_FEW)
+        if self._gossip.robust != "none":
+            self._is_now("far", self._outliers.see(report))
         is_spoilt = self._is_spoilt(report)
         self._count("rounds", report, is_spoilt, in_a_row=SOON if is_lasting(report.cause) else IN_A_ROW)
         if is_spoilt is not None:
@@ -209,12 +214,7 @@ class Watch:
     def _see_usage(self, usage: Usage) -> None:
         self._scarce[usage.peer_index] = scarce(usage)
         for kind in KINDS:
-            texts = [found[kind] for found in self._scarce.values() if kind in found]
-            known = self._state.troubles.get(kind)
-            if texts and (known is None or known.is_over):
-                self._begins(kind, texts[0])
-            elif known is not None:
-                known.is_over = not texts
+            self._is_now(kind, next((found[kind] for found in self._scarce.values() if kind in found), ""))
 
     # ---- the swarm ------------------------------------------------------------------------------------------------
 
@@ -236,19 +236,12 @@ class Watch:
                 text = (
                     f"the peers drift apart: the consensus distance rose from {blocks[0]:.3g} to {blocks[-1]:.3g} in "
                 )
-                text += f"{len(values)} rounds; lower {self._forces()}"
+                text += f"{len(values)} rounds; lower {forces(self._gossip)}"
                 self._begins("distance", text, first_round=first, count=len(values))
             else:
                 known.count += 1
         elif known is not None and blocks[-1] <= blocks[-2]:
             known.is_over = True
-
-    def _forces(self) -> str:
-        """The keys whose values may drive the peers apart, the likeliest first."""
-        gossip = self._gossip
-        keys = ["gossip.outer_lr or gossip.outer_momentum"] if gossip.outer != "none" else []
-        keys += ["optimizer.lr", "gossip.steps" if gossip.seconds is None else "gossip.seconds"]
-        return ", ".join(keys) + (f", or raise gossip.alpha={gossip.alpha:g}" if gossip.alpha < 1 else "")
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
@@ -267,6 +260,14 @@ class Watch:
         known.is_over &= not any(is_same_cause(cause, bad) for cause in causes_of_the_end(self._state))
 
     # ---- what is told ---------------------------------------------------------------------------------------------
+
+    def _is_now(self, kind: str, text: str) -> None:
+        """This trouble is there; without a text, it is not."""
+        known = self._state.troubles.get(kind)
+        if text and (known is None or known.is_over):
+            self._begins(kind, text)
+        elif known is not None:
+            known.is_over = not text
 
     def _begins(
         self, kind: str, text: str, *, first_round: int | None = None, count: int = 1, is_over: bool = False

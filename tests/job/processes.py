@@ -42,7 +42,12 @@ def family(pid: int) -> set[Process]:
 
 def forked() -> set[Process]:
     """All command lines and workers of Ray that have been forked for this worker of pytest, and what is below them."""
-    parents = [process.pid for process in _living() if os.environ[WORKERS] in process.command]
+    ours = os.environ[WORKERS]
+    parents = [
+        process.pid
+        for process in _living()
+        if ours in process.command or (_LAUNCHER in process.command and ours in _environment(process.pid))
+    ]
     return {process for pid in parents for process in family(pid)}
 
 
@@ -60,6 +65,13 @@ def wait_until_gone(processes: Iterable[Process], *, within_s: float) -> None:
 def left(processes: Iterable[Process]) -> set[Process]:
     """Those that still live."""
     return set(processes) & set(_living())
+
+
+def _environment(pid: int) -> str:
+    """With which a process began."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return (Path("/proc") / str(pid) / "environ").read_bytes().decode(errors="replace")
+    return ""
 
 
 def _held(pid: int) -> Iterator[int]:

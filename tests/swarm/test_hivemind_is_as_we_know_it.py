@@ -218,7 +218,8 @@ def test_errors_of_the_network_are_those_that_we_catch() -> None:
 def test_a_dht_takes_the_arguments_of_start_dht_and_shuts_down_when_asked() -> None:
     names = parameters(hivemind.DHT.__init__)
     assert {"initial_peers", "start", "kwargs"} <= set(names)
-    assert {"host_maddrs", "startup_timeout", "use_auto_relay", "use_relay"} <= set(parameters(P2P.create))
+    asked = {"host_maddrs", "startup_timeout", "use_auto_relay", "use_relay", "nat_port_map", "auto_nat"}
+    assert asked <= set(parameters(P2P.create))
     assert callable(hivemind.DHT.shutdown)
     assert callable(hivemind.DHT.get_visible_maddrs)
 

@@ -24,11 +24,13 @@ from tests.swarm.swarms import blocking, fill, network_processes, sidecar
 SIZE = 2000
 TURN_S = 1.5  # three intervals
 HEALED_S = 15.0  # on a machine that is busy; else 10, as `benchmarks/endurance.py --kills` shows
+PORTS = (21000, 21999)
 KINDS = {"sidecar": 0, "DHT process": 1, "libp2p daemon": 2}
 
 
 def settings(*overrides: str) -> Config:
-    return config.load(None, ["gossip.group_size=2", "gossip.steps=10", "swarm.num_peers=2", *overrides])
+    words = ("gossip.group_size=2", "gossip.steps=10", "swarm.num_peers=2", f"swarm.port_range={[*PORTS]}")
+    return config.load(None, [*words, *overrides])
 
 
 def paced(peer: GossipPeer, seconds: float, step_s: float) -> tuple[list[RoundReport], float]:
@@ -41,6 +43,10 @@ def paced(peer: GossipPeer, seconds: float, step_s: float) -> tuple[list[RoundRe
         reports += peer.engine.after_step(peer.step)
         longest = max(longest, time.monotonic() - now)
     return reports, longest
+
+
+def ports(peer: GossipPeer) -> list[int]:
+    return [int(address.split("/")[4]) for address in peer.network.seat.multiaddrs]
 
 
 def notices(peer: GossipPeer) -> list[str]:
@@ -103,7 +109,10 @@ def test_one_that_is_killed_is_replaced_and_only_the_round_in_flight_is_lost(kin
         state = torch.linspace(-1, 1, SIZE)
         peers.each(GossipPeer.set, [state, state])
         victim = peers[0 if is_founder else 1]
+        before = peers.all(ports)
+        assert all(PORTS[0] <= port <= PORTS[1] for each in before for port in each)
         disturb(peers, victim, kind, signal.SIGKILL)
+        assert peers.all(ports) == before, "where the others know it"
         (told,) = victim.call(notices)
         assert "of this peer died; another one took its place after" in told
         assert ("network process" if kind == "sidecar" else kind) in told

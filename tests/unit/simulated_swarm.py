@@ -13,10 +13,10 @@ from typing import Any, Literal
 from hivemind.proto.averaging_pb2 import JoinRequest, MessageFromLeader
 
 from ray_gossip.config import GossipConfig
-from ray_gossip.gossip.meeting import Arrival
+from ray_gossip.gossip.meeting import Arrival, settle
 from ray_gossip.gossip.pace import Pace
 from ray_gossip.gossip.round import Behind, NoRound, RoundSoFar, Stage
-from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous, settle
+from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous
 from ray_gossip.mixing.schedule import group_of
 
 LATENCY_S = 0.01

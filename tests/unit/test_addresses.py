@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_gossip.addresses import check_free, check_identity, check_multiaddr
-from ray_gossip.errors import ConfigError
+from ray_gossip.config import parse
+from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.folders import check_writable
+from ray_gossip.gossip.seat import Listen
 
 RSA_ID = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 ED25519_ID = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA"
@@ -161,3 +163,32 @@ def test_a_folder_that_can_be_written_to_is_tried_without_a_trace(tmp_path: Path
     check_writable(tmp_path)
     check_writable(tmp_path / "new" / "er")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_peers_listen_at_free_ports_of_the_range_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = taken.getsockname()[1]
+        listen = Listen(("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic", "/ip4/127.0.0.1/tcp/4011"))
+        tcp, udp, named = listen.within((first, first + 2)).host_maddrs
+        assert tcp in (f"/ip4/127.0.0.1/tcp/{first + 1}", f"/ip4/127.0.0.1/tcp/{first + 2}")
+        assert udp in {f"/ip4/127.0.0.1/udp/{first + number}/quic" for number in range(3)}
+        assert named == "/ip4/127.0.0.1/tcp/4011", "what a person names stays"
+        with pytest.raises(
+            SwarmError, match=rf"^no port of swarm.port_range=\[{first}, {first}\] is free on this mach"
+        ):
+            listen.within((first, first))
+    assert listen.within(None) == listen
+
+
+@pytest.mark.parametrize(
+    ("ports", "says"),
+    [
+        ([20099, 20000], "swarm.port_range.*its first port 20099 is above its last 20000; exchange them"),
+        ([20000], "swarm.port_range"),
+        ([0, 10], "swarm.port_range"),
+        ("20000-20099", "swarm.port_range"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(ports: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({"swarm": {"port_range": ports}})

@@ -8,9 +8,10 @@ from uuid import uuid4
 
 import pytest
 from hivemind import DecentralizedAverager
+from hivemind.p2p import P2P
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import write_unsigned_varint
-from hivemind.proto import p2pd_pb2
+from hivemind.proto import averaging_pb2, p2pd_pb2
 
 import ray_gossip.hive  # noqa: F401  (mends the first)
 from ray_gossip.hive.repairs import EndsItsRounds
@@ -95,3 +96,16 @@ def test_an_averager_that_ends_in_an_all_reduce_tells_its_groupmates_and_the_dae
 def test_hivemind_alone_still_ends_with_an_error() -> None:
     with pytest.raises(AttributeError):
         asyncio.run(told_at_the_end(DecentralizedAverager._shutdown))
+
+
+def test_a_message_that_is_announced_as_endless_ends_its_stream() -> None:
+    async def test() -> None:
+        whole, endless = asyncio.StreamReader(), asyncio.StreamReader()
+        whole.feed_data(P2P.MESSAGE_MARKER + (4).to_bytes(P2P.HEADER_LEN, P2P.BYTEORDER) + b"\x12\x02ab")
+        message, _ = await P2P.receive_protobuf(averaging_pb2.JoinRequest, whole)
+        assert message.ByteSize() == 4
+        endless.feed_data(P2P.MESSAGE_MARKER + (2**40).to_bytes(P2P.HEADER_LEN, P2P.BYTEORDER) + b"x" * 1000)
+        with pytest.raises(ValueError, match="1,099,511,627,776 bytes is announced"):
+            await asyncio.wait_for(P2P.receive_protobuf(averaging_pb2.JoinRequest, endless), 5.0)
+
+    asyncio.run(test())
