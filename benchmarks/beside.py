@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from harness import all_at_once
 
 from ray_gossip.config import Config
+from ray_gossip.gossip.admission import Secret
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
@@ -38,11 +40,20 @@ class Turn:
 class Member:
     """A peer of the swarm, whose model is one vector, and whose local step takes a fixed time and no processor."""
 
-    def __init__(self, config: Config, index: int, initial_peers: Sequence[str], *, size: int, step_s: float) -> None:
+    def __init__(
+        self,
+        config: Config,
+        index: int,
+        initial_peers: Sequence[str],
+        *,
+        size: int,
+        step_s: float,
+        secret: Secret | None = None,
+    ) -> None:
         torch.set_num_threads(1)
         self._founders, self._step_s = config.swarm.num_peers, step_s
         place = Place(Charter.of(config, run_id=RUN_ID, has_driver=False), index)
-        self.network = Network(config, listen=Listen(), initial_peers=initial_peers, place=place)
+        self.network = Network(config, listen=Listen(secret=secret), initial_peers=initial_peers, place=place)
         self.network.open(StateShape(size=size, num_parameters=size), data="benchmark")
         self.engine = GossipEngine(config, self.network, self.network.seat, data="benchmark")
         self.engine.attach(VectorState(torch.randn(size, generator=torch.Generator().manual_seed(index))))
@@ -53,6 +64,11 @@ class Member:
 
     def join(self) -> None:
         self.engine.join(founders=self._founders)
+
+    def join_running(self) -> int:
+        """As a newcomer. Returns the local step at which it begins."""
+        self.local_step = self.engine.join_running()
+        return self.local_step
 
     def turn(self, seconds: float) -> Turn:
         started, before, reports = time.monotonic(), self.local_step, []
@@ -73,20 +89,30 @@ class Member:
         self.engine.shutdown()
 
 
-def start_members(config: Config, members: list[RemotePeer], *, size: int, step_s: float) -> list[str]:
+def start_member(
+    config: Config,
+    members: list[RemotePeer],
+    initial_peers: Sequence[str],
+    *,
+    size: int,
+    step_s: float,
+    secret: Secret | None = None,
+) -> str:
+    """Start one more, which has not joined yet; returns its address."""
+    build = partial(Member, size=size, step_s=step_s, secret=secret)
+    members.append(RemotePeer(build, config, len(members), initial_peers))
+    members[-1].receive(WAIT_S)
+    return str(members[-1].call(Member.multiaddrs)[0])
+
+
+def start_members(config: Config, members: list[RemotePeer], **of_each: Any) -> list[str]:
     """Start as many as the config says, into this list; returns their addresses, once all have joined."""
     addresses: list[str] = []
-    for index in range(config.swarm.num_peers):
-        members.append(RemotePeer(_build, config, index, addresses[:1], size, step_s))
-        members[-1].receive(WAIT_S)
-        addresses.append(members[-1].call(Member.multiaddrs)[0])
+    for _ in range(config.swarm.num_peers):
+        addresses.append(start_member(config, members, addresses[:1], **of_each))
     all_at_once(members, Member.join, wait_s=WAIT_S)
     turns(members, TURN_S)
     return addresses
-
-
-def _build(config: Config, index: int, initial_peers: Sequence[str], size: int, step_s: float) -> Member:
-    return Member(config, index, initial_peers, size=size, step_s=step_s)
 
 
 def turns(members: Sequence[RemotePeer], seconds: float) -> list[Turn]:

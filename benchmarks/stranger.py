@@ -22,15 +22,12 @@ import argparse
 import asyncio
 import secrets
 import sys
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgpack
-import torch
+from beside import RUN_ID, TURN_S, WAIT_S, Member, Summed, Turn, start_member, start_members, turns, while_they_train
 from harness import all_at_once, conclude, print_table
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
@@ -40,73 +37,21 @@ from hivemind.utils import MSGPackSerializer, get_dht_time
 
 from ray_gossip.config import parse
 from ray_gossip.gossip.admission import TOKEN_BYTES, Secret, Tokens
-from ray_gossip.gossip.charter import Charter
-from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.guests import pack
-from ray_gossip.gossip.protocols import StateShape
-from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.hive import quiet_hivemind
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.doors import ClosedClient
 from ray_gossip.records import Notice
-from ray_gossip.sidecar.network import Network
-from ray_gossip.testing import RemotePeer, VectorState
+from ray_gossip.testing import RemotePeer
 
 NUM_PEERS, SIZE, STEP_S, H = 4, 100_000, 0.05, 20
-WAIT_S, TURN_S, QUIET_S = 180.0, 5.0, 60.0
+QUIET_S = 60.0
 ANSWER_S = 3.0  # of a door; a stream that is closed answers nothing
 AT_ONCE = 8  # tries of one stranger
 STEPS, AVERAGED = 0.97, 0.99
 CONFIG = parse({"swarm": {"num_peers": NUM_PEERS}, "gossip": {"group_size": NUM_PEERS, "steps": H}})
-RUN_ID = "stranger"
 STRANGERS = ("plain", "made up", "other run", "replayed")
 MEMBER = "with the secret"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a peer did in some seconds."""
-
-    seconds: float
-    steps: int
-    outcomes: Counter[str]
-    notices: tuple[str, ...]
-
-
-class Member:
-    """A peer of the swarm, whose model is one vector."""
-
-    def __init__(self, index: int, initial_peers: Sequence[str], secret: Secret) -> None:
-        torch.set_num_threads(1)
-        place = Place(Charter.of(CONFIG, run_id=RUN_ID, has_driver=False), index)
-        self.network = Network(CONFIG, listen=Listen(secret=secret), initial_peers=initial_peers, place=place)
-        self.network.open(StateShape(size=SIZE, num_parameters=SIZE), data="benchmark")
-        self.engine = GossipEngine(CONFIG, self.network, self.network.seat, data="benchmark")
-        self.engine.attach(VectorState(torch.randn(SIZE, generator=torch.Generator().manual_seed(index))))
-        self.local_step = 0
-
-    def multiaddrs(self) -> tuple[str, ...]:
-        return self.network.seat.multiaddrs
-
-    def join(self) -> None:
-        self.engine.join(founders=NUM_PEERS)
-
-    def join_running(self) -> int:
-        """As a newcomer."""
-        self.local_step = self.engine.join_running()
-        return self.local_step
-
-    def turn(self, seconds: float) -> Turn:
-        started, before, outcomes = time.monotonic(), self.local_step, Counter[str]()
-        while time.monotonic() - started < seconds:
-            time.sleep(STEP_S)
-            self.local_step += 1
-            outcomes.update(report.outcome for report in self.engine.after_step(self.local_step))
-        notices, self.engine.notices[:] = tuple(self.engine.notices), []
-        return Turn(time.monotonic() - started, self.local_step - before, outcomes, notices)
-
-    def close(self) -> None:
-        self.engine.shutdown()
 
 
 class Guesses(Tokens):
@@ -271,30 +216,20 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=1000, help="of each stranger, at each door")
     options = parser.parse_args()
     secret, members, guests = Secret.new(), list[RemotePeer](), list[RemotePeer]()
+    of_each: dict[str, Any] = {"size": SIZE, "step_s": STEP_S, "secret": secret}
     try:
-        addresses: list[str] = []
-        for index in range(NUM_PEERS):
-            members.append(RemotePeer(Member, index, addresses[:1], secret))
-            members[-1].receive(WAIT_S)
-            addresses.append(members[-1].call(Member.multiaddrs)[0])
-        all_at_once(members, Member.join, wait_s=WAIT_S)
-        all_at_once(members, Member.turn, TURN_S, wait_s=WAIT_S)
-        quiet = [_turn(members) for _ in range(round(QUIET_S / TURN_S))]
-        let_in, attacked = {}, []
+        addresses = start_members(CONFIG, members, **of_each)
+        quiet = turns(members, QUIET_S)
+        let_in: dict[str, dict[str, int]] = {}
+        attacked: list[Turn] = []
         for kind in STRANGERS:
-            guests.append(RemotePeer(Stranger, kind, addresses, secret))
-            guests[-1].receive(WAIT_S)
+            guests.append(_guest(kind, addresses, secret))
         for kind, guest in zip(STRANGERS, guests, strict=True):
-            with ThreadPoolExecutor(1) as beside:
-                trying = beside.submit(_tried, guest, options.tries)
-                while not trying.done():
-                    attacked.append(_turn(members))
-                let_in[kind] = trying.result()
-        guests.append(RemotePeer(Stranger, MEMBER, addresses, secret))
-        guests[-1].receive(WAIT_S)
+            let_in[kind], beside = while_they_train(members, partial(_tried, guest, options.tries))
+            attacked += beside
+        guests.append(_guest(MEMBER, addresses, secret))
         let_in[MEMBER] = _tried(guests[-1], 2 * NUM_PEERS)
-        members.append(RemotePeer(Member, NUM_PEERS, addresses[:1], secret))
-        members[-1].receive(WAIT_S)
+        start_member(CONFIG, members, addresses[:1], **of_each)
         for member in members[:-1]:
             member.send(Member.turn, 2 * TURN_S)
         joined_at = members[-1].call(Member.join_running)
@@ -307,8 +242,10 @@ def main() -> int:
     return _conclude(options.tries, let_in, quiet, attacked, joined_at)
 
 
-def _turn(members: Sequence[RemotePeer]) -> list[Turn]:
-    return all_at_once(members, Member.turn, TURN_S, wait_s=WAIT_S)
+def _guest(kind: str, addresses: Sequence[str], secret: Secret) -> RemotePeer:
+    guest = RemotePeer(Stranger, kind, addresses, secret)
+    guest.receive(WAIT_S)
+    return guest
 
 
 def _tried(guest: RemotePeer, tries: int) -> dict[str, int]:
@@ -320,24 +257,19 @@ def _tried(guest: RemotePeer, tries: int) -> dict[str, int]:
 def _conclude(
     tries: int,
     let_in: dict[str, dict[str, int]],
-    quiet: Sequence[list[Turn]],
-    attacked: Sequence[list[Turn]],
+    quiet: Sequence[Turn],
+    attacked: Sequence[Turn],
     joined_at: int,
 ) -> int:
     rows = [[kind, *(found[door] for door in DOORS)] for kind, found in let_in.items()]
     print_table(f"let in, of {tries} tries ({2 * NUM_PEERS} {MEMBER})", ["", *DOORS], rows)
-    speeds, shares = [], []
-    for turns in (quiet, attacked):
-        each = [turn for turns_ in turns for turn in turns_]
-        outcomes = sum((turn.outcomes for turn in each), Counter[str]())
-        speeds.append(sum(turn.steps for turn in each) / sum(turn.seconds for turn in each))
-        shares.append(outcomes["averaged"] / max(1, outcomes.total()))
+    before, beside = Summed.of(quiet), Summed.of(attacked)
     print_table(
         f"{NUM_PEERS} peers, a local step {STEP_S:g} s, a round every {H * STEP_S:g} s",
         ["", "local steps/s of a peer", "rounds averaged"],
-        [["quiet", speeds[0], shares[0]], ["strangers beside it", speeds[1], shares[1]]],
+        [["quiet", before.steps_per_s, before.averaged], ["strangers beside it", beside.steps_per_s, beside.averaged]],
     )
-    notices = [notice for turns in attacked for turn in turns for notice in turn.notices]
+    notices = [notice for turn in attacked for notice in turn.notices]
     print(f"\nA newcomer with the secret came in at local step {joined_at}. {len(notices)} notices, as: {notices[:1]}")
     failures = [
         f"{kind} was let in {count} times by {door}"
@@ -347,14 +279,15 @@ def _conclude(
     ]
     known = ("get", "store", "tell", "download")  # to which a member alone gets an answer by itself
     failures += [f"one {MEMBER} was not let in by {door}" for door in known if not let_in[MEMBER][door]]
-    if speeds[1] < STEPS * speeds[0]:
-        failures.append(f"the swarm kept {speeds[1] / speeds[0]:.3f} of its local steps")
-    if shares[1] < AVERAGED:
-        failures.append(f"{shares[1]:.3f} of the rounds were averaged")
+    kept = beside.steps_per_s / before.steps_per_s
+    if kept < STEPS:
+        failures.append(f"the swarm kept {kept:.3f} of its local steps")
+    if beside.averaged < AVERAGED:
+        failures.append(f"{beside.averaged:.3f} of the rounds were averaged: {beside.causes[:2]}")
     if not notices:
         failures.append("nobody was told")
-    figures = {"tries": tries, "let_in": let_in, "steps_kept": speeds[1] / speeds[0], "averaged": shares[1]}
-    return conclude({**figures, "averaged_quiet": shares[0], "joined_at": joined_at}, failures)
+    figures = {"tries": tries, "let_in": let_in, "steps_kept": kept, "averaged": beside.averaged}
+    return conclude({**figures, "averaged_quiet": before.averaged, "joined_at": joined_at}, failures)
 
 
 if __name__ == "__main__":
