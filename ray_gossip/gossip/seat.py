@@ -83,6 +83,7 @@ class Seat:
     peer_id: str  # libp2p, base58
     place: Place
     multiaddrs: tuple[str, ...]
+    secret: Secret | None = field(default=None, repr=False)  # of its swarm
 
     @property
     def charter(self) -> Charter:

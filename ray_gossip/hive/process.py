@@ -187,13 +187,15 @@ def quiet_hivemind() -> None:
 
 
 def start_dht(
-    *, initial_peers: Sequence[str], listen: Listen, start_s: float, may_be_taken: bool = True
+    *, initial_peers: Sequence[str], listen: Listen, start_s: float, may_be_taken: bool = True, signs: bool = True
 ) -> hivemind.DHT:
     """Start this process's DHT node and libp2p daemon.
 
     Without initial peers it founds a new swarm. Waits at most `start_s` seconds.
 
     Args:
+        signs: its records, and takes only those of others that are signed: not with hivemind's own optimizer, whose
+            records have other names and signatures.
         may_be_taken: another peer may have the same identity. hivemind looks with another daemon first: half a second.
 
     Raises:
@@ -213,7 +215,7 @@ def start_dht(
         nat_port_map=False,  # else it has a router open a port to the internet, unasked
         auto_nat=False,  # which looks for relays, and others are asked to dial back
         check_if_identity_free=may_be_taken,
-        record_validators=[ReadableRecords(), *_signed(listen.identity_path)],
+        record_validators=[ReadableRecords(), *(_signed(listen.identity_path) if signs else [])],
     )
     try:
         with in_background():
@@ -228,11 +230,9 @@ def start_dht(
 
 def _signed(identity: Path | None) -> list[SignedRecords]:
     """Where this peer's key is known. Of a file that is missing, hivemind makes the key."""
-    if identity is None:
-        return []
-    if not identity.exists():
+    if identity is not None and not identity.exists():
         P2P.generate_identity(str(identity))
-    return [SignedRecords(identity.read_bytes())]
+    return [SignedRecords(identity.read_bytes())] if identity is not None else []
 
 
 def _wait_until_ready(dht: hivemind.DHT, within_s: float) -> None:

@@ -164,8 +164,8 @@ class HivemindEngine:
         guard_forks()
         quiet_hivemind()
         host = seat.multiaddrs[0].partition("/tcp/")[0]
-        listen = Listen((f"{host}/tcp/0",)).within(config.swarm.port_range)
-        self.dht = start_dht(initial_peers=seat.multiaddrs, listen=listen, start_s=config.swarm.start_s)
+        listen = Listen((f"{host}/tcp/0",), secret=seat.secret).within(config.swarm.port_range)
+        self.dht = start_dht(initial_peers=seat.multiaddrs, listen=listen, start_s=config.swarm.start_s, signs=False)
         self._network = NetworkProcesses(self.dht)
         self.run_id = seat.charter.run_id
         self.notices = self._ends.notices

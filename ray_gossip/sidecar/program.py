@@ -128,6 +128,7 @@ class _Program:
             listen=listen.within(config.swarm.port_range),
             start_s=start_s,
             may_be_taken=is_users and place is None,
+            signs=config.engine == "gossip",
         )
         self._network = NetworkProcesses(self._dht)
         threading.Thread(target=self._watch, args=[self._network], daemon=True).start()
@@ -138,6 +139,7 @@ class _Program:
         return Seat(
             peer_id=self._dht.peer_id.to_base58(),
             place=place,
+            secret=listen.secret,
             multiaddrs=tuple(str(address) for address in self._dht.get_visible_maddrs()),
         )
 
