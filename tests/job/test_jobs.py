@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,7 @@ class Head:
             **os.environ,
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),  # tests are not uploaded with a job
+            "XDG_STATE_HOME": str(folder / "state"),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
@@ -49,6 +50,7 @@ class Head:
             "temp-dir": folder,
         }
         words = [f"--{name}={value}" for name, value in options.items()]
+        self.secrets = folder / "state" / "ray_gossip"
         self.log = (folder / "head.log").open("w")
         self.process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", *words],
@@ -97,6 +99,24 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+SHOWN = ("actors", "tasks", "workers", "jobs", "runtime-envs", "placement-groups")
+
+
+def where_found(secrets: Sequence[bytes], head: Head, *folders: Path) -> list[str]:
+    """What a run writes, runs and shows that has one of these in it: files, command lines, Ray's lists."""
+    contents = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            contents[path] = path.read_bytes()
+    for what in SHOWN:
+        words = [str(BIN / "ray"), "list", what, "--detail", "--format=json", f"--address={head.dashboard}"]
+        listed = subprocess.run(words, env=head.environment, capture_output=True, timeout=60, check=True)
+        contents[Path(what)] = listed.stdout
+    assert b"PeerActor" in contents[Path("actors")]
+    forms = [form for secret in secrets for form in (secret, bytes.fromhex(secret.decode()))]
+    return [str(path) for path, content in contents.items() if any(form in content for form in forms)]
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     head = Head(Path(os.environ["RAY_TMPDIR"]))
@@ -130,12 +150,17 @@ def test_a_sweep_and_a_training_run_side_by_side_and_ray_job_stop_ends_the_sweep
     for peer in events(trial, "PeerStarted"):
         peers |= family(int(str(peer["pid"])))
 
+    secrets = [path.read_bytes().strip() for path in head.secrets.glob("*.secret")]
+    assert [len(secret) for secret in secrets] == [64]
+    assert where_found(secrets, head, sweep, Path(os.environ["RAY_TMPDIR"])) == []
+
     done = head.submit(
         "--", "python", "jobs/train.py", "swarm.num_peers=2", "train.local_steps=200", f"--run-dir={run}"
     )
     assert done.returncode == 0, done
     assert "accuracy  merged model 0.9" in done.stdout
     assert json.loads((run / "summary.json").read_text())["merged_accuracy"] > 0.9
+    assert len([*head.secrets.glob("*.secret")]) == 1, "a run that is over keeps none"
 
     assert head.job("stop", "sweep").returncode == 0
     assert "was stopped" in head.job("status", "sweep").stdout
