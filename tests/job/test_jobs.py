@@ -104,7 +104,8 @@ SHOWN = ("actors", "tasks", "workers", "jobs", "runtime-envs", "placement-groups
 
 def where_found(secrets: Sequence[bytes], head: Head, *folders: Path) -> list[str]:
     """What a run writes, runs and shows that has one of these in it: files, command lines, Ray's lists."""
-    contents = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".secret"]
+    contents = {path: path.read_bytes() for path in files}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended
             contents[path] = path.read_bytes()
