@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,14 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from ray_gossip.secret_file import TEXT
+
 settings.register_profile("ray_gossip", deadline=None)  # a machine under load is normal
 settings.load_profile("ray_gossip")
+
+
+# Of all swarms that tests found without a driver: those that join one need not look for the file.
+os.environ.setdefault(TEXT, secrets.token_hex(32))
 
 
 class FilesThatShare(LoadScopeScheduling):

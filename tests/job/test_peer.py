@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from ray_gossip.secret_file import TEXT
 from tests.job.networks import PACED
 from tests.job.processes import family, wait_until_gone
 from tests.job.runs import COMMAND, Run, finish
@@ -35,7 +36,11 @@ def averaged(run: Run, *, peer_index: int) -> list[dict[str, Any]]:
     return [r for r in run.events("RoundReport") if r["peer_index"] == peer_index and r["outcome"] == "averaged"]
 
 
-def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(tmp_path: Path) -> None:
+def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TEXT)  # the first makes a secret, and says where
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     words = ("configs/quickstart.yaml", *PACED, "train.local_steps=800")
     options = ("--gossip_group_size", "8", "--gossip_min_group_size", "2", "--gossip_alpha", "1.0")
     identity = tmp_path / "identity"
@@ -43,14 +48,20 @@ def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(tmp_path: Path)
         tmp_path / "first", *words, *options, "--identity_path", str(identity), command="peer", forked=False
     ) as first:
         address = address_of(first)
-        joining = (*options, "--initial_peer", address)
+        refused = finish("peer", *words, *options, "--initial_peer", address)
+        assert (refused.returncode, refused.stdout) == (1, ""), refused
+        assert refused.stderr.endswith("; give the secret of that swarm, --secret_file FILE\n")
+        (secret,) = (tmp_path / "state" / "ray_gossip").iterdir()
+        assert secret.stat().st_mode & 0o777 == 0o600
+        joining = (*options, "--secret_file", str(secret), "--initial_peer", address)
         with Run(tmp_path / "second", *words, *joining, command="peer", forked=False) as second:
             assert second.finish().code == 0, second
         assert first.finish().code == 0, first
     assert identity.exists()
     told = first.stderr.splitlines()
     (command,) = (line.strip() for line in told if line.strip().startswith("ray-gossip peer"))
-    assert command.endswith(f"gossip.group_size=8 gossip.min_group_size=2 gossip.alpha=1.0 --initial_peer {address}")
+    others = f"--secret_file {secret} --initial_peer {address}"
+    assert command.endswith(f"gossip.group_size=8 gossip.min_group_size=2 gossip.alpha=1.0 {others}")
     for run in (first, second):
         assert run.summary["final_outcome"] == ["averaged"]
         assert run.summary["merged_accuracy"] > 0.9
