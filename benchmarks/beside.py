@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,6 +37,7 @@ class Turn:
     outcomes: Counter[str]
     causes: tuple[str, ...]
     notices: tuple[str, ...]
+    round_s: tuple[float, ...]  # of each averaged round, from its begin to its last part
 
 
 class Member:
@@ -83,6 +86,7 @@ class Member:
             Counter(report.outcome for report in reports),
             tuple(report.cause for report in reports if report.outcome != "averaged"),
             notices,
+            tuple(r.matchmaking_s + r.allreduce_s for r in reports if r.outcome == "averaged"),
         )
 
     def close(self) -> None:
@@ -139,6 +143,7 @@ class Summed:
     steps_per_s: float  # of a peer
     averaged: float  # share of the rounds
     causes: tuple[str, ...]  # of the others
+    round_s: float  # median
 
     @classmethod
     def of(cls, each: Sequence[Turn]) -> Summed:
@@ -147,4 +152,5 @@ class Summed:
             sum(turn.steps for turn in each) / sum(turn.seconds for turn in each),
             outcomes["averaged"] / max(1, outcomes.total()),
             tuple(cause for turn in each for cause in turn.causes),
+            statistics.median([second for turn in each for second in turn.round_s] or [math.nan]),
         )

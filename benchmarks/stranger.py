@@ -12,6 +12,8 @@ streams (join_group, aggregate, download). A stranger is
 Let in is whoever gets an answer. Wanted: nobody; the swarm keeps 0.97 of its local steps and averages 0.99 of its
 rounds. In the end one that has the secret tries the same doors, and must be let in: else nothing was shown.
 
+What tokens cost: the time of a round in a swarm with closed doors and in an open one, in turns.
+
     python benchmarks/stranger.py                 1,000 tries each: about 5 minutes on two cores
     python benchmarks/stranger.py --tries 20      to try it
 """
@@ -48,7 +50,7 @@ NUM_PEERS, SIZE, STEP_S, H = 4, 100_000, 0.05, 20
 QUIET_S = 60.0
 ANSWER_S = 3.0  # of a door; a stream that is closed answers nothing
 AT_ONCE = 8  # tries of one stranger
-STEPS, AVERAGED = 0.97, 0.99
+STEPS, AVERAGED, COST, COSTS = 0.97, 0.99, 0.02, 2
 CONFIG = parse({"swarm": {"num_peers": NUM_PEERS}, "gossip": {"group_size": NUM_PEERS, "steps": H}})
 STRANGERS = ("plain", "made up", "other run", "replayed")
 MEMBER = "with the secret"
@@ -239,7 +241,24 @@ def main() -> int:
     finally:
         for each in (*guests, *members):
             each.close()
-    return _conclude(options.tries, let_in, quiet, attacked, joined_at)
+    return _conclude(options.tries, let_in, quiet, attacked, joined_at, round_s())
+
+
+def round_s() -> dict[str, float]:
+    """Median seconds of a round, of open and of closed swarms."""
+    found: dict[str, list[Turn]] = {"open": [], "closed": []}
+    for kind in ("open", "closed") * COSTS:
+        members: list[RemotePeer] = []
+        try:
+            start_members(
+                CONFIG, members, size=SIZE, step_s=STEP_S / 4, secret=Secret.new() if kind == "closed" else None
+            )
+            found[kind] += turns(members, QUIET_S / 2)
+            all_at_once(members, Member.close, wait_s=WAIT_S)
+        finally:
+            for member in members:
+                member.close()
+    return {kind: Summed.of(each).round_s for kind, each in found.items()}
 
 
 def _guest(kind: str, addresses: Sequence[str], secret: Secret) -> RemotePeer:
@@ -260,6 +279,7 @@ def _conclude(
     quiet: Sequence[Turn],
     attacked: Sequence[Turn],
     joined_at: int,
+    round_s: dict[str, float],
 ) -> int:
     rows = [[kind, *(found[door] for door in DOORS)] for kind, found in let_in.items()]
     print_table(f"let in, of {tries} tries ({2 * NUM_PEERS} {MEMBER})", ["", *DOORS], rows)
@@ -271,6 +291,8 @@ def _conclude(
     )
     notices = [notice for turn in attacked for notice in turn.notices]
     print(f"\nA newcomer with the secret came in at local step {joined_at}. {len(notices)} notices, as: {notices[:1]}")
+    cost = round_s["closed"] / round_s["open"] - 1
+    print(f"A round takes {round_s['closed']:.4f} s with closed doors, {round_s['open']:.4f} s in an open swarm.")
     failures = [
         f"{kind} was let in {count} times by {door}"
         for kind in STRANGERS
@@ -286,7 +308,9 @@ def _conclude(
         failures.append(f"{beside.averaged:.3f} of the rounds were averaged: {beside.causes[:2]}")
     if not notices:
         failures.append("nobody was told")
-    figures = {"tries": tries, "let_in": let_in, "steps_kept": kept, "averaged": beside.averaged}
+    if cost > COST:
+        failures.append(f"tokens cost {cost:.3f} of a round's time")
+    figures = {"round_s": round_s, "tries": tries, "let_in": let_in, "steps_kept": kept, "averaged": beside.averaged}
     return conclude({**figures, "averaged_quiet": before.averaged, "joined_at": joined_at}, failures)
 
 
