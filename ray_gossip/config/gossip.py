@@ -102,7 +102,7 @@ class GossipConfig(Section):
                 f"min_group_size={self.min_group_size} is above group_size={self.group_size}, so no group could "
                 "ever start; lower min_group_size"
             )
-        if self.group_size < (least := ROBUST_GROUP[self.robust]) and self.robust != "none":
+        if self.group_size < (least := ROBUST_GROUP[self.robust]):
             raise ValueError(
                 f"group_size={self.group_size} is too small for robust={self.robust}: one of fewer than {least} peers "
                 "cannot be outvoted; raise group_size"
