@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def losses(self) -> list[float]:
-        """In training, of each peer: the mean of the last quarter of the run, for what a peer tells is the loss of a few
+        """In training, of each peer: the mean of the last quarter of the run. What a peer tells is the loss of a few
         steps, and one hard sample makes it ten times as high."""
         begins = 0.75 * max(each["wall_time"] for each in self.events) + 0.25 * self.events[0]["wall_time"]
         told = (
