@@ -259,7 +259,7 @@ def main() -> int:
 
 def _megabytes(member: RemotePeer) -> float:
     """Of all processes of a peer."""
-    return sum(each.memory_full_info().uss for each in processes_of(member.process.pid or 0)) / 1e6
+    return float(sum(each.memory_full_info().uss for each in processes_of(member.process.pid or 0)) / 1e6)
 
 
 def _conclude(

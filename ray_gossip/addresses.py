@@ -5,17 +5,15 @@ What passes here, hivemind's own parsers take; they are too heavy to be asked be
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
-import random
 import re
 import socket
 from pathlib import Path
 
 import base58
 
-from ray_gossip.errors import ConfigError
+from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.folders import check_writable, is_possible
 
 _PARTS = re.compile(
@@ -92,18 +90,38 @@ def check_free(option: str, address: str) -> None:
         raise ConfigError(f"{option} {address}: {error.strerror}; name another address or port") from None
 
 
-def free_port_within(address: str, first: int, last: int) -> str | None:
-    """This multiaddr, with a free one of these ports where it names any; None: there is none."""
-    if not _ANY_PORT.search(address):
-        return address
-    ports = list(range(first, last + 1))
-    random.shuffle(ports)  # others of this machine look for one at the same time
-    for port in ports:
-        named = _ANY_PORT.sub(str(port), address)
-        with contextlib.suppress(ConfigError):
-            check_free("", named)
-            return named
-    return None
+class Ports:
+    """The ports of a range that this process has taken: no other of this program, on this machine, gets them while it
+    lives. That nobody listens there yet says nothing: libp2p's daemons may share a port, and then each hears a part of
+    what is meant for the other.
+
+    Args:
+        ports: first and last; None: any.
+    """
+
+    def __init__(self, ports: tuple[int, int] | None) -> None:
+        self._range, self._claims = ports, list[socket.socket]()
+
+    def take(self, address: str) -> str:
+        """This multiaddr, with a free port of the range where it names any. Raises SwarmError where there is none."""
+        if self._range is None or not _ANY_PORT.search(address):
+            return address
+        for port in range(self._range[0], self._range[1] + 1):
+            named = _ANY_PORT.sub(str(port), address)
+            claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                claim.bind(f"\0ray_gossip.port.{port}")  # in the same network namespace as the port itself
+                check_free("", named)
+            except (OSError, ConfigError):
+                claim.close()
+            else:
+                self._claims.append(claim)
+                return named
+        raise SwarmError(f"no port of swarm.port_range={[*self._range]} is free on this machine: widen it")
+
+    def release(self) -> None:
+        while self._claims:
+            self._claims.pop().close()
 
 
 def check_identity(option: str, path: Path) -> None:

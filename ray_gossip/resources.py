@@ -69,6 +69,13 @@ def check_fits(config: SwarmConfig, nodes: Sequence[Node]) -> None:
                 f"swarm.{key_of_least}={least} with {key}={amount:g} needs {need:g} {_plural(resource)} but the "
                 f"cluster has {have:g}: lower swarm.{key_of_least} or {key}"
             )
+    if config.port_range is not None:
+        first, last = config.port_range
+        if (last - first + 1) * len(nodes) < least:
+            raise ResourceError(
+                f"swarm.port_range=[{first}, {last}] has fewer ports than swarm.{key_of_least}={least} needs on "
+                f"{len(nodes)} node{'s' * (len(nodes) > 1)}, one for each peer: widen it"
+            )
     places = [_num_bundles(each, node) for node in nodes]
     if sum(places) < least:
         raise ResourceError(

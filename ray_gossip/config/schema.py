@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from ray_gossip.config.checkpoint import CheckpointConfig
 from ray_gossip.config.data import DataConfig
 from ray_gossip.config.faults import NETWORK, FaultsConfig
-from ray_gossip.config.gossip import GossipConfig
+from ray_gossip.config.gossip import OUTVOTED, GossipConfig
 from ray_gossip.config.meaning import Meaning
 from ray_gossip.config.mistakes import explain
 from ray_gossip.config.model import ModelConfig
@@ -56,6 +56,9 @@ class Config(Section):
                 f"gossip.average_momentum needs optimizer.name=SGD with momentum, not {other} with "
                 f"momentum={optimizer.momentum:g}; switch it off"
             )
+        if gossip.robust != "none" and (self.engine == "hivemind" or self.swarm.num_peers < OUTVOTED):
+            needs = f"swarm.num_peers={OUTVOTED} or more" if self.engine == "gossip" else "engine=gossip"
+            raise ValueError(f"gossip.robust={gossip.robust} needs {needs}; set it, or gossip.robust=none")
         if self.data.num_train is not None and self.swarm.num_peers > self.data.num_train:
             raise ValueError(
                 f"swarm.num_peers={self.swarm.num_peers} is above the {self.data.num_train} training samples of "

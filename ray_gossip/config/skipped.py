@@ -11,7 +11,6 @@ _SHIPPED_LACKS = [
     "schedule",
     "cross_every",
     "weight_by_samples",
-    "robust",
     "average_momentum",
     "compression",
     "warmup_rounds",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,12 +73,15 @@ class SwarmConfig(Section):
             raise ValueError(f"min_peers needs placement=PACK, not {self.placement}: who comes later is placed alone")
         return self
 
-    @field_validator("port_range")
+    @field_validator("port_range", mode="before")
     @classmethod
-    def _ascends(cls, ports: tuple[int, int] | None) -> tuple[int, int] | None:
-        if ports is not None and ports[0] > ports[1]:
-            raise ValueError(f"its first port {ports[0]} is above its last {ports[1]}; exchange them")
-        return ports
+    def _two_ports(cls, ports: Any) -> Any:
+        match ports:
+            case None:
+                return None
+            case [int(first), int(last)] if 1 <= first <= last <= 65535:
+                return (first, last)
+        raise ValueError(f"{ports} is no range; give its first and last port, [20000, 20099]")
 
     @field_validator("resources_per_peer")
     @classmethod

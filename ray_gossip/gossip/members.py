@@ -14,6 +14,7 @@ from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distan
 
 MOST_INDEX = 10**7  # no swarm has had so many peers, one after the other
 _Number = Annotated[int, Field(ge=-1, lt=2**53)]
+_Stretch = Annotated[int, Field(ge=1, le=1000)]
 _Word = Annotated[str, Field(max_length=300)]
 REFRESH_S = 0.5  # a view of the members younger than this is not read again
 
@@ -36,9 +37,7 @@ class Member:
     round: _Number = -1  # the last one that it began
     local_step: _Number = 0  # at which it began that round
     summary: Annotated[bytes, AfterValidator(_is_whole)] = b""  # consensus control: of its parameters as it began that
-    stretch: Annotated[int, Field(ge=1, le=1000)] = (
-        1  # consensus control: the intervals that it would let pass between two rounds
-    )
+    stretch: _Stretch = 1  # consensus control: the intervals that it would let pass between two rounds
     left: bool = False
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: _Word = ""  # a digest of the model with which it began

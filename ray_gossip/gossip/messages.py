@@ -9,7 +9,7 @@ import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
 _LARGEST = 2**63  # beyond any number that is meant; TensorBoard takes no larger ones
-_MOST_LETTERS, _MOST_ITEMS = 20_000, 100_000
+_MOST_LETTERS, _MOST_ITEMS = 2**20, 100_000
 
 _Words = Annotated[str, Field(max_length=1000)]
 _PeerId = Annotated[str, Field(min_length=1, max_length=100)]

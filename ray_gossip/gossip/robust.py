@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ray_gossip.config.gossip import ROBUST_GROUP
+from ray_gossip.config.gossip import OUTVOTED
 
 REACH = 2.0  # times the usual distance from the median
 FAR = 5.0  # the same, of one who is named
@@ -40,7 +40,7 @@ def robust_mean(rule: str, parts: Tensor) -> RobustMean:
     """
     is_finite = parts.sum(dim=1).isfinite()
     (rows,), (broken,) = is_finite.nonzero(as_tuple=True), (~is_finite).nonzero(as_tuple=True)
-    if len(rows) < ROBUST_GROUP["clip"]:
+    if len(rows) < OUTVOTED:
         return RobustMean(torch.full_like(parts[0], torch.nan), tuple(broken.tolist()))
     whole = parts[rows] if len(broken) else parts
     ranked = whole.sort(dim=0).values

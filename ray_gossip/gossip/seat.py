@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ray_gossip.addresses import free_port_of, free_port_within
+from ray_gossip.addresses import Ports, free_port_of
 from ray_gossip.config import Config
-from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.admission import Secret
 from ray_gossip.gossip.charter import Charter
 
@@ -35,15 +34,9 @@ class Listen:
         )
         return replace(self, host_maddrs=hosts)
 
-    def within(self, ports: tuple[int, int] | None) -> Listen:
-        """Any free port becomes a free one of these. Raises SwarmError where there is none."""
-        if ports is None:
-            return self
-        found = [free_port_within(each, *ports) for each in self.host_maddrs]
-        hosts = [each for each in found if each is not None]
-        if len(hosts) < len(found):
-            raise SwarmError(f"no port of swarm.port_range={[*ports]} is free on this machine: widen it")
-        return replace(self, host_maddrs=tuple(hosts))
+    def within(self, ports: Ports) -> Listen:
+        """Any free port becomes one of these. Raises SwarmError where there is none."""
+        return replace(self, host_maddrs=tuple(map(ports.take, self.host_maddrs)))
 
     @classmethod
     def at(cls, ip_address: str, *, secret: Secret | None = None) -> Listen:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from hivemind.averaging.allreduce import AllreduceException, AllReduceRunner
+from hivemind.averaging.partition import TensorPartReducer
 from hivemind.compression import CompressionBase, PerTensorCompression
 from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
@@ -85,8 +86,11 @@ class StrictAllReduce(AllReduceRunner):
         self._gave_up: dict[PeerID, _Refusal] = {}  # groupmate -> what it says
         self._failed_stream: PeerID | None = None  # whose parts this reducer could not take
         super().__init__(compression=PerTensorCompression(codecs), **kwargs)
-        if robust != "none":
-            self.tensor_part_reducer = RobustReducer.in_place_of(self.tensor_part_reducer, rule=robust)
+        self.tensor_part_reducer: TensorPartReducer = (
+            self.tensor_part_reducer
+            if robust == "none"
+            else RobustReducer.in_place_of(self.tensor_part_reducer, rule=robust)
+        )
         check_parts(self.tensor_part_reducer, weight=self.weight if all_alike else None)
         check_answers(self.tensor_part_container)
 

@@ -136,12 +136,14 @@ def _described(tensors: Mapping[str, Tensor]) -> tuple[Described, ...]:
 
 def _check_room(described: Sequence[Described]) -> None:
     """A donor may say that anything comes. Raises Damaged."""
-    dtypes = [getattr(torch, each.dtype, None) for each in described]
-    if not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
-        raise Damaged("what came of its model names types that torch does not know")
-    sizes = [math.prod(each.shape) * dtype.itemsize for each, dtype in zip(described, dtypes, strict=True)]
-    if sum(sizes) > (room := psutil.virtual_memory().available):
-        raise Damaged(f"its model takes {sum(sizes):,} bytes, and this machine has {room:,} left")
+    num_bytes = 0
+    for each in described:
+        dtype = getattr(torch, each.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise Damaged("what came of its model names types that torch does not know")
+        num_bytes += math.prod(each.shape) * dtype.itemsize
+    if num_bytes > (room := psutil.virtual_memory().available):
+        raise Damaged(f"its model takes {num_bytes:,} bytes, and this machine has {room:,} left")
 
 
 def _empty(described: Sequence[Described]) -> dict[str, Tensor]:

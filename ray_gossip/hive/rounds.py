@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS, NOT_FINITE, SCHEDULED_ALONE, TOO_FEW
 from ray_gossip.config import GossipConfig
-from ray_gossip.config.gossip import ROBUST_GROUP
+from ray_gossip.config.gossip import OUTVOTED
 from ray_gossip.gossip.consensus import summary
 from ray_gossip.gossip.meeting import Arrival, Gathering, causes_of, settle
 from ray_gossip.gossip.members import Member, Roster, View
@@ -165,8 +165,9 @@ class Rounds:
                 gathering = await self._meet(stage, members, schedule, turn, excuse, run)
             finally:
                 run.matchmaking_s += time.monotonic() - started
-            if len(gathering.present) < ROBUST_GROUP[self._gossip.robust]:
-                raise NoRound("alone", f"a group of {len(gathering.present)} is {TOO_FEW}={self._gossip.robust}")
+            if self._gossip.robust != "none" and len(gathering.present) < OUTVOTED:
+                left = "".join(f"; {cause}" for cause in causes_of(gathering.absent, names))
+                raise NoRound("alone", f"a group of {len(gathering.present)} is {TOO_FEW}={self._gossip.robust}{left}")
             run.group |= {member.peer_index for member in members if member.peer_id in gathering.present}
             run.notes += causes_of(gathering.absent, names)
             started = time.monotonic()

@@ -26,6 +26,7 @@ from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.proto import averaging_pb2
 from hivemind.utils import MPFuture
 
+from ray_gossip.addresses import Ports
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.gossip.engine import GossipEngine
@@ -164,7 +165,8 @@ class HivemindEngine:
         guard_forks()
         quiet_hivemind()
         host = seat.multiaddrs[0].partition("/tcp/")[0]
-        listen = Listen((f"{host}/tcp/0",), secret=seat.secret).within(config.swarm.port_range)
+        self._ports = Ports(config.swarm.port_range)
+        listen = Listen((f"{host}/tcp/0",), secret=seat.secret).within(self._ports)
         self.dht = start_dht(initial_peers=seat.multiaddrs, listen=listen, start_s=config.swarm.start_s, signs=False)
         self._network = NetworkProcesses(self.dht)
         self.run_id = seat.charter.run_id
@@ -262,6 +264,7 @@ class HivemindEngine:
             optimizer.shutdown()
         self._ends.shutdown()
         stop_dht(self.dht)
+        self._ports.release()
 
     def _reports(self, optimizer: _ObservedOptimizer, local_step: int) -> list[RoundReport]:
         observed = optimizer.state_averager.observed

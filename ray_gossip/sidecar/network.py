@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
+from ray_gossip.addresses import Ports
 from ray_gossip.config import Config
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.commands import Commands, Interrupted, interrupted
@@ -59,7 +60,7 @@ class Network(Commands):
         shared: tuple[str, ...] = ("",),
     ) -> None:
         self._config, self._listen, self._others = config, listen.absolute(), tuple(initial_peers)
-        self._identity = os.memfd_create("ray_gossip identity")
+        self._identity, self._ports = os.memfd_create("ray_gossip identity"), Ports(config.swarm.port_range)
         self._given_up = ""
         self._is_restarting, self._is_ending = threading.Event(), False
         self._taking_over = threading.Lock()  # of `_sidecar` and `_is_ending`
@@ -165,6 +166,7 @@ class Network(Commands):
         with self._taking_over:
             self._is_ending = True
         self._sidecar.end()
+        self._ports.release()
         with contextlib.suppress(OSError):
             os.close(self._identity)
 
@@ -200,7 +202,7 @@ class Network(Commands):
             within_s=4 * start_s,
             file=self._identity,
             config=self._config,
-            listen=self._listen,
+            listen=self._listen.within(self._ports),
             initial_peers=initial_peers,
             start_s=start_s,
             **arguments,

@@ -125,7 +125,7 @@ class _Program:
             listen = replace(listen, identity_path=path)
         self._dht = start_dht(
             initial_peers=initial_peers,
-            listen=listen.within(config.swarm.port_range),
+            listen=listen,
             start_s=start_s,
             may_be_taken=is_users and place is None,
             signs=config.engine == "gossip",

@@ -50,10 +50,10 @@ def sweep(ray: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         os.kill(first["pid"], signal.SIGKILL)
 
         run.wait_for("SwarmRound", trial="trial-002")
-        wait_until_gone(of_first, within_s=END_OF_PROCESSES_S)
         run.look()
         (driver,) = (process for process in forked() if process.command.startswith("ray::ResourceTrainable"))
         os.kill(driver.pid, signal.SIGKILL)
+        wait_until_gone(of_first, within_s=END_OF_PROCESSES_S)  # it may take as long as a trial
 
         run.wait_for("PeerStarted", count=2, trial="trial-003")
         run.look()

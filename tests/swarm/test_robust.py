@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from ray_gossip.testing import GossipPeer, Peers, start_swarm
 from tests.swarm.swarms import blocking, fill, values_of
 
 SIZE, BAD = 5003, 2
+FIRST = random.randrange(20_000, 30_000)
+PORTS = (FIRST, FIRST + 5)
 
 
 def spoil(peer: GossipPeer) -> None:
@@ -20,8 +23,15 @@ def spoil(peer: GossipPeer) -> None:
 
 @pytest.fixture(scope="module", params=["clip", "trimmed"])
 def peers(request: pytest.FixtureRequest) -> Iterator[Peers]:
-    with start_swarm(blocking(4, "gossip.group_size=4", f"gossip.robust={request.param}"), SIZE) as peers:
+    words = ("gossip.group_size=4", f"gossip.robust={request.param}", f"swarm.port_range={[*PORTS]}")
+    with start_swarm(blocking(4, *words), SIZE) as peers:
         yield peers
+
+
+def test_each_has_a_port_of_a_narrow_range_to_itself(peers: Peers) -> None:
+    ports = [int(address.split("/")[4]) for each in peers.all(GossipPeer.multiaddrs) for address in each]
+    assert len({*ports}) == len(ports) == 4
+    assert all(PORTS[0] <= port <= PORTS[1] for port in ports)
 
 
 def test_the_others_hardly_move_name_it_and_agree(peers: Peers) -> None:

@@ -15,7 +15,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_gossip.addresses import check_free, check_identity, check_multiaddr
+from ray_gossip.addresses import Ports, check_free, check_identity, check_multiaddr
 from ray_gossip.config import parse
 from ray_gossip.errors import ConfigError, SwarmError
 from ray_gossip.folders import check_writable
@@ -165,28 +165,32 @@ def test_a_folder_that_can_be_written_to_is_tried_without_a_trace(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_peers_listen_at_free_ports_of_the_range_alone() -> None:
+def test_peers_listen_at_ports_of_the_range_that_nobody_else_has_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         first = taken.getsockname()[1]
-        listen = Listen(("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic", "/ip4/127.0.0.1/tcp/4011"))
-        tcp, udp, named = listen.within((first, first + 2)).host_maddrs
-        assert tcp in (f"/ip4/127.0.0.1/tcp/{first + 1}", f"/ip4/127.0.0.1/tcp/{first + 2}")
-        assert udp in {f"/ip4/127.0.0.1/udp/{first + number}/quic" for number in range(3)}
-        assert named == "/ip4/127.0.0.1/tcp/4011", "what a person names stays"
-        with pytest.raises(
-            SwarmError, match=rf"^no port of swarm.port_range=\[{first}, {first}\] is free on this mach"
-        ):
-            listen.within((first, first))
-    assert listen.within(None) == listen
+        listen = Listen(("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/4011"))
+        one, other = Ports((first, first + 2)), Ports((first, first + 2))
+        found = [listen.within(ports).host_maddrs for ports in (one, other)]
+        assert found == [(f"/ip4/127.0.0.1/tcp/{first + each}", "/ip4/127.0.0.1/tcp/4011") for each in (1, 2)]
+        with pytest.raises(SwarmError, match=rf"^no port of swarm.port_range=\[{first}, {first + 2}\] is free on this"):
+            listen.within(one)
+    assert listen.within(Ports(None)) == listen
+    one.release()
+    assert other.take("/ip4/127.0.0.1/udp/0/quic") == f"/ip4/127.0.0.1/udp/{first}/quic"
+    other.release()
 
 
 @pytest.mark.parametrize(
     ("ports", "says"),
     [
-        ([20099, 20000], "swarm.port_range.*its first port 20099 is above its last 20000; exchange them"),
-        ([20000], "swarm.port_range"),
-        ([0, 10], "swarm.port_range"),
-        ("20000-20099", "swarm.port_range"),
+        (
+            [20099, 20000],
+            r"swarm.port_range.*\[20099, 20000\] is no range; give its first and last port, \[20000, 20099",
+        ),
+        ([20000], r"swarm.port_range.*\[20000\] is no range"),
+        ([0, 10], "swarm.port_range.*is no range"),
+        ([70000, 70001], "swarm.port_range.*is no range"),
+        ("20000-20099", "swarm.port_range.*20000-20099 is no range"),
     ],
 )
 def test_a_range_that_is_none_is_refused(ports: object, says: str) -> None:

@@ -40,7 +40,7 @@ from ray_gossip.hive.membership import declarations
 from ray_gossip.records import KINDS, Notice, RoundReport
 
 STAGE = (False, 7, 0)
-MESSAGES = [
+MESSAGES: list[Any] = [
     Arriving(STAGE, ("A", "B"), "", 2**55, 0.0, 1.5),
     Gathered(("A", "B"), {"C": "is busy"}, (-1, 5), 6, ""),
     Asking(STAGE, True),

@@ -183,3 +183,15 @@ def test_a_mean_of_another_shape_is_none() -> None:
 def test_settings_that_cannot_hold_together_are_refused(gossip: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse({"gossip": gossip})
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"swarm": {"num_peers": 2}}, "gossip.robust=clip needs swarm.num_peers=3 or more"),
+        ({"engine": "hivemind"}, "gossip.robust=clip needs engine=gossip"),
+    ],
+)
+def test_a_swarm_in_which_nobody_can_be_outvoted_is_refused(config: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({**config, "gossip": {"robust": "clip"}})
