@@ -147,11 +147,15 @@ Door = Callable[[P2P, PeerID], Awaitable[Any]]
 KEY, NODE = DHTID.generate("stranger").to_bytes(), dht_pb2.NodeInfo(node_id=DHTID.generate().to_bytes())
 EXPIRES = get_dht_time() + 3600  # the same content each time, for tokens that are repeated
 TOLD = pack(Notice(peer_index=NUM_PEERS + 100, wall_time=0.0, text="a stranger was here"))
-MEETING = msgpack.packb([[False, 10**6], ["nobody"], "", None, 0.1, 0.1])
+MEETING = msgpack.packb([[False, 10**6, 0], ["nobody"], "", -1, 0.1, 0.1])
+
+
+def _of_dht(p2p: P2P, callee: PeerID) -> Any:
+    return super(DHTProtocol, DHTProtocol).get_stub(p2p, callee)  # its own is of a node
 
 
 async def _get(p2p: P2P, callee: PeerID) -> None:
-    await DHTProtocol.get_stub(p2p, callee).rpc_find(dht_pb2.FindRequest(keys=[KEY], peer=NODE))
+    await _of_dht(p2p, callee).rpc_find(dht_pb2.FindRequest(keys=[KEY], peer=NODE))
 
 
 async def _store(p2p: P2P, callee: PeerID) -> None:
@@ -159,7 +163,7 @@ async def _store(p2p: P2P, callee: PeerID) -> None:
     request = dht_pb2.StoreRequest(keys=[KEY], subkeys=[DHTProtocol.IS_REGULAR_VALUE], values=[value], peer=NODE)
     request.expiration_time.append(EXPIRES)
     request.in_cache.append(False)
-    await DHTProtocol.get_stub(p2p, callee).rpc_store(request)
+    await _of_dht(p2p, callee).rpc_store(request)
 
 
 def _of_averager(p2p: P2P, callee: PeerID) -> Any:
@@ -171,7 +175,7 @@ async def _meet(p2p: P2P, callee: PeerID) -> None:
 
 
 async def _coming(p2p: P2P, callee: PeerID) -> None:
-    request = averaging_pb2.JoinRequest(group_key="a key", gather=msgpack.packb([[False, 0], False]))
+    request = averaging_pb2.JoinRequest(group_key="a key", gather=msgpack.packb([[False, 0, 0], False]))
     await _of_averager(p2p, callee).rpc_coming(request)
 
 
