@@ -206,7 +206,7 @@ def main() -> int:
     }
     print_table(
         f"accuracy of the merged model, {NUM_PEERS} peers in groups of {GROUP_SIZE}, mean of {options.seeds} seeds",
-        ["bad peer", *RULES, "held back (clip, trimmed)"],
+        ["bad peer", *RULES, "held back: clip", "trimmed"],
         [
             [fault, *by_rule.values(), *(str([each.named for each in found[fault][rule]]) for rule in RULES[1:])]
             for fault, by_rule in accuracy.items()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_gossip.causes import CUT_OFF, EXPIRED, NO_OTHERS, NOT_FINITE, SCHEDULED_ALONE, TOO_FEW
+from ray_gossip.causes import CUT_OFF, EXPIRED, HAS_LEFT, NO_OTHERS, NOT_FINITE, SCHEDULED_ALONE, TOO_FEW
 from ray_gossip.config import GossipConfig
 from ray_gossip.config.gossip import OUTVOTED
 from ray_gossip.gossip.consensus import summary
@@ -151,6 +151,8 @@ class Rounds:
         if self._membership.has_expired and not run.is_final:  # they would hear its calls all the same, and begin
             raise NoRound("alone", EXPIRED)
         members = view.at(run.round, is_final=run.is_final)
+        if self._membership.own.left:  # as this round began
+            raise NoRound("alone", f"this peer {HAS_LEFT}")
         names = {member.peer_id: member.name for member in members}
         is_exact = run.is_final or self._is_exact(run.round)
         excuse = "" if is_exact else self._mixer.refusal(snapshot)

@@ -61,21 +61,19 @@ class Network(Commands):
     ) -> None:
         self._config, self._listen, self._others = config, listen.absolute(), tuple(initial_peers)
         self._identity, self._ports = os.memfd_create("ray_gossip identity"), Ports(config.swarm.port_range)
-        self._given_up = ""
+        self._given_up, self._refused = "", ""  # the second: who was, at the doors of this peer or of others
         self._is_restarting, self._is_ending = threading.Event(), False
         self._taking_over = threading.Lock()  # of `_sidecar` and `_is_ending`
         self._restarts: deque[float] = deque(maxlen=_BUDGET)
         self._hand_over: Callable[[], Handover] | None = None
         self._began_as: str | None = None  # once declared
-        self._shares = False
-        self._kept_in = 0  # after the last round whose end this process has heard of
+        self._shares, self._kept_in = False, 0  # the second: after the last round whose end this process has heard of
         self._members: tuple[Member, ...] = ()  # the others, as the sidecar saw them lately
         self._asked_at = time.monotonic()  # for what follows
         self._asked: Future[Neighbours] | None = None
         self._is_connected = True
         self.first_round = -1
         self.notices: list[str] = []
-        self._refused = ""  # at the doors of this peer, or it at those of others
         self._sidecar, self.seat = self._first(place=place, shared=shared)
 
     @property

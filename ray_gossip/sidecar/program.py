@@ -175,6 +175,7 @@ class _Program:
 
     def _ask_for_model(self) -> Future[Handover]:
         number, future = next(self._numbers), Future[Handover]()
+        future.set_running_or_notify_cancel()  # a newcomer that gives up cancels nothing: the answer comes all the same
         self._asked[number] = future
         self._wire.send(("asked", number, None))
         return future

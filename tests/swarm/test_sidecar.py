@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import os
 import signal
@@ -11,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hivemind.p2p import P2P, PeerID
+from hivemind.proto import averaging_pb2
 
 import ray_gossip.hive.averager
 import ray_gossip.sidecar.network
 from ray_gossip import config
 from ray_gossip.config import Config
+from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.changed import die, fail_in, fork_sidecars
@@ -125,6 +130,48 @@ def test_one_that_is_killed_while_local_steps_wait_for_its_round_costs_that_roun
         disturb(peers, peers[1], "sidecar", signal.SIGKILL, step_s=0.001)
         (told,) = peers[1].call(notices)
         assert "the network process of this peer died; another one took its place after" in told
+
+
+class Impatient:
+    """A stranger that asks for a model and does not wait for it."""
+
+    def __init__(self, address: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._p2p = self._loop.run_until_complete(P2P.create(initial_peers=[address]))
+        self._stub = GossipAverager.get_stub(
+            self._p2p, PeerID.from_base58(address.rpartition("/")[2]), namespace="test"
+        )
+
+    def ask(self, wait_s: float) -> int:
+        """Returns how many messages have come."""
+        return self._loop.run_until_complete(self._ask(wait_s))
+
+    async def _ask(self, wait_s: float) -> int:
+        messages = await self._stub.rpc_download_state(averaging_pb2.DownloadRequest())
+        count = 0
+        with contextlib.suppress(asyncio.TimeoutError, StopAsyncIteration):
+            while True:
+                await asyncio.wait_for(anext(messages), wait_s)
+                count += 1
+        await messages.aclose()
+        return count
+
+
+def test_one_whose_guest_does_not_wait_for_the_model_goes_on() -> None:
+    with start_swarm(settings(), SIZE) as peers:
+        sidecars = [network_processes(peer)[0].pid for peer in peers]
+        guest = RemotePeer(Impatient, peers[0].call(GossipPeer.multiaddrs)[0])
+        try:
+            guest.receive(START_S)
+            assert guest.call(Impatient.ask, 0.05) == 0, "nobody trains: the model comes later"
+            assert guest.call(Impatient.ask, START_S) >= 3, "what was asked first has been answered by then"
+        finally:
+            guest.close()
+        for peer in peers:
+            peer.send(paced, TURN_S, 0.05)
+        assert all(reports[-1].outcome == "averaged" for reports, _ in (peer.receive() for peer in peers))
+        assert peers.all(notices) == [[], []]
+        assert [network_processes(peer)[0].pid for peer in peers] == sidecars
 
 
 class CuriousPeer(GossipPeer):
