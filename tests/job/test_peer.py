@@ -36,11 +36,7 @@ def averaged(run: Run, *, peer_index: int) -> list[dict[str, Any]]:
 
 
 def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(tmp_path: Path) -> None:
-    words = (
-        "configs/quickstart.yaml",
-        *PACED,
-        "train.local_steps=2000",
-    )  # on busy cores the second takes long to start
+    words = ("configs/quickstart.yaml", *PACED, "train.local_steps=2000")  # the second may take long to start
     options = ("--gossip_group_size", "8", "--gossip_min_group_size", "2", "--gossip_alpha", "1.0")
     identity = tmp_path / "identity"
     with Run(
