@@ -9,7 +9,7 @@ bounds. Streams also announce endless messages, stop in the middle, and never be
 Wanted: no round lost, the swarm keeps 0.97 of its local steps, its processes' memory stays flat, and nothing is
 printed.
 
-    python benchmarks/malformed.py                 10,000 messages at each door: about 10 minutes on two cores
+    python benchmarks/malformed.py                 10,000 messages at each door
     python benchmarks/malformed.py --messages 200  to try it
 """
 
@@ -27,8 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
-from beside import RUN_ID, WAIT_S, Summed, start_members, turns, while_they_train
-from beside import Member as Trainee
+from beside import RUN_ID, WAIT_S, Member, Summed, start_members, turns, while_they_train
 from harness import all_at_once, conclude, print_table
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
@@ -247,7 +246,7 @@ def main() -> int:
                 found = Summed.of(disturbed)
                 rows.append([door, options.messages, took, found.steps_per_s, found.averaged])
             after = [_megabytes(member) for member in members]
-            all_at_once(members, Trainee.close, wait_s=WAIT_S)
+            all_at_once(members, Member.close, wait_s=WAIT_S)
         finally:
             os.dup2(own, 2)
             for each in (*([stranger] if stranger is not None else []), *members):

@@ -14,8 +14,8 @@ bound; and the bad peer that is far from the others must be named.
 
 Then, without a bad peer, what a rule costs: the time of an all-reduce of a million parameters in groups of four.
 
-    python benchmarks/robust.py              about 8 minutes on two cores
-    python benchmarks/robust.py --seeds 1    about 4 minutes
+    python benchmarks/robust.py
+    python benchmarks/robust.py --seeds 1    about 6 minutes on two cores
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(
 ) -> None:
     monkeypatch.delenv(TEXT)  # the first makes a secret, and says where
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    words = ("configs/quickstart.yaml", *PACED, "train.local_steps=2000")
+    words = ("configs/quickstart.yaml", *PACED, "train.local_steps=2000")  # the second may take long to start
     options = ("--gossip_group_size", "8", "--gossip_min_group_size", "2", "--gossip_alpha", "1.0")
     identity = tmp_path / "identity"
     with Run(

@@ -171,7 +171,8 @@ def test_a_run_that_goes_wrong_says_so_on_the_screen_in_its_files_and_in_tensorb
 
 
 def test_a_run_that_diverges_ends_with_the_cause(ray: str, tmp_path: Path) -> None:
-    words = ("swarm.num_peers=2", "train.local_steps=5000", "gossip.steps=10", "optimizer.lr=1000")
+    """A round notices it first: what is reported, every half second else, might be the loss of the same steps."""
+    words = ("swarm.num_peers=2", "train.local_steps=5000", "gossip.steps=10", "optimizer.lr=1000", "train.report_s=60")
     with Run(tmp_path / "run", *words, address=ray) as run:
         assert run.finish().code == 1, run
     last = run.stderr.splitlines()[-1]
