@@ -24,6 +24,7 @@ from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
 from ray_gossip.gossip.seat import Listen, Place
 from ray_gossip.records import RoundReport
+from ray_gossip.secret_file import given
 from ray_gossip.sidecar.network import Network
 from ray_gossip.sidecar.nursery import title
 
@@ -188,11 +189,13 @@ def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple[A
 
 
 class GossipPeer:
-    """One real peer: DHT, libp2p daemon, averager; its whole model is one vector."""
+    """One real peer: DHT, libp2p daemon, averager; its whole model is one vector. Its doors are closed where the
+    environment has a secret."""
 
     def __init__(self, config: Config, peer_index: int, size: int, initial_peers: Sequence[str]) -> None:
         charter = Charter.of(config, run_id="test", has_driver=True)
-        self.network = Network(config, listen=Listen(), initial_peers=initial_peers, place=Place(charter, peer_index))
+        listen, place = Listen(secret=given(None)), Place(charter, peer_index)
+        self.network = Network(config, listen=listen, initial_peers=initial_peers, place=place)
         data = self.data_of(peer_index)
         self.network.open(StateShape(size=size, num_parameters=size), data=data)
         self.engine = GossipEngine(config, self.network, self.network.seat, data=data)

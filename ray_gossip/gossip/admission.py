@@ -25,10 +25,12 @@ _VERSION = b"\x01"
 _HEAD = struct.Struct("!1s d 16s")  # version, seconds since 1970, nonce
 TOKEN_BYTES = _HEAD.size + _BYTES
 WINDOW_S = 60.0  # clocks may differ by so much; the DHT asks for less
+_AT_ONCE, _PER_S = 1000, 200.0  # requests of one peer; a round has some ten of each other peer of its group
+_MOST_CALLERS = 10_000
 
 
 class Refused(Exception):
-    """A request without proof that its sender belongs to this run."""
+    """A request without proof that its sender belongs to this run, or of one that asks too often."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +60,25 @@ class Secret:
 
     def text(self) -> str:
         return self.value.hex()
+
+
+class Rates:
+    """How often each peer may ask: so many times at once, and then so many times a second."""
+
+    def __init__(self, *, at_once: int = _AT_ONCE, per_s: float = _PER_S, clock: Callable[[], float] = time.monotonic):
+        self._at_once, self._per_s, self._clock = at_once, per_s, clock
+        self._left: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # of a peer, and when; latest at the end
+
+    def admit(self, caller: bytes) -> None:
+        """Raises Refused."""
+        now = self._clock()
+        left, before = self._left.pop(caller, (float(self._at_once), now))
+        left = min(self._at_once, left + (now - before) * self._per_s)
+        self._left[caller] = (left - 1 if left >= 1 else left), now
+        while len(self._left) > _MOST_CALLERS:
+            self._left.popitem(last=False)
+        if left < 1:
+            raise Refused(f"it asks more than {self._per_s:g} times a second")
 
 
 class Tokens:

@@ -15,7 +15,7 @@ from hivemind.utils import ValueWithExpiration, get_dht_time
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 
-_KEY = "ray_gossip.charter"  # one DHT, one swarm
+CHARTER_KEY = "ray_gossip.charter"  # one DHT, one swarm
 _TTL_S = 60.0
 _POLL_S = 0.2
 _RUN_ID = re.compile(r"[\w.-]{1,200}", re.ASCII)  # which becomes the name of a folder
@@ -23,7 +23,7 @@ _RUN_ID = re.compile(r"[\w.-]{1,200}", re.ASCII)  # which becomes the name of a 
 
 async def declare_charter(dht: hivemind.DHT, charter: Charter) -> None:
     """Store it for the next minute."""
-    await dht.store(_KEY, value=charter.to_wire(), expiration_time=get_dht_time() + _TTL_S, return_future=True)
+    await dht.store(CHARTER_KEY, value=charter.to_wire(), expiration_time=get_dht_time() + _TTL_S, return_future=True)
 
 
 def read_charter(dht: hivemind.DHT, *, within_s: float) -> Charter:
@@ -33,7 +33,7 @@ def read_charter(dht: hivemind.DHT, *, within_s: float) -> Charter:
         SwarmError: there is none, the DHT does not answer, or it was not written by this program.
     """
     deadline = time.monotonic() + within_s
-    while (record := look_up(dht, _KEY, within_s=max(_POLL_S, deadline - time.monotonic()))) is None:
+    while (record := look_up(dht, CHARTER_KEY, within_s=max(_POLL_S, deadline - time.monotonic()))) is None:
         if time.monotonic() > deadline:
             raise SwarmError(f"no swarm of ray_gossip was found behind this address within {within_s:g} s")
         time.sleep(_POLL_S)

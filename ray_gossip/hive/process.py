@@ -38,6 +38,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive.charter import CHARTER_KEY
 from ray_gossip.hive.doors import close_doors, refusals
 from ray_gossip.hive.readable_records import ReadableRecords
 from ray_gossip.hive.signed_records import SignedRecords
@@ -232,7 +233,7 @@ def _signed(identity: Path | None) -> list[SignedRecords]:
     """Where this peer's key is known. Of a file that is missing, hivemind makes the key."""
     if identity is not None and not identity.exists():
         P2P.generate_identity(str(identity))
-    return [SignedRecords(identity.read_bytes())] if identity is not None else []
+    return [SignedRecords(identity.read_bytes(), of_all=[CHARTER_KEY])] if identity is not None else []
 
 
 def _wait_until_ready(dht: hivemind.DHT, within_s: float) -> None:

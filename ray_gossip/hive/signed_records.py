@@ -2,13 +2,15 @@
 
 A record of several peers has an entry for each, under its peer id (`hive.membership`, `hive.indices`). One without the
 signature of that peer is neither stored nor read. What all peers write alike, the charter, has no owner: that only
-peers of the run can write it, is what `hive.doors` sees to.
+peers of the run can write it, is what `hive.doors` sees to. No other key is without owners: what is stored whole under
+it would take the place of all its entries.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
+from hivemind.dht.routing import DHTID
 from hivemind.proto import crypto_pb2
 from hivemind.utils import MSGPackSerializer
 
@@ -40,10 +43,11 @@ class SignedRecords(RecordValidatorBase):
 
     Args:
         identity: the key of this peer's id, as libp2p writes it: Ed25519 or RSA.
+        of_all: keys of the records that have no owner.
     """
 
-    def __init__(self, identity: bytes) -> None:
-        self._identity = identity
+    def __init__(self, identity: bytes, *, of_all: Sequence[str] = ()) -> None:
+        self._identity, self._of_all = identity, {DHTID.generate(source=key).to_bytes() for key in of_all}
         if identity.startswith(_ED25519_KEY):
             key = Ed25519PrivateKey.from_private_bytes(identity[4:36])
             self._public, self._own = b"", _ED25519_ID + key.public_key().public_bytes_raw()
@@ -66,7 +70,7 @@ class SignedRecords(RecordValidatorBase):
 
     def validate(self, record: DHTRecord) -> bool:
         if record.subkey == _OF_NOBODY:
-            return True
+            return record.key in self._of_all
         owner, parts = _owner(record), _parts(record.value)
         if owner is None or parts is None:
             return False

@@ -11,6 +11,7 @@ from typing import Any
 
 import hivemind.averaging.allreduce
 import torch
+from hivemind.compression import serialize_torch_tensor
 from hivemind.proto import averaging_pb2
 
 import ray_gossip.hive.group_mean
@@ -26,6 +27,8 @@ class Fault(IntEnum):
     KILL_AVERAGER = 2  # only the process that averages
     STOP_AVERAGER = 3  # as a process does that the kernel gives no time; ended by SIGCONT
     DECODER_RAISES = 4
+    SENDS_ONE_NUMBER = 5  # instead of a part
+    COUNTS_DOUBLE = 6  # it gives its part another weight than agreed
 
 
 class Moment(IntEnum):
@@ -90,7 +93,7 @@ class FaultyPeer(GossipPeer):
 
 def _install(plan: FaultPlan, peer_pid: int) -> None:
 
-    def strike(moment: Moment, part: int, num_parts: int) -> None:
+    def strike(moment: Moment, part: int, num_parts: int) -> Fault:
         fault = plan.strikes(moment, part, num_parts)
         if fault == Fault.KILL_PEER:
             os.kill(peer_pid, signal.SIGKILL)
@@ -100,12 +103,17 @@ def _install(plan: FaultPlan, peer_pid: int) -> None:
             plan.clear()
             # to this thread, which stops before it goes on: of a process, any thread takes it, when it gets a core
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        return fault
 
     class FaultyAllReduce(StrictAllReduce):
         async def _generate_input_for_peer(self, peer_index: int) -> AsyncIterator[averaging_pb2.AveragingData]:
             part = 0
             async for message in super()._generate_input_for_peer(peer_index):
-                strike(Moment.SENDING, part, self.tensor_part_container.num_parts_by_peer[peer_index])
+                fault = strike(Moment.SENDING, part, self.tensor_part_container.num_parts_by_peer[peer_index])
+                if fault == Fault.SENDS_ONE_NUMBER:
+                    message.tensor_part.CopyFrom(serialize_torch_tensor(torch.zeros(1)))
+                if fault == Fault.COUNTS_DOUBLE:
+                    message.weight = 2.0
                 yield message
                 part += 1
 

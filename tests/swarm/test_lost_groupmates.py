@@ -109,6 +109,21 @@ def test_a_decoder_that_raises_fails_the_round_and_the_next_works(swarm: Peers, 
     assert_average(swarm, [4, 5, 6, 7])
 
 
+@pytest.mark.parametrize("fault", [Fault.SENDS_ONE_NUMBER, Fault.COUNTS_DOUBLE], ids=lambda fault: fault.name)
+def test_a_part_that_nobody_can_average_fails_the_round_and_names_its_sender(swarm: Peers, fault: Fault) -> None:
+    swarm.each(fill, [0, 1, 2, 3])
+    swarm[VICTIM].call(FaultyPeer.fail_at, fault, Moment.SENDING, Part.MIDDLE)
+    swarm[VICTIM].send(gossip)
+    for ended in without(swarm, VICTIM).all(gossip):
+        assert ended.report.outcome in ("partial", "failed")
+        assert "peer-02 sent a part that nobody can average" in ended.report.cause
+        assert ended.unchanged
+        assert ended.seconds < SOON_S
+    swarm[VICTIM].receive()
+    swarm[VICTIM].call(FaultyPeer.recover)
+    assert_average(swarm, [4, 5, 6, 7])
+
+
 def test_a_groupmate_stopped_in_the_all_reduce_costs_no_more_than_the_deadline(swarm: Peers) -> None:
     swarm.each(fill, [0, 1, 2, 3])
     pid = swarm[VICTIM].call(FaultyPeer.averager_pid)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gossip.errors import UserError
-from ray_gossip.gossip.admission import TOKEN_BYTES, WINDOW_S, Refused, Secret, Tokens
+from ray_gossip.gossip.admission import TOKEN_BYTES, WINDOW_S, Rates, Refused, Secret, Tokens
 from ray_gossip.hive.doors import ClosedClient, refusals
 
 SECRET, OTHER = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
@@ -73,6 +73,26 @@ def test_a_token_that_was_let_in_is_remembered_as_long_as_it_counts_and_no_longe
         with pytest.raises(Refused):
             callee.admit(b"caller", DOOR, token)
     assert len(callee._seen) <= 2 * WINDOW_S + 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from([b"one", b"other"])), max_size=200))
+def test_nobody_asks_more_often_than_allowed_and_nobody_for_another(asked: list[tuple[int, bytes]]) -> None:
+    clock = Clock()
+    rates = Rates(at_once=5, per_s=2.0, clock=clock)
+    let_in: dict[bytes, list[float]] = {b"one": [], b"other": []}
+    for pause_ms, caller in asked:
+        clock.now += pause_ms / 1000
+        try:
+            rates.admit(caller)
+        except Refused:
+            of_all = [at for at in let_in[caller] if at > clock.now - 3.0]
+            assert len(of_all) >= 5, "it was refused after less than it may"
+        else:
+            let_in[caller].append(clock.now)
+    for times in let_in.values():
+        for first, at in enumerate(times):
+            inside = [other for other in times[first:] if other <= at + 10.0]
+            assert len(inside) <= 5 + 2.0 * (inside[-1] - at) + 1e-6
 
 
 @given(st.binary(max_size=2 * TOKEN_BYTES))

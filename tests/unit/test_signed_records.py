@@ -8,6 +8,7 @@ from pathlib import Path
 import base58
 import pytest
 from hivemind.dht.crypto import DHTRecord
+from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, PeerID
 from hivemind.utils import MSGPackSerializer
 from hypothesis import given
@@ -68,16 +69,18 @@ def test_an_ed25519_id_begins_as_libp2p_writes_it(tmp_path: Path) -> None:
     assert base58.b58encode(SignedRecords((tmp_path / "key").read_bytes())._own).startswith(b"12D3KooW")
 
 
-def test_what_belongs_to_nobody_passes(peer: tuple[SignedRecords, bytes]) -> None:
-    records, _ = peer
-    record = record_of(None)
+def test_only_the_charter_belongs_to_nobody(tmp_path: Path) -> None:
+    make_identity(tmp_path / "key")
+    records = SignedRecords((tmp_path / "key").read_bytes(), of_all=["charter"])
+    record = replace(record_of(None), key=DHTID.generate(source="charter").to_bytes())
     assert records.sign_value(record) == records.strip_value(record) == record.value
     assert records.validate(record)
+    assert not records.validate(replace(record, key=DHTID.generate(source="run.members").to_bytes()))
 
 
 @given(subkey=st.binary(max_size=80), value=st.binary(max_size=400))
 def test_what_is_malformed_does_not_pass_and_raises_nothing(subkey: bytes, value: bytes) -> None:
     records = SignedRecords(b"\x08\x01\x12\x40" + bytes(64))
     record = DHTRecord(b"key", subkey, value, 1.0)
-    assert not records.validate(record) or subkey == MSGPackSerializer.dumps(None)
+    assert not records.validate(record)
     records.strip_value(record)

@@ -1,0 +1,105 @@
+"""Who stores what nobody can read, what has no end, or in the name of another peer, does not keep others from reading
+the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hivemind
+import pytest
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.utils import MSGPackSerializer, get_dht_time
+
+from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.testing import RemotePeer
+
+KEY, BAD = "run.members", b"a bad one"
+READABLE, LONG_S = b"\x01", 3600.0
+BAD_ONES = {
+    "rubbish": (b"\xc1", 60.0),
+    "an object of hivemind's": (b"\xd4\x40\x00", 60.0),
+    "half": (b"\x92\x01", 60.0),
+    "endless": (MSGPackSerializer.dumps(bytes(100_000)), 60.0),
+    "for ever": (READABLE, 1e9),
+    "beyond time": (READABLE, math.inf),
+}
+
+
+class Node:
+    def __init__(self, initial_peers: Sequence[str], identity_path: Path | None = None) -> None:
+        guard_forks()
+        quiet_hivemind()
+        self.dht = start_dht(initial_peers=initial_peers, listen=Listen(identity_path=identity_path), start_s=30.0)
+
+    def name(self) -> bytes:
+        return bytes(self.dht.peer_id.to_bytes())
+
+    def addresses(self) -> list[str]:
+        return [str(address) for address in self.dht.get_visible_maddrs()]
+
+    def store(self) -> bool:
+        expires = get_dht_time() + 60
+        return bool(self.dht.store(KEY, subkey=self.name(), value={"round": 3}, expiration_time=expires))
+
+    def read(self) -> dict[Any, Any]:
+        found = self.dht.get(KEY, latest=True)
+        assert found is not None
+        return {subkey: entry.value for subkey, entry in found.value.items()}
+
+    def spoil(self, value: bytes, subkey: bytes | None = BAD, holds_s: float = LONG_S) -> bool:
+        """Ask everybody to store these bytes, as another program would."""
+        return bool(self.dht.run_coroutine(partial(_spoil, value=value, subkey=subkey, holds_s=holds_s)))
+
+    def stop(self) -> None:
+        stop_dht(self.dht)
+
+
+async def _spoil(dht: hivemind.DHT, node: DHTNode, *, value: bytes, subkey: bytes | None, holds_s: float) -> bool:
+    protocol, key = node.protocol, DHTID.generate(source=KEY)
+    answers = [
+        await protocol.call_store(peer, [key], [value], get_dht_time() + holds_s, subkeys=[subkey])
+        for peer in protocol.routing_table.peer_id_to_uid
+    ]
+    assert answers
+    return any(answer is None or any(answer) for answer in answers)
+
+
+@contextmanager
+def two_nodes(*identities: Path | None) -> Iterator[tuple[RemotePeer, RemotePeer]]:
+    """One that has stored its record, and another one."""
+    nodes: list[RemotePeer] = []
+    try:
+        for identity in identities:
+            nodes.append(RemotePeer(Node, nodes[0].call(Node.addresses) if nodes else (), identity))
+            nodes[-1].receive()
+        assert nodes[0].call(Node.store)
+        yield nodes[0], nodes[1]
+        for node in reversed(nodes):
+            node.call(Node.stop)
+    finally:
+        for node in nodes:
+            node.close()
+
+
+@pytest.mark.parametrize(("value", "holds_s"), BAD_ONES.values(), ids=BAD_ONES)
+def test_what_is_unreadable_or_endless_is_not_stored_and_the_others_are_read(value: bytes, holds_s: float) -> None:
+    with two_nodes(None, None) as (first, second):
+        assert second.call(Node.spoil, value, BAD, holds_s) is False
+        assert second.call(Node.spoil, READABLE) is True, "it would not have been stored anyway"
+        assert first.call(Node.read) == second.call(Node.read) == {first.call(Node.name): {"round": 3}, BAD: 1}
+
+
+def test_nobody_stores_in_the_name_of_another_or_for_all(tmp_path: Path) -> None:
+    with two_nodes(tmp_path / "one", tmp_path / "other") as (first, second):
+        for name in (first.call(Node.name), None, second.call(Node.name)):  # the last: without its signature
+            assert second.call(Node.spoil, READABLE, name) is False
+        assert second.call(Node.store)
+        both = {each.call(Node.name): {"round": 3} for each in (first, second)}
+        assert first.call(Node.read) == second.call(Node.read) == both
