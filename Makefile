@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format unit swarm job constraints clean
+.PHONY: help setup demo test lint format unit swarm job audit constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ swarm: setup ## tests on real hivemind peers
 job: setup ## tests on real Ray, through the command line
 	$(BIN)/python -m pytest tests/job -n $(or $(WORKERS),2) --dist loadscope $(ARGS)
 
+audit: setup ## look up known vulnerabilities of what is pinned, where the package index tells them
+	@if $(BIN)/python -c '$(TELLS)' 2>/dev/null; then \
+		$(UV) tool run --quiet pip-audit@2.10.1 --strict --disable-pip --no-deps --requirement constraints.txt; \
+	else \
+		echo "audit: nothing was looked up: this package index does not tell vulnerabilities by version"; \
+	fi
+
 constraints: | $(UV) ## pin what pyproject.toml newly needs; what is pinned stays so
 	$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev \
 		--no-annotate --no-header --no-emit-index-url pyproject.toml -o constraints.txt
@@ -67,6 +74,9 @@ $(READY): pyproject.toml constraints.txt | $(UV)
 	|| { rm -rf .uv && $(PYTHON) -m pip install --quiet --target .uv uv; } >>.uv.log 2>&1 \
 	|| { cat .uv.log >&2; rm -rf .uv .uv.log; echo "could not install uv: install it yourself, or python3-venv" >&2; exit 1; }
 	@rm -f .uv.log
+
+# pip-audit itself takes what it is not told for nothing to tell.
+TELLS = from urllib.request import urlopen; urlopen("https://pypi.org/pypi/pip/24.0/json", timeout=20)
 
 # One clear line instead of a resolver's riddle.
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:3]; (3, 10) <= v < (3, 14) or sys.exit( \
