@@ -1,0 +1,204 @@
+"""What would a user pick instead? One task, and every method that trains it on several processes, on this machine.
+
+The same network, data, batches, learning rates and local steps for all; each method through its own public interface
+(`methods/`). A local step takes a fixed time besides, and no processor, as on a GPU (`--step_s 0`: none). Each process
+has a network address of its own, so that the kernel counts what it sends, and links can be slow; that needs root.
+
+    quiet      so many local steps: seconds, bytes, accuracy of each process's own model and of their mean
+    slow 3     the last process is 3 times slower: samples a second, against what each does without communication
+    slow 10    10 times
+    killed     the second process is killed (-9) a third of the way: samples a second, the same
+    link 100   as quiet, and every link carries 100 Mbit/s; link 10: 10 Mbit/s
+
+Data: the digits of scikit-learn, or `--data module:function`, as `data.factory`. What needs more than `.[dev]` has a
+row that says so: `uv pip install --target FOLDER -r benchmarks/compare.txt`, and FOLDER on PYTHONPATH.
+
+    python benchmarks/compare.py                                         one seed, quiet, slow 3 and killed
+    python benchmarks/compare.py --seeds 3 --only ours DDP               two methods, with deviations
+    python benchmarks/compare.py --out all.json --resume                 goes on with what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness import conclude, print_table
+from methods.catalogue import CONDITIONS, METHODS, Condition
+from methods.run import Outcome, perform
+from methods.task import Task
+
+ALONE = "no communication"
+TARGET = 0.97  # of the best final accuracy of any method: time is measured to this accuracy
+KEPT = ("peers", "steps", "step_s", "seconds", "interval", "data", "model", "lr", "shards", "batch_size")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS), default=["quiet", "slow 3", "killed"])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--peers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=600, help="local steps of a process")
+    parser.add_argument("--step_s", type=float, default=0.05, help="seconds of a local step besides its arithmetic")
+    parser.add_argument("--seconds", type=float, default=30.0, help="where samples a second are counted")
+    parser.add_argument("--interval", type=int, default=20, help="local steps between two rounds")
+    parser.add_argument("--data", default="", help="module:function instead of the digits")
+    parser.add_argument("--model", default="cnn")
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--shards", default="iid", choices=["iid", "dirichlet"])
+    parser.add_argument("--out", type=Path, default=Path("compare.json"))
+    parser.add_argument("--resume", action="store_true", help="leave out what OUT has already")
+    options = parser.parse_args()
+    if options.out.exists() and not options.resume:
+        parser.error(f"{options.out} is there already: --resume goes on with it, --out names another")
+    return compare(options)
+
+
+def compare(options: argparse.Namespace) -> int:
+    found = _load(options)
+    for condition in (CONDITIONS[name] for name in options.conditions):
+        for seed in range(options.seeds):
+            for name in options.only:
+                wanted = {"method": name, "condition": condition.name, "seed": seed}
+                if not any(wanted.items() <= row.items() for row in found["rows"]):
+                    outcome = _perform(name, condition, seed, found["settings"])
+                    found["rows"].append({**wanted, **asdict(outcome)})
+                    options.out.write_text(json.dumps(found, indent=1))
+                    print(f"{condition.name}, seed {seed}, {name}: {outcome.why_not or 'done'}", flush=True)
+    for condition in (CONDITIONS[name] for name in options.conditions):
+        rows = [row for row in found["rows"] if row["condition"] == condition.name]
+        (_print_rates if condition.counts_samples else _print_trainings)(condition, rows)
+        for name, why in {row["method"]: row["why_not"] for row in rows if row["why_not"]}.items():
+            print(f"  {name}: {why}")
+    return conclude({"rows": len(found["rows"]), "out": str(options.out)}, [])
+
+
+def _load(options: argparse.Namespace) -> dict[str, Any]:
+    """What is there already, or the beginning of it."""
+    settings = {key: getattr(options, key) for key in KEPT}
+    if options.out.exists():
+        found: dict[str, Any] = json.loads(options.out.read_text())
+        if found["settings"] != settings:
+            raise SystemExit(f"{options.out} has other settings, {found['settings']}: name another file")
+        return found
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: _version(name) for name in ("ray_gossip", "torch", "hivemind", "ray", "torchft")},
+        "settings": settings,
+        "rows": [],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _perform(name: str, condition: Condition, seed: int, settings: dict[str, Any]) -> Outcome:
+    method = METHODS[name]
+    if method.why_not:
+        return Outcome(why_not=method.why_not)
+    task = Task(
+        folder="",
+        rank=0,
+        world=settings["peers"],
+        seed=seed,
+        steps=settings["steps"],
+        interval=settings["interval"],
+        step_s=settings["step_s"],
+        slowness=1.0,
+        marks=12,
+        data_factory=settings["data"],
+        model=settings["model"],
+        shards=settings["shards"],
+        lr=settings["lr"],
+        batch_size=settings["batch_size"],
+        method=method.variant,
+    )
+    return perform(method, task, condition, seconds=settings["seconds"])
+
+
+def _print_trainings(condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
+    done = [row for row in rows if not row["why_not"]]
+    finals = [row["marks"][-1] for row in done]
+    target = TARGET * max((mark["merged"] for mark in finals), default=0.0)
+    header = ["", "samples/s", "s", f"s to {target:.3f}", "MB sent", "accuracy", "of the worst", "of the mean"]
+    table = []
+    for name, own in _by_method(done):
+        last = [row["marks"][-1] for row in own]
+        table.append(
+            [
+                name,
+                _mean(row["samples_per_s"] for row in own),
+                _mean(row["seconds"] for row in own),
+                _mean(reached(row["marks"], target) for row in own),
+                _mean(row["megabytes"] for row in own),
+                _mean(statistics.fmean(mark["own"]) for mark in last),
+                _mean(min(mark["own"]) for mark in last),
+                _mean(mark["merged"] for mark in last),
+            ]
+        )
+    print_table(
+        condition.name,
+        [*header, "start, s", "MB a process"],
+        [
+            [*cells, _mean(row["start_s"] for row in own), _mean(row["memory_mb"] for row in own)]
+            for cells, (_, own) in zip(table, _by_method(done), strict=True)
+        ],
+    )
+
+
+def _print_rates(condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
+    done = [row for row in rows if not row["why_not"]]
+    alone = [row["samples_per_s"] for row in done if row["method"] == ALONE]
+    most = statistics.fmean(alone) if alone else None
+    table = []
+    for name, own in _by_method(done):
+        rate = statistics.fmean(row["samples_per_s"] for row in own)
+        table.append([name, rate, "-" if most is None else rate / most, _mean(row["memory_mb"] for row in own)])
+    print_table(condition.name, ["", "samples/s", f"of {ALONE}", "MB a process"], table)
+
+
+def reached(marks: Sequence[dict[str, Any]], target: float) -> float | None:
+    """Seconds until the processes' own models are that good on average; between two marks, on a straight line."""
+    before_s, before = 0.0, 0.0
+    for mark in marks:
+        own = statistics.fmean(mark["own"])
+        if own >= target:
+            share = (target - before) / (own - before)
+            return float(before_s + share * (mark["seconds"] - before_s))
+        before_s, before = mark["seconds"], own
+    return None
+
+
+def _by_method(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    found = {name: [row for row in rows if row["method"] == name] for name in METHODS}
+    return [(name, own) for name, own in found.items() if own]
+
+
+def _mean(values: Any) -> str:
+    """With the deviation, where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    deviation = f" ± {statistics.stdev(known):.2g}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.3g}{deviation}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

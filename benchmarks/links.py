@@ -1,0 +1,100 @@
+"""A network of this machine's own: a namespace for each process, all on one bridge, whose links can be made slow.
+
+Needs root, `ip`, and `tc` for slow links. What goes over a link is counted by the kernel, whatever sends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from types import TracebackType
+
+_BURST = "16kbit"
+_QUEUE = "100ms"  # what waits longer than that for a slow link is dropped, as a router does
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one process."""
+
+    namespace: str
+    ip_address: str
+    interface: str
+
+    def command(self, words: list[str]) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace, *words]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"GLOO_SOCKET_IFNAME": self.interface, "TP_SOCKET_IFNAME": self.interface}
+
+    def bytes_sent(self) -> int:
+        path = f"/sys/class/net/{self.interface}/statistics/tx_bytes"
+        return int(_run(*self.command(["cat", path])))
+
+
+def why_not() -> str:
+    """What is missing; empty: nothing."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
+    return f"there is no {' and no '.join(missing)} (Debian: iproute2)" if missing else ""
+
+
+class Links:
+    """As many places as asked for, on one bridge.
+
+    Args:
+        mbit_per_s: of each link, both ways; None: as fast as this machine is.
+    """
+
+    def __init__(self, count: int, *, mbit_per_s: float | None = None) -> None:
+        self._mark, self._mbit_per_s = f"rg{os.getpid() % 100_000}", mbit_per_s
+        self.places = [Place(f"{self._mark}-{n}", f"10.77.0.{n + 1}", "link") for n in range(count)]
+        self._hub = f"{self._mark}-hub"
+
+    def __enter__(self) -> Links:
+        try:
+            self._add(self._hub)
+            _run("ip", "-n", self._hub, "link", "add", "hub", "type", "bridge")
+            _run("ip", "-n", self._hub, "link", "set", "hub", "up")
+            for number, place in enumerate(self.places):
+                self._add(place.namespace)
+                ends = ["ip", "-n", place.namespace, "link", "add", place.interface, "type", "veth"]
+                _run(*ends, "peer", "name", f"to{number}", "netns", self._hub)
+                _run("ip", "-n", place.namespace, "address", "add", f"{place.ip_address}/24", "dev", place.interface)
+                _run("ip", "-n", place.namespace, "link", "set", place.interface, "up")
+                _run("ip", "-n", self._hub, "link", "set", f"to{number}", "master", "hub", "up")
+                if self._mbit_per_s is not None:
+                    self._slow_down(place.namespace, place.interface)
+                    self._slow_down(self._hub, f"to{number}")
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def _add(self, namespace: str) -> None:
+        _run("ip", "netns", "add", namespace)
+        _run("ip", "-n", namespace, "link", "set", "lo", "up")
+
+    def _slow_down(self, namespace: str, interface: str) -> None:
+        rate = f"{self._mbit_per_s:g}mbit"
+        words = ["qdisc", "add", "dev", interface, "root", "tbf", "rate", rate, "burst", _BURST, "latency", _QUEUE]
+        _run("ip", "netns", "exec", namespace, "tc", *words)
+
+    def _remove(self) -> None:
+        for namespace in (*(place.namespace for place in self.places), self._hub):
+            with contextlib.suppress(subprocess.CalledProcessError):  # it was not made
+                _run("ip", "netns", "del", namespace)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+
+def _run(*words: str) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout

@@ -1,0 +1,289 @@
+"""One method under one condition: its processes, what they told, and how good their parameters became."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import links
+import psutil
+import torch
+from harness import MARK, left_of, living, new_mark
+from links import Links, Place
+
+from methods.catalogue import Condition, Method
+from methods.task import Task
+from ray_gossip import data, models
+from ray_gossip.secret_file import TEXT
+from ray_gossip.training.modes import evaluating
+
+HERE = Path(__file__).parent.parent
+START_S, LOOK_S = 240.0, 0.2
+SLOWEST = 30.0  # times as long as the local steps alone take: then it is not waited for any more
+ADDRESS = re.compile(r"initial_peers: (/ip[46]/\S+)")
+NOWHERE = Place("", "127.0.0.1", "lo")
+FOREVER = 10**9
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far training was at one moment, by all processes."""
+
+    seconds: float  # since all had begun, mean
+    samples: int  # of all
+    own: tuple[float, ...]  # accuracy of each process's own model
+    merged: float  # accuracy of their mean
+
+
+@dataclass(frozen=True)
+class Outcome:
+    why_not: str = ""
+    start_s: float = math.nan  # from the start of the processes to the first local step of the last one
+    seconds: float = math.nan  # of training, of the slowest
+    samples_per_s: float = math.nan  # of all
+    megabytes: float | None = None  # sent by all
+    memory_mb: float = math.nan  # of a process and what belongs to it, mean, half-way
+    marks: tuple[Mark, ...] = ()
+
+
+class Failed(Exception):
+    """A method that does not come to an end, and why."""
+
+
+def perform(method: Method, task: Task, condition: Condition, *, seconds: float) -> Outcome:
+    """Train, and evaluate.
+
+    Args:
+        task: of rank 0.
+        seconds: how long, where a condition counts samples.
+    """
+    world = 1 if method.is_one_process else task.world
+    # Ray Train's ranks and all that serves them are at one address
+    places_needed = 1 if method.starts_its_ranks else world
+    if condition.mbit_per_s is not None and (method.starts_its_ranks or method.is_one_process):
+        return Outcome(why_not="its processes are at one address here: it has no links")
+    if (why_not := links.why_not()) and condition.mbit_per_s is not None:
+        return Outcome(why_not=why_not)
+    if condition.counts_samples and method.is_one_process:
+        return Outcome(why_not="it is one process")
+    if condition.kills and method.starts_its_ranks:
+        return Outcome(why_not="see against_ray_train.py: it begins again from a checkpoint")
+    steps = FOREVER if condition.counts_samples else task.steps * task.world // world
+    task = replace(task, world=world, steps=steps, slowness=condition.slowness)
+    with contextlib.ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        places = [NOWHERE] * places_needed
+        if not why_not:
+            places = opened.enter_context(Links(places_needed, mbit_per_s=condition.mbit_per_s)).places
+        task = replace(task, folder=str(folder))
+        processes = opened.enter_context(Processes(method, task, places))
+        try:
+            return _measured(processes, task, condition, seconds=seconds)
+        except Failed as why:
+            return Outcome(why_not=str(why))
+
+
+class Processes:
+    """Of one method."""
+
+    def __init__(self, method: Method, task: Task, places: Sequence[Place]) -> None:
+        self._method, self._task, self.places = method, task, places
+        self._mark, self._folder = new_mark(), Path(task.folder)
+        self.started_at = time.time()
+        self.all: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Processes:
+        secret = secrets.token_hex(32)
+        for rank, place in enumerate(self.places):
+            task = replace(self._task, rank=rank, ip_address=place.ip_address)
+            words = [sys.executable, "-m", f"methods.{self._method.program}", task.text()]
+            paths = [str(HERE), str(HERE.parent), *sys.path]
+            with (self._folder / f"output-{rank}").open("wb") as output:
+                self.all.append(
+                    subprocess.Popen(
+                        place.command(words) if place.namespace else words,
+                        cwd=HERE,
+                        env={
+                            **os.environ,
+                            **(place.environment if place.namespace else {}),
+                            MARK: self._mark,
+                            TEXT: secret,
+                            "PYTHONPATH": os.pathsep.join(paths),
+                        },
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.all:
+            if process.poll() is None:
+                process.terminate()  # Ray takes what it has started along
+        for process in self.all:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10.0)
+        for each in [*living(self._mark)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        for process in self.all:
+            process.kill()
+            process.wait()
+        if left := left_of(self._mark):
+            raise RuntimeError(f"processes are left: {', '.join(left)}")
+
+    def look(self, *, but: int | None = None) -> None:
+        """Raise Failed if one has ended badly. Whoever founds a swarm of ours says where: it is passed on, as a person
+        would."""
+        for rank, process in enumerate(self.all):
+            if process.poll() and rank != but:
+                raise Failed(f"rank {rank} ended with {process.returncode}: {self._last_words(rank)}")
+        address = self._folder / "address"
+        if self._method.program == "gossip" and not address.exists():
+            found = ADDRESS.search((self._folder / "output-0").read_text(errors="replace"))
+            if found is not None:
+                self._task.tell_all("address", json.dumps([found[1]]))
+
+    def _last_words(self, rank: int) -> str:
+        lines = (self._folder / f"output-{rank}").read_text(errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1][:300] if said else "it said nothing"
+
+    def are_done(self) -> bool:
+        return all(process.poll() is not None for process in self.all)
+
+    def lines(self) -> dict[int, list[dict[str, Any]]]:
+        """What each rank has told so far."""
+        found = {}
+        for rank in range(self._task.world):
+            path = self._folder / f"log-{rank}.jsonl"
+            whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+            found[rank] = [json.loads(line) for line in whole.splitlines()]
+        return found
+
+    def memory_mb(self) -> float:
+        """Of one rank, with what belongs to it: proportional, where memory is shared."""
+        total = 0
+        for process in living(self._mark):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total / self._task.world / 1e6
+
+    def megabytes(self) -> float | None:
+        if not all(place.namespace for place in self.places) or self._method.starts_its_ranks:
+            return None
+        return sum(place.bytes_sent() for place in self.places) / 1e6
+
+
+def _measured(processes: Processes, task: Task, condition: Condition, *, seconds: float) -> Outcome:
+    for _ in _until(processes, time.monotonic() + START_S, "not every process has done a local step"):
+        if all(told and told[-1]["step"] > 0 for told in processes.lines().values()):
+            break
+    lines = processes.lines()
+    began = max(told[0]["at"] for told in lines.values())
+    start_s = began - processes.started_at
+    if condition.counts_samples:
+        return _counted(processes, condition, seconds=seconds, start_s=start_s)
+    planned_s = max(1.0, task.steps * task.step_s)
+    memory_mb = math.nan
+    for _ in _until(processes, time.monotonic() + START_S + SLOWEST * planned_s, "it is not done"):
+        if math.isnan(memory_mb) and min(told[-1]["step"] for told in processes.lines().values()) > task.steps / 2:
+            memory_mb = processes.memory_mb()
+        if processes.are_done():
+            break
+    sent = processes.megabytes()
+    lines = processes.lines()
+    ended = max(told[-1]["at"] for told in lines.values())
+    done = sum(told[-1]["samples"] for told in lines.values())
+    return Outcome(
+        start_s=start_s,
+        seconds=ended - began,
+        samples_per_s=done / (ended - began),
+        megabytes=sent,
+        memory_mb=memory_mb,
+        marks=tuple(_marks(task, lines, began)),
+    )
+
+
+def _counted(processes: Processes, condition: Condition, *, seconds: float, start_s: float) -> Outcome:
+    """Samples a second in a stretch of time, after which nobody is left to end in order."""
+    since, killed, memory_mb = time.time(), None, math.nan
+    why = "a stretch of time does not end"
+    for _ in _until(processes, time.monotonic() + seconds + START_S, why, but=1 if condition.kills else None):
+        if condition.kills and killed is None and time.time() > since + seconds / 3:
+            killed = processes.lines()[1][0]["pid"]
+            os.kill(killed, signal.SIGKILL)
+        if math.isnan(memory_mb) and time.time() > since + seconds / 2:
+            memory_mb = processes.memory_mb()
+        if time.time() > since + seconds:
+            break
+    seen = 0
+    for told in processes.lines().values():
+        inside = [line["samples"] for line in told if since <= line["at"] <= since + seconds]
+        seen += inside[-1] - inside[0] if inside else 0
+    return Outcome(start_s=start_s, seconds=seconds, samples_per_s=seen / seconds, memory_mb=memory_mb)
+
+
+def _until(processes: Processes, deadline: float, why: str, *, but: int | None = None) -> Iterator[None]:
+    """Look again and again. Raises Failed."""
+    began = time.monotonic()
+    while True:
+        processes.look(but=but)
+        yield
+        if time.monotonic() > deadline:
+            raise Failed(f"{why} within {deadline - began:.0f} s")
+        time.sleep(LOOK_S)
+
+
+def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> Iterator[Mark]:
+    """Of those that all ranks have saved."""
+    config = task.config()
+    dataset = data.load(config.data)
+    network = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=0)
+    inputs = data.Normaliser(dataset.scale, device=torch.device("cpu"))(dataset.test_inputs)
+
+    def accuracy(state: dict[str, torch.Tensor]) -> float:
+        network.load_state_dict(state)
+        with evaluating(network), torch.no_grad():
+            right = [
+                (network(some).argmax(dim=1) == labels).float()
+                for some, labels in zip(inputs.split(500), dataset.test_labels.split(500), strict=True)
+            ]
+        return torch.cat(right).mean().item()
+
+    by_mark: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for told in lines.values():
+        for line in told:
+            if line["mark"] is not None:
+                by_mark[line["mark"]].append(line)
+    for mark, reached in sorted(by_mark.items()):
+        if len(reached) < task.world:
+            continue
+        paths = [Path(task.folder) / f"state-{rank}-{mark}.pt" for rank in range(task.world)]
+        states = [torch.load(path, weights_only=True) for path in paths]
+        mean = {
+            name: torch.stack([state[name] for state in states]).mean(dim=0) if value.is_floating_point() else value
+            for name, value in states[0].items()
+        }
+        yield Mark(
+            seconds=statistics.fmean(line["at"] for line in reached) - began,
+            samples=sum(line["samples"] for line in reached),
+            own=tuple(accuracy(state) for state in states),
+            merged=accuracy(mean),
+        )
