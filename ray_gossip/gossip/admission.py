@@ -108,7 +108,9 @@ class Tokens:
         now = self._clock()
         _, asked_at, nonce = _HEAD.unpack(head)
         if not abs(now - asked_at) <= WINDOW_S:
-            raise Refused(f"its clock differs by {abs(now - asked_at):.0f} s, or it repeats what was said earlier")
+            raise Refused(
+                f"its clock differs by {abs(now - asked_at):.0f} s from this one's, or it repeats what was said"
+            )
         while self._seen and next(iter(self._seen.values())) < now:
             self._seen.popitem(last=False)
         if nonce in self._seen:

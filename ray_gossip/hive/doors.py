@@ -15,6 +15,8 @@ from ray_gossip.gossip.admission import TOKEN_BYTES, Rates, Refused, Secret, Tok
 
 _TOKEN_S = 10.0  # for the token of a stream to come
 
+_GIVE = "give the secret of that swarm: --secret_file, or RAY_GOSSIP_SECRET_FILE"
+
 _LINE = 400  # bytes: a pipe takes so many at once
 _LINES = 100
 
@@ -69,9 +71,11 @@ class OpenClient:
             answer: bytes = await self._client.call_unary_handler(callee, proto, content)
         except P2PHandlerError as error:
             if Refused.__name__ in str(error):
-                _tell(f"peer {callee.to_base58()} refused this one, {_quoted(str(error))}")
+                why = _quoted(str(error))
+                advice = "set both clocks by NTP" if "clock" in why else _GIVE
+                _tell(f"peer {callee.to_base58()} refused this one, {why}; {advice}")
             elif "DecodeError" in str(error):
-                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open (swarm.open=true)")
+                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open; set swarm.open=true")
             raise
         return answer
 
