@@ -11,7 +11,7 @@ from typing import Any
 
 from hivemind.p2p import P2P, P2PHandlerError, PeerID
 
-from ray_gossip.gossip.admission import TOKEN_BYTES, Rates, Refused, Secret, Tokens
+from ray_gossip.gossip.admission import TOKEN_BYTES, Refused, Secret, Tokens
 
 _TOKEN_S = 10.0  # for the token of a stream to come
 
@@ -90,7 +90,7 @@ class ClosedClient(OpenClient):
 
     def __init__(self, client: Any, tokens: Tokens) -> None:
         super().__init__(client)
-        self._tokens, self._rates = tokens, Rates()
+        self._tokens = tokens
 
     async def add_unary_handler(
         self, proto: str, handler: Callable[[bytes, PeerID], Awaitable[bytes]], balanced: bool = False
@@ -132,7 +132,6 @@ class ClosedClient(OpenClient):
     def _admit(self, caller: PeerID, proto: str, token: bytes, content: bytes = b"") -> None:
         try:
             self._tokens.admit(caller.to_bytes(), proto, token, content)
-            self._rates.admit(caller.to_bytes())
         except Refused as why:
             _tell(f"peer {caller.to_base58()} was refused: {why}")
             raise
