@@ -42,7 +42,8 @@ from ray_gossip.hive.membership import members_key
 from ray_gossip.testing import RemotePeer, processes_of
 
 NUM_PEERS, SIZE, STEP_S, H = 4, 100_000, 0.05, 20
-QUIET_S, ANSWER_S, AT_ONCE = 60.0, 3.0, 8
+QUIET_S, ANSWER_S = 60.0, 3.0
+CALLS_AT_ONCE, STREAMS_AT_ONCE = 8, 32  # a stream stays open for a while
 STEPS, GROWTH_MB = 0.97, 30.0
 CONFIG = parse({"swarm": {"num_peers": NUM_PEERS}, "gossip": {"group_size": NUM_PEERS, "steps": H}})
 
@@ -184,7 +185,7 @@ class Stranger:
         return time.monotonic() - started
 
     async def _send(self, door: str, count: int) -> None:
-        at_once = asyncio.Semaphore(AT_ONCE)
+        at_once = asyncio.Semaphore(CALLS_AT_ONCE if door in CALLS else STREAMS_AT_ONCE)
 
         async def once(number: int) -> None:
             callee = self._callees[number % len(self._callees)]
@@ -238,7 +239,7 @@ def main() -> int:
                 def knock(door: str = door) -> float:
                     assert stranger is not None
                     stranger.send(Stranger.send, door, options.messages)
-                    took: float = stranger.receive(WAIT_S + options.messages * ANSWER_S / AT_ONCE)
+                    took: float = stranger.receive(WAIT_S + options.messages * ANSWER_S / CALLS_AT_ONCE)
                     return took
 
                 took, disturbed = while_they_train(members, knock)

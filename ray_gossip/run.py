@@ -16,7 +16,7 @@ from ray_gossip.checkpoints.manifest import latest_sound
 from ray_gossip.config import Config, skipped
 from ray_gossip.errors import SwarmError, one_line
 from ray_gossip.factory import NAMED, Factories
-from ray_gossip.gossip.admission import Secret
+from ray_gossip.gossip.admission import OPEN, Secret
 from ray_gossip.records import Fault, Notice, Record
 from ray_gossip.resume import Resumption
 from ray_gossip.secret_file import OPTION, forget, keep
@@ -203,7 +203,7 @@ class Run:
 
     def _open_to_all(self) -> Iterator[Record]:
         if self.config.swarm.open:
-            yield Notice.now("swarm.open: anybody who can reach a peer can join, read the model and change it")
+            yield Notice.now(OPEN)
 
     def _how_to_join(self) -> str:
         address = next(peer.started for peer in self.state.live_peers() if peer.started).multiaddrs[0]

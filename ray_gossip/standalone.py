@@ -15,7 +15,7 @@ from ray_gossip.config import Config
 from ray_gossip.console import open_view
 from ray_gossip.driver import check, new_run_id
 from ray_gossip.errors import ConfigError
-from ray_gossip.gossip.admission import Secret
+from ray_gossip.gossip.admission import OPEN, Secret
 from ray_gossip.lines import print_summary
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.rehearsal import perform
@@ -99,7 +99,7 @@ def run_peer(
     run_dir = run_dir or _new_folder(Path("runs") / f"{run_id}-peer-{peer.peer_index:02d}")
     observer = Observer(config, peers=[peer.peer_index])
     try:
-        _say_where(peer, join_command, stream)
+        _say_where(peer, join_command, stream, is_open=config.swarm.open)
         with (
             open_view(stream) as view,
             RunLog(run_dir, observer, run_id=run_id, started_at=started) as log,
@@ -139,10 +139,11 @@ def _new_folder(folder: Path) -> Path:
     return next(each for each in names if not each.exists())
 
 
-def _say_where(peer: Peer, join_command: str, stream: TextIO) -> None:
+def _say_where(peer: Peer, join_command: str, stream: TextIO, *, is_open: bool) -> None:
     addresses = sorted(peer.multiaddrs(), key=_is_loopback)
     lines = [f"peer {peer.peer_index} of run {peer.charter.run_id} listens on", *(f"  {each}" for each in addresses)]
-    stream.write("\n".join([*lines, "others join it with", f"  {join_command} {addresses[0]}", "", ""]))
+    lines += ["others join it with", f"  {join_command} {addresses[0]}", *([OPEN] if is_open else []), "", ""]
+    stream.write("\n".join(lines))
     stream.flush()
 
 

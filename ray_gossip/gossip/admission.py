@@ -29,6 +29,9 @@ _AT_ONCE, _PER_S = 1000, 200.0  # requests of one peer; a round has some ten of 
 _MOST_CALLERS = 10_000
 
 
+OPEN = "swarm.open: anybody who can reach a peer can join, read the model and change it"
+
+
 class Refused(Exception):
     """A request without proof that its sender belongs to this run, or of one that asks too often."""
 
@@ -91,6 +94,7 @@ class Tokens:
 
     def __init__(self, secret: Secret, *, own: bytes, clock: Callable[[], float] = time.time) -> None:
         self._key, self._own, self._clock = secret.value, own, clock
+        self._rates = Rates()
         self._seen: OrderedDict[bytes, float] = OrderedDict()  # nonces that were let in, and until when they count
 
     def ask(self, callee: bytes, door: str, content: bytes = b"") -> bytes:
@@ -99,7 +103,7 @@ class Tokens:
         return head + self._proof(b"ask", self._own, callee, door.encode(), head, content)
 
     def admit(self, caller: bytes, door: str, token: bytes, content: bytes = b"") -> None:
-        """Raises Refused, unless this caller knows the secret and asks for the first time."""
+        """Raises Refused, unless this caller knows the secret, asks for the first time, and not too often."""
         if len(token) != TOKEN_BYTES or not token.startswith(_VERSION):
             raise Refused("it shows no proof that it belongs to this run")
         head, proof = token[: _HEAD.size], token[_HEAD.size :]
@@ -108,11 +112,14 @@ class Tokens:
         now = self._clock()
         _, asked_at, nonce = _HEAD.unpack(head)
         if not abs(now - asked_at) <= WINDOW_S:
-            raise Refused(f"its clock differs by {abs(now - asked_at):.0f} s, or it repeats what was said earlier")
+            raise Refused(
+                f"its clock differs by {abs(now - asked_at):.0f} s from this one's, or it repeats what was said"
+            )
         while self._seen and next(iter(self._seen.values())) < now:
             self._seen.popitem(last=False)
         if nonce in self._seen:
             raise Refused("it repeats what was said earlier")
+        self._rates.admit(caller)
         self._seen[nonce] = now + 2 * WINDOW_S
 
     def answer(self, caller: bytes, door: str, token: bytes, content: bytes) -> bytes:

@@ -11,9 +11,11 @@ from typing import Any
 
 from hivemind.p2p import P2P, P2PHandlerError, PeerID
 
-from ray_gossip.gossip.admission import TOKEN_BYTES, Rates, Refused, Secret, Tokens
+from ray_gossip.gossip.admission import TOKEN_BYTES, Refused, Secret, Tokens
 
 _TOKEN_S = 10.0  # for the token of a stream to come
+
+_GIVE = "give the secret of that swarm: --secret_file, or RAY_GOSSIP_SECRET_FILE"
 
 _LINE = 400  # bytes: a pipe takes so many at once
 _LINES = 100
@@ -69,9 +71,11 @@ class OpenClient:
             answer: bytes = await self._client.call_unary_handler(callee, proto, content)
         except P2PHandlerError as error:
             if Refused.__name__ in str(error):
-                _tell(f"peer {callee.to_base58()} refused this one, {_quoted(str(error))}")
+                why = _quoted(str(error))
+                advice = "set both clocks by NTP" if "clock" in why else _GIVE
+                _tell(f"peer {callee.to_base58()} refused this one, {why}; {advice}")
             elif "DecodeError" in str(error):
-                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open (swarm.open=true)")
+                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open; set swarm.open=true")
             raise
         return answer
 
@@ -86,7 +90,7 @@ class ClosedClient(OpenClient):
 
     def __init__(self, client: Any, tokens: Tokens) -> None:
         super().__init__(client)
-        self._tokens, self._rates = tokens, Rates()
+        self._tokens = tokens
 
     async def add_unary_handler(
         self, proto: str, handler: Callable[[bytes, PeerID], Awaitable[bytes]], balanced: bool = False
@@ -128,7 +132,6 @@ class ClosedClient(OpenClient):
     def _admit(self, caller: PeerID, proto: str, token: bytes, content: bytes = b"") -> None:
         try:
             self._tokens.admit(caller.to_bytes(), proto, token, content)
-            self._rates.admit(caller.to_bytes())
         except Refused as why:
             _tell(f"peer {caller.to_base58()} was refused: {why}")
             raise

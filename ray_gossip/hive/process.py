@@ -277,7 +277,7 @@ def _reason(error: Exception) -> str:
     """What others have against this peer, or the operating system."""
     text = str(error).strip() or type(error).__name__
     if "failed to connect to bootstrap peers" in text and (why := refusals()):
-        return f"{why[0]}; give the secret of that swarm, --secret_file FILE"
+        return why[0]
     if "failed to connect to bootstrap peers" in text:
         return "nobody answers there: does that peer still run, and is its port open?"
     clocks = _CLOCKS.search(text)

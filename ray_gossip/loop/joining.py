@@ -19,7 +19,7 @@ from ray_gossip import models
 from ray_gossip.addresses import check_multiaddr
 from ray_gossip.config import Config, read
 from ray_gossip.errors import UserError
-from ray_gossip.gossip.admission import Secret
+from ray_gossip.gossip.admission import OPEN, Secret
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.engine import GossipEngine
 from ray_gossip.gossip.protocols import StateShape
@@ -61,8 +61,8 @@ def join(
         initial_peers: multiaddrs of peers that are there already, under Ray or not, one is enough; none: found a swarm.
         founders: peers that begin together, this one included: waits for them, at most `swarm.start_s`. A peer that
             comes when the swarm runs waits for nobody. 1: begin at once.
-        config: its sections `gossip`, `swarm` (only start_s and final_s) and `seed` count, and peers must have the
-            same. A Config, a mapping such as {"gossip": {"steps": 10}}, or a YAML file.
+        config: its sections `gossip`, `swarm` (only start_s, final_s, open and port_range) and `seed` count, and peers
+            must have the same. A Config, a mapping such as {"gossip": {"steps": 10}}, or a YAML file.
         host_maddrs: where to listen, such as /ip4/0.0.0.0/tcp/4011 for peers on other machines. Default: a free port
             of 127.0.0.1.
         announce_maddrs: what others are told instead, behind a NAT or in a container.
@@ -105,7 +105,7 @@ def join(
             check_multiaddr(option, address, names_peer=option == "initial_peers")
     place = None if initial_peers else Place(_founded(settings), 0)
     secret = None if settings.swarm.open else given(secret_file, option="secret_file")
-    kept = ""
+    kept = f"; {OPEN}" if settings.swarm.open else ""
     if secret is None and place is not None and not settings.swarm.open:
         secret = Secret.new()
         kept = f", and secret_file={str(keep(secret, run_id=place.charter.run_id))!r}"

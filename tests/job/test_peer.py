@@ -50,7 +50,7 @@ def test_two_shells_found_a_swarm_join_it_and_end_with_one_model(
         address = address_of(first)
         refused = finish("peer", *words, *options, "--initial_peer", address)
         assert (refused.returncode, refused.stdout) == (1, ""), refused
-        assert refused.stderr.endswith("; give the secret of that swarm, --secret_file FILE\n")
+        assert refused.stderr.endswith("; give the secret of that swarm: --secret_file, or RAY_GOSSIP_SECRET_FILE\n")
         (secret,) = (tmp_path / "state" / "ray_gossip").iterdir()
         assert secret.stat().st_mode & 0o777 == 0o600
         joining = (*options, "--secret_file", str(secret), "--initial_peer", address)
