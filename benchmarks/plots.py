@@ -1,0 +1,97 @@
+"""Pictures of what `compare.py` found: `python benchmarks/plots.py compare.json docs/benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS = "ours"
+ALONE = "no communication"
+COLOUR, OTHERS = "#c2410c", "#64748b"
+INCHES = (8.0, 4.2)
+
+
+def draw(found: dict[str, Any], folder: Path) -> list[Path]:
+    """Returns the files."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in dict.fromkeys(row["condition"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["condition"] == name and not row["why_not"]]
+        if not rows:
+            continue
+        figure = Figure(figsize=INCHES, layout="constrained")
+        axes = figure.subplots()
+        if rows[0]["marks"]:
+            _accuracy(axes, rows)
+        else:
+            _rates(axes, rows)
+        settings = found["settings"]
+        task = f"{settings['data'] or 'digits'}, {settings['model']}, {settings['peers']} processes"
+        axes.set_title(f"{name}: {task}, {1000 * settings['step_s']:g} ms a local step, {found['machine']}", fontsize=9)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        paths.append(folder / f"{name.replace(' ', '-')}.svg")
+        figure.savefig(paths[-1], metadata={"Date": None})
+    return paths
+
+
+def _methods(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def _accuracy(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Of the processes' own models, over time, mean of the seeds."""
+    for method in _methods(rows):
+        runs = [row["marks"] for row in rows if row["method"] == method]
+        seconds = [statistics.fmean(mark["seconds"] for mark in marks) for marks in zip(*runs, strict=False)]
+        own = [statistics.fmean(statistics.fmean(m["own"]) for m in marks) for marks in zip(*runs, strict=False)]
+        is_ours = method.startswith(OURS)
+        (line,) = axes.plot(seconds, own, linewidth=2.2 if is_ours else 1.2, color=COLOUR if is_ours else None)
+        axes.annotate(
+            method,
+            (seconds[-1], own[-1]),
+            fontsize=7,
+            color=line.get_color(),
+            xytext=(3, 0),
+            textcoords="offset points",
+        )
+    axes.set_xlabel("seconds of training", fontsize=8)
+    axes.set_ylabel("accuracy of a process's own model", fontsize=8)
+
+
+def _rates(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Samples a second, against no communication."""
+    rates = {
+        method: statistics.fmean(row["samples_per_s"] for row in rows if row["method"] == method)
+        for method in _methods(rows)
+    }
+    most = rates.get(ALONE)
+    shown = sorted((name for name in rates if name != ALONE), key=lambda name: rates[name])
+    values = [rates[name] / most if most else rates[name] for name in shown]
+    axes.barh(shown, values, color=[COLOUR if name.startswith(OURS) else OTHERS for name in shown])
+    axes.bar_label(axes.containers[0], fmt="%.2f", fontsize=8, padding=3)
+    axes.set_xlabel(
+        "samples a second, of what the processes do without communication" if most else "samples a second", fontsize=8
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("found", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    for path in draw(json.loads(options.found.read_text()), options.folder):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
