@@ -1,0 +1,196 @@
+"""How close to the wire is a round? The same bytes, averaged in a group, by
+
+    ours        a blocking round of `engine=gossip` on real peers: from when all have met to the last part
+    gloo        torch.distributed.all_reduce
+    TCP         each process sends as many bytes as an all-reduce must, over loopback sockets, and does nothing else
+    memory      one copy of them
+
+Seconds of the slowest, and seconds of processor of all processes that take part, for each all-reduce. An all-reduce in
+a group of M must send 2 (M - 1) / M of its bytes, from each.
+
+    python benchmarks/wire.py                        45 MB in a group of 4, 100 and 400 MB in a pair
+    python benchmarks/wire.py --sizes 45:4 --rounds 3
+    python benchmarks/wire.py --compression fp16     ours only
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from harness import all_at_once, conclude, print_table
+
+from ray_gossip.config import Config, parse
+from ray_gossip.testing import GossipPeer, RemotePeer, processes_of, start_swarm
+
+WAIT_S, CHUNK = 600.0, 2**20
+TIMES_GLOO = 3.0
+
+
+class GlooPeer:
+    """One of several processes that all-reduce."""
+
+    def __init__(self, rank: int, world: int, store: str, size: int) -> None:
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group(
+            "gloo",
+            store=torch.distributed.FileStore(store, world),
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=WAIT_S),
+        )
+        self._values = torch.randn(size)
+
+    def reduce(self) -> float:
+        """Returns the seconds."""
+        started = time.monotonic()
+        torch.distributed.all_reduce(self._values)
+        self._values /= torch.distributed.get_world_size()
+        return time.monotonic() - started
+
+
+class Socket:
+    """Sends to the next of a ring, and takes from the one before."""
+
+    def __init__(self, path: str, rank: int, world: int, num_bytes: int) -> None:
+        self._folder, self._rank, self._world = Path(path), rank, world
+        self._bytes = bytearray(num_bytes)
+        listening = socket.create_server(("127.0.0.1", 0))
+        (self._folder / f"port-{rank}.fresh").write_text(str(listening.getsockname()[1]))
+        (self._folder / f"port-{rank}.fresh").rename(self._folder / f"port-{rank}")
+        self._listening = listening
+
+    def connect(self) -> None:
+        port = int((self._folder / f"port-{(self._rank + 1) % self._world}").read_text())
+        self._to = socket.create_connection(("127.0.0.1", port))
+        self._from, _ = self._listening.accept()
+
+    def reduce(self) -> float:
+        started, left = time.monotonic(), len(self._bytes)
+        sending = threading.Thread(target=self._to.sendall, args=[self._bytes])
+        sending.start()
+        buffer = memoryview(bytearray(CHUNK))
+        while left:
+            left -= self._from.recv_into(buffer[: min(CHUNK, left)])
+        sending.join()
+        return time.monotonic() - started
+
+
+def reduce_ours(peer: GossipPeer) -> float:
+    report = peer.round()
+    if report.outcome != "averaged":
+        raise RuntimeError(f"{report.outcome}: {report.cause}")
+    return report.allreduce_s
+
+
+def measure(peers: Sequence[RemotePeer], once: Callable[[Any], float], rounds: int) -> tuple[float, float]:
+    """Seconds, and seconds of processor, of an all-reduce; medians. The first is not counted."""
+    found: list[tuple[float, float]] = []
+    for _ in range(1 + rounds):
+        before = _processor_s(peers)
+        seconds = max(all_at_once(peers, once, wait_s=WAIT_S))
+        found.append((seconds, _processor_s(peers) - before))
+    return statistics.median(each[0] for each in found[1:]), statistics.median(each[1] for each in found[1:])
+
+
+def _processor_s(peers: Sequence[RemotePeer]) -> float:
+    """Of all processes of all peers so far."""
+    times: list[Any] = []
+    for peer in peers:
+        for process in processes_of(peer.process.pid or 0):
+            try:
+                times.append(process.cpu_times())
+            except psutil.NoSuchProcess:
+                continue
+    return float(sum(each.user + each.system for each in times))
+
+
+def ours(size: int, world: int, rounds: int, compression: str) -> tuple[float, float]:
+    gossip = {"group_size": world, "steps": 1, "overlap": False, "compression": compression, "allreduce_s": WAIT_S}
+    config: Config = parse({"swarm": {"num_peers": world}, "gossip": gossip})
+    with start_swarm(config, size) as peers:
+        return measure(peers, reduce_ours, rounds)
+
+
+def gloo(size: int, world: int, rounds: int) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        return _of(
+            [(GlooPeer, (rank, world, f"{folder}/store", size)) for rank in range(world)], GlooPeer.reduce, rounds
+        )
+
+
+def tcp(size: int, world: int, rounds: int) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        num_bytes = 4 * size * 2 * (world - 1) // world
+        builds = [(Socket, (folder, rank, world, num_bytes)) for rank in range(world)]
+        return _of(builds, Socket.reduce, rounds, first=Socket.connect)
+
+
+def _of(
+    builds: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+    once: Callable[[Any], float],
+    rounds: int,
+    *,
+    first: Callable[[Any], None] | None = None,
+) -> tuple[float, float]:
+    peers: list[RemotePeer] = []
+    try:
+        for build, arguments in builds:
+            peers.append(RemotePeer(build, *arguments))
+        for peer in peers:
+            peer.receive(WAIT_S)
+        if first is not None:
+            all_at_once(peers, first, wait_s=WAIT_S)
+        return measure(peers, once, rounds)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def memory(size: int) -> float:
+    values, out = torch.randn(size), torch.empty(size)
+    out.copy_(values)
+    started = time.monotonic()
+    out.copy_(values)
+    return time.monotonic() - started
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["45:4", "100:2", "400:2"], help="megabytes:peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compression", default="none", choices=["none", "fp16", "int8"])
+    options = parser.parse_args()
+    rows, figures, failures = [], [], []
+    for megabytes, world in (tuple(map(int, each.split(":"))) for each in options.sizes):
+        size = megabytes * 1_000_000 // 4
+        found = {
+            "ours": ours(size, world, options.rounds, options.compression),
+            "gloo": gloo(size, world, options.rounds),
+            "TCP": tcp(size, world, options.rounds),
+        }
+        times = found["ours"][0] / found["gloo"][0]
+        for name, (seconds, processor_s) in found.items():
+            sent = megabytes * 1e6 * 2 * (world - 1)  # by all
+            rows.append([f"{megabytes} MB, {world} peers", name, seconds, processor_s, 1e9 * processor_s / sent])
+        rows.append([f"{megabytes} MB", "memory", copied := memory(size), copied, "-"])
+        figures.append({"megabytes": megabytes, "peers": world, "times_gloo": times, **found})
+        if times > TIMES_GLOO:
+            failures.append(f"{megabytes} MB among {world} peers take {times:.1f} times as long as with gloo")
+    print_table("an all-reduce", ["", "", "s", "processor s", "ns of processor a byte sent"], rows)
+    return conclude({"compression": options.compression, "sizes": figures}, failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
