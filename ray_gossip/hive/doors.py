@@ -28,10 +28,10 @@ def close_doors(secret: Secret | None) -> None:
     """From now on every connection of this process, and of those that it forks, to its libp2p daemon asks others for
     the secret, and shows it. None: it asks for none, and has none to show."""
 
-    async def closed(self: P2P) -> None:
-        await _open_to_all(self)
-        tokens = Tokens(secret, own=self.peer_id.to_bytes()) if secret is not None else None
-        self._client = OpenClient(self._client) if tokens is None else ClosedClient(self._client, tokens)
+    async def closed(p2p: P2P) -> None:
+        await _open_to_all(p2p)
+        tokens = Tokens(secret, own=p2p.peer_id.to_bytes()) if secret is not None else None
+        p2p._client = OpenClient(p2p._client) if tokens is None else ClosedClient(p2p._client, tokens)
 
     global _heard, _told
     if _heard < 0:
@@ -61,14 +61,14 @@ class OpenClient:
     """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self._daemon = client
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
+        return getattr(self._daemon, name)
 
     async def call_unary_handler(self, callee: PeerID, proto: str, content: bytes) -> bytes:
         try:
-            answer: bytes = await self._client.call_unary_handler(callee, proto, content)
+            answer: bytes = await self._daemon.call_unary_handler(callee, proto, content)
         except P2PHandlerError as error:
             if Refused.__name__ in str(error):
                 why = _quoted(str(error))
@@ -101,7 +101,7 @@ class ClosedClient(OpenClient):
             answer = await handler(content, caller)
             return self._tokens.answer(caller.to_bytes(), proto, token, answer) + answer
 
-        await self._client.add_unary_handler(proto, closed, balanced)
+        await self._daemon.add_unary_handler(proto, closed, balanced)
 
     async def call_unary_handler(self, callee: PeerID, proto: str, content: bytes) -> bytes:
         token = self._tokens.ask(callee.to_bytes(), proto, content)
@@ -122,10 +122,10 @@ class ClosedClient(OpenClient):
                 return
             await handler(stream, reader, writer)
 
-        await self._client.stream_handler(proto, closed, balanced)
+        await self._daemon.stream_handler(proto, closed, balanced)
 
     async def stream_open(self, callee: PeerID, protocols: Any) -> Any:
-        stream, reader, writer = await self._client.stream_open(callee, protocols)
+        stream, reader, writer = await self._daemon.stream_open(callee, protocols)
         writer.write(self._tokens.ask(callee.to_bytes(), stream.proto))
         return stream, reader, writer
 

@@ -6,12 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from hivemind.p2p import P2P
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.admission import TOKEN_BYTES, WINDOW_S, Rates, Refused, Secret, Tokens
-from ray_gossip.hive.doors import ClosedClient, refusals
+from ray_gossip.hive.doors import ClosedClient, close_doors, refusals
 
 SECRET, OTHER = Secret(bytes(32)), Secret(bytes(31) + b"\x01")
 DOOR = "DHTProtocol.rpc_store"
@@ -160,7 +161,11 @@ class Wires:
         return answer
 
 
-def test_a_request_and_its_answer_go_through_closed_doors_and_a_strangers_do_not() -> None:
+def test_a_request_and_its_answer_go_through_closed_doors_and_a_strangers_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(P2P, "_ping_daemon", P2P._ping_daemon)
+    close_doors(SECRET)
     wires = Wires()
 
     def client(name: bytes, secret: Secret) -> ClosedClient:
