@@ -11,7 +11,7 @@ has a network address of its own, so that the kernel counts what it sends, and l
     link 100   as quiet, and every link carries 100 Mbit/s; link 10: 10 Mbit/s
 
 Data: the digits of scikit-learn, or `--data module:function`, as `data.factory`. What needs more than `.[dev]` has a
-row that says so: `uv pip install --target FOLDER -r benchmarks/compare.txt`, and FOLDER on PYTHONPATH.
+row that says so; `benchmarks/compare.txt` says how to get it, for `--extras`.
 
     python benchmarks/compare.py                                         one seed, quiet, slow 3 and killed
     python benchmarks/compare.py --seeds 3 --only ours DDP               two methods, with deviations
@@ -40,6 +40,7 @@ from methods.task import Task
 
 ALONE = "no communication"
 TARGET = 0.97  # of the best final accuracy of any method: time is measured to this accuracy
+VERSIONS = ("ray_gossip", "torch", "hivemind", "ray", "torchft")
 KEPT = ("peers", "steps", "step_s", "seconds", "interval", "data", "model", "lr", "shards", "batch_size")
 
 
@@ -58,6 +59,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--shards", default="iid", choices=["iid", "dirichlet"])
+    parser.add_argument("--extras", type=Path, help="folder with what some methods need and the others do not")
     parser.add_argument("--out", type=Path, default=Path("compare.json"))
     parser.add_argument("--resume", action="store_true", help="leave out what OUT has already")
     options = parser.parse_args()
@@ -73,7 +75,7 @@ def compare(options: argparse.Namespace) -> int:
             for name in options.only:
                 wanted = {"method": name, "condition": condition.name, "seed": seed}
                 if not any(wanted.items() <= row.items() for row in found["rows"]):
-                    outcome = _perform(name, condition, seed, found["settings"])
+                    outcome = _perform(name, condition, seed, found["settings"], options.extras)
                     found["rows"].append({**wanted, **asdict(outcome)})
                     options.out.write_text(json.dumps(found, indent=1))
                     print(f"{condition.name}, seed {seed}, {name}: {outcome.why_not or 'done'}", flush=True)
@@ -96,23 +98,21 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: _version(name) for name in ("ray_gossip", "torch", "hivemind", "ray", "torchft")},
+        "versions": {name: _version(name, options.extras) for name in VERSIONS},
         "settings": settings,
         "rows": [],
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version(name: str, extras: Path | None) -> str | None:
+    paths = [*sys.path, *([str(extras)] if extras is not None else [])]
+    return next((each.version for each in importlib.metadata.distributions(name=name, path=paths)), None)
 
 
-def _perform(name: str, condition: Condition, seed: int, settings: dict[str, Any]) -> Outcome:
+def _perform(name: str, condition: Condition, seed: int, settings: dict[str, Any], extras: Path | None) -> Outcome:
     method = METHODS[name]
-    if method.why_not:
-        return Outcome(why_not=method.why_not)
+    if why_not := method.why_not(extras):
+        return Outcome(why_not=why_not)
     task = Task(
         folder="",
         rank=0,
@@ -130,7 +130,7 @@ def _perform(name: str, condition: Condition, seed: int, settings: dict[str, Any
         batch_size=settings["batch_size"],
         method=method.variant,
     )
-    return perform(method, task, condition, seconds=settings["seconds"])
+    return perform(method, task, condition, seconds=settings["seconds"], extras=extras)
 
 
 def _print_trainings(condition: Condition, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,11 @@ class Method:
     is_one_process: bool = False  # which does the local steps of all
     starts_its_ranks: bool = False  # one program for all of them, at one address: what it sends is not counted
 
-    @property
-    def why_not(self) -> str:
+    def why_not(self, extras: Path | None) -> str:
         """Why it cannot run here; empty: it can."""
-        is_there = not self.needs or importlib.util.find_spec(self.needs) is not None
-        how = f"{self.needs} is not installed: uv pip install --target FOLDER -r benchmarks/compare.txt"
-        return "" if is_there else how
+        if not self.needs or (extras is not None and (extras / self.needs).is_dir()):
+            return ""
+        return f"{self.needs} is not installed: see benchmarks/compare.txt"
 
 
 METHODS = {

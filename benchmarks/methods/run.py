@@ -65,12 +65,13 @@ class Failed(Exception):
     """A method that does not come to an end, and why."""
 
 
-def perform(method: Method, task: Task, condition: Condition, *, seconds: float) -> Outcome:
+def perform(method: Method, task: Task, condition: Condition, *, seconds: float, extras: Path | None) -> Outcome:
     """Train, and evaluate.
 
     Args:
         task: of rank 0.
         seconds: how long, where a condition counts samples.
+        extras: a folder with what a method needs that the others do not.
     """
     world = 1 if method.is_one_process else task.world
     # Ray Train's ranks and all that serves them are at one address
@@ -91,7 +92,7 @@ def perform(method: Method, task: Task, condition: Condition, *, seconds: float)
         if not why_not:
             places = opened.enter_context(Links(places_needed, mbit_per_s=condition.mbit_per_s)).places
         task = replace(task, folder=str(folder))
-        processes = opened.enter_context(Processes(method, task, places))
+        processes = opened.enter_context(Processes(method, task, places, extras))
         try:
             return _measured(processes, task, condition, seconds=seconds)
         except Failed as why:
@@ -101,9 +102,10 @@ def perform(method: Method, task: Task, condition: Condition, *, seconds: float)
 class Processes:
     """Of one method."""
 
-    def __init__(self, method: Method, task: Task, places: Sequence[Place]) -> None:
+    def __init__(self, method: Method, task: Task, places: Sequence[Place], extras: Path | None) -> None:
         self._method, self._task, self.places = method, task, places
         self._mark, self._folder = new_mark(), Path(task.folder)
+        self._paths = [str(HERE), *([str(extras)] if method.needs else []), *sys.path]
         self.started_at = time.time()
         self.all: list[subprocess.Popen[bytes]] = []
 
@@ -112,7 +114,6 @@ class Processes:
         for rank, place in enumerate(self.places):
             task = replace(self._task, rank=rank, ip_address=place.ip_address)
             words = [sys.executable, "-m", f"methods.{self._method.program}", task.text()]
-            paths = [str(HERE), str(HERE.parent), *sys.path]
             with (self._folder / f"output-{rank}").open("wb") as output:
                 self.all.append(
                     subprocess.Popen(
@@ -123,7 +124,7 @@ class Processes:
                             **(place.environment if place.namespace else {}),
                             MARK: self._mark,
                             TEXT: secret,
-                            "PYTHONPATH": os.pathsep.join(paths),
+                            "PYTHONPATH": os.pathsep.join(self._paths),
                         },
                         stdin=subprocess.DEVNULL,
                         stdout=output,
