@@ -26,9 +26,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,10 +34,9 @@ from typing import Any
 from harness import conclude, print_table
 from methods.catalogue import CONDITIONS, METHODS, Condition
 from methods.run import Outcome, perform
+from methods.tables import table_of
 from methods.task import Task
 
-ALONE = "no communication"
-TARGET = 0.97  # of the best final accuracy of any method: time is measured to this accuracy
 VERSIONS = ("ray_gossip", "torch", "hivemind", "ray", "torchft")
 KEPT = ("peers", "steps", "step_s", "seconds", "interval", "data", "model", "lr", "shards", "batch_size")
 
@@ -79,10 +76,10 @@ def compare(options: argparse.Namespace) -> int:
                     found["rows"].append({**wanted, **asdict(outcome)})
                     options.out.write_text(json.dumps(found, indent=1))
                     print(f"{condition.name}, seed {seed}, {name}: {outcome.why_not or 'done'}", flush=True)
-    for condition in (CONDITIONS[name] for name in options.conditions):
-        rows = [row for row in found["rows"] if row["condition"] == condition.name]
-        (_print_rates if condition.counts_samples else _print_trainings)(condition, rows)
-        for name, why in {row["method"]: row["why_not"] for row in rows if row["why_not"]}.items():
+    for condition in options.conditions:
+        table = table_of(condition, found["rows"])
+        print_table(condition, table.header, table.rows)
+        for name, why in table.missing.items():
             print(f"  {name}: {why}")
     return conclude({"rows": len(found["rows"]), "out": str(options.out)}, [])
 
@@ -131,73 +128,6 @@ def _perform(name: str, condition: Condition, seed: int, settings: dict[str, Any
         method=method.variant,
     )
     return perform(method, task, condition, seconds=settings["seconds"], extras=extras)
-
-
-def _print_trainings(condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
-    done = [row for row in rows if not row["why_not"]]
-    finals = [row["marks"][-1] for row in done]
-    target = TARGET * max((mark["merged"] for mark in finals), default=0.0)
-    header = ["", "samples/s", "s", f"s to {target:.3f}", "MB sent", "accuracy", "of the worst", "of the mean"]
-    table = []
-    for name, own in _by_method(done):
-        last = [row["marks"][-1] for row in own]
-        table.append(
-            [
-                name,
-                _mean(row["samples_per_s"] for row in own),
-                _mean(row["seconds"] for row in own),
-                _mean(reached(row["marks"], target) for row in own),
-                _mean(row["megabytes"] for row in own),
-                _mean(statistics.fmean(mark["own"]) for mark in last),
-                _mean(min(mark["own"]) for mark in last),
-                _mean(mark["merged"] for mark in last),
-            ]
-        )
-    print_table(
-        condition.name,
-        [*header, "start, s", "MB a process"],
-        [
-            [*cells, _mean(row["start_s"] for row in own), _mean(row["memory_mb"] for row in own)]
-            for cells, (_, own) in zip(table, _by_method(done), strict=True)
-        ],
-    )
-
-
-def _print_rates(condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
-    done = [row for row in rows if not row["why_not"]]
-    alone = [row["samples_per_s"] for row in done if row["method"] == ALONE]
-    most = statistics.fmean(alone) if alone else None
-    table = []
-    for name, own in _by_method(done):
-        rate = statistics.fmean(row["samples_per_s"] for row in own)
-        table.append([name, rate, "-" if most is None else rate / most, _mean(row["memory_mb"] for row in own)])
-    print_table(condition.name, ["", "samples/s", f"of {ALONE}", "MB a process"], table)
-
-
-def reached(marks: Sequence[dict[str, Any]], target: float) -> float | None:
-    """Seconds until the processes' own models are that good on average; between two marks, on a straight line."""
-    before_s, before = 0.0, 0.0
-    for mark in marks:
-        own = statistics.fmean(mark["own"])
-        if own >= target:
-            share = (target - before) / (own - before)
-            return float(before_s + share * (mark["seconds"] - before_s))
-        before_s, before = mark["seconds"], own
-    return None
-
-
-def _by_method(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    found = {name: [row for row in rows if row["method"] == name] for name in METHODS}
-    return [(name, own) for name, own in found.items() if own]
-
-
-def _mean(values: Any) -> str:
-    """With the deviation, where there are several."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    deviation = f" ± {statistics.stdev(known):.2g}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.3g}{deviation}"
 
 
 if __name__ == "__main__":

@@ -1,29 +1,32 @@
-"""Pictures of what `compare.py` found: `python benchmarks/plots.py compare.json docs/benchmarks`."""
+"""Pictures of what `compare.py` found, for `page.py`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from methods.tables import ALONE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS = "ours"
-ALONE = "no communication"
 COLOUR, OTHERS = "#c2410c", "#64748b"
 INCHES = (8.0, 4.2)
 
 
-def draw(found: dict[str, Any], folder: Path) -> list[Path]:
-    """Returns the files."""
+def name_of(path: Path, condition: str) -> str:
+    return f"{path.stem}-{condition.replace(' ', '-')}.svg"
+
+
+def draw(path: Path) -> None:
+    """One for each condition, beside the file."""
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    found: dict[str, Any] = json.loads(path.read_text())
     for name in dict.fromkeys(row["condition"] for row in found["rows"]):
         rows = [row for row in found["rows"] if row["condition"] == name and not row["why_not"]]
         if not rows:
@@ -39,9 +42,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
         axes.set_title(f"{name}: {task}, {1000 * settings['step_s']:g} ms a local step, {found['machine']}", fontsize=9)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        paths.append(folder / f"{name.replace(' ', '-')}.svg")
-        figure.savefig(paths[-1], metadata={"Date": None})
-    return paths
+        figure.savefig(path.with_name(name_of(path, name)), metadata={"Date": None})
 
 
 def _methods(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -82,16 +83,3 @@ def _rates(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xlabel(
         "samples a second, of what the processes do without communication" if most else "samples a second", fontsize=8
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("found", type=Path)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args()
-    for path in draw(json.loads(options.found.read_text()), options.folder):
-        print(path)
-
-
-if __name__ == "__main__":
-    main()
