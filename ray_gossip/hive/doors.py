@@ -80,6 +80,21 @@ class OpenClient:
         return answer
 
 
+class _BeginsWith:
+    """A stream's writer that says something before the first thing that it is given: a packet of its own would have to
+    go through two daemons."""
+
+    def __init__(self, writer: asyncio.StreamWriter, begin: bytes) -> None:
+        self._writer, self._begin = writer, begin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def write(self, content: bytes) -> None:
+        self._writer.write(self._begin + content if self._begin else content)
+        self._begin = b""
+
+
 async def _token_of(reader: asyncio.StreamReader) -> bytes:
     """Who has none is not waited for: what else comes may be shorter than a token."""
     begin = await reader.readexactly(1)
@@ -132,8 +147,7 @@ class ClosedClient(OpenClient):
 
     async def stream_open(self, callee: PeerID, protocols: Any) -> Any:
         stream, reader, writer = await self._daemon.stream_open(callee, protocols)
-        writer.write(self._tokens.ask(callee.to_bytes(), stream.proto))
-        return stream, reader, writer
+        return stream, reader, _BeginsWith(writer, self._tokens.ask(callee.to_bytes(), stream.proto))
 
     def _admit(self, caller: PeerID, proto: str, token: bytes, content: bytes = b"") -> None:
         try:
