@@ -7,7 +7,7 @@ steps of 0.2 s, a peer that starts again slows the others down.
     python benchmarks/chaos.py                                     12 peers, twice 30 minutes, 125 faults an hour
     python benchmarks/chaos.py --peers 4 --minutes 3 --rate 400    to try it
     python benchmarks/chaos.py --sizes 4 8 12                      whom one kill disturbs, by the number of peers
-    python benchmarks/chaos.py --sizes 4 8 12 --steps 2            the same with a round every 0.4 s instead of 4 s
+    python benchmarks/chaos.py --sizes 4 8 12 --steps 2            the same with a round a second, not every ten
 
 The storm: kill -9 of the process of an actor, of its sidecar, of its libp2p daemon, SIGSTOP of the actor, and a network
 on which nothing comes or goes for 10 s. Wanted: throughput (samples a second, each counted once) at least 0.985 of the
