@@ -211,7 +211,7 @@ class Run:
         if self.config.train.loop is not None:
             also = f", secret_file='{path}'" if path is not None else ""
             return f"a loop elsewhere joins with ray_gossip.join(model, initial_peers=['{address}']{also})"
-        words = ["ray-gossip", "peer", str(self.run_dir / "config.yaml"), "--initial_peer", address]
+        words = ["ray-gossip", "peer", str((self.run_dir / "config.yaml").absolute()), "--initial_peer", address]
         words += [OPTION, str(path)] if path is not None else []
         return f"from another shell, join with: {shlex.join(words)}"
 

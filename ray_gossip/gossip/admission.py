@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from ray_gossip.errors import UserError
 
 _BYTES = 32
-_VERSION = b"\x01"
-_HEAD = struct.Struct("!1s d 16s")  # version, seconds since 1970, nonce
+VERSION = b"\x01"  # the first byte of a token
+_HEAD = struct.Struct("!1s d 16s")  # VERSION, seconds since 1970, nonce
 TOKEN_BYTES = _HEAD.size + _BYTES
 WINDOW_S = 60.0  # clocks may differ by so much; the DHT asks for less
 _AT_ONCE, _PER_S = 1000, 200.0  # requests of one peer; a round has some ten of each other peer of its group
@@ -99,12 +99,12 @@ class Tokens:
 
     def ask(self, callee: bytes, door: str, content: bytes = b"") -> bytes:
         """What goes before the content of a request."""
-        head = _HEAD.pack(_VERSION, self._clock(), secrets.token_bytes(16))
+        head = _HEAD.pack(VERSION, self._clock(), secrets.token_bytes(16))
         return head + self._proof(b"ask", self._own, callee, door.encode(), head, content)
 
     def admit(self, caller: bytes, door: str, token: bytes, content: bytes = b"") -> None:
         """Raises Refused, unless this caller knows the secret, asks for the first time, and not too often."""
-        if len(token) != TOKEN_BYTES or not token.startswith(_VERSION):
+        if len(token) != TOKEN_BYTES or not token.startswith(VERSION):
             raise Refused("it shows no proof that it belongs to this run")
         head, proof = token[: _HEAD.size], token[_HEAD.size :]
         if not hmac.compare_digest(proof, self._proof(b"ask", caller, self._own, door.encode(), head, content)):

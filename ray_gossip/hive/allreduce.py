@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -117,15 +118,25 @@ class StrictAllReduce(AllReduceRunner):
         """Peer id -> what went wrong with it. A peer that gave up because of another is not named, that other is."""
         return {
             peer_id.to_base58(): self._gave_up[peer_id].words
-            if peer_id in self._gave_up
+            if peer_id in self._gave_up and peer_id not in self._senders_of_bad_parts
             else self._seen.get(peer_id, LOST)
             for peer_id in self._culprits()
         }
 
+    @property
+    def _senders_of_bad_parts(self) -> set[PeerID]:
+        """Whomever they blame themselves: this peer has seen it."""
+        return {peer_id for peer_id, words in self._seen.items() if words == BAD_PART}
+
     def _culprits(self) -> list[PeerID]:
         innocent = {peer_id for peer_id, refusal in self._gave_up.items() if refusal.blamed is not None}
-        blamed = {refusal.blamed for refusal in self._gave_up.values()} - {None, self.peer_id}
-        culprits = (blamed | self._seen.keys() | self._gave_up.keys()) - innocent or self._gave_up.keys()
+        innocent -= self._senders_of_bad_parts
+        blamed = Counter(refusal.blamed for refusal in self._gave_up.values())
+        del blamed[None], blamed[self.peer_id]
+        culprits = (blamed.keys() | self._seen.keys() | self._gave_up.keys()) - innocent
+        if not culprits:  # they blame each other
+            most = max(blamed.values(), default=0)
+            culprits = {peer_id for peer_id, count in blamed.items() if count == most} or {*self._gave_up}
         return [peer_id for peer_id in self.ordered_peer_ids if peer_id in culprits]
 
     def finalize(self, *, cancel: bool = False, exception: BaseException | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hivemind.p2p import P2P, P2PHandlerError, PeerID
 
-from ray_gossip.gossip.admission import TOKEN_BYTES, Refused, Secret, Tokens
+from ray_gossip.gossip.admission import TOKEN_BYTES, VERSION, Refused, Secret, Tokens
 
 _TOKEN_S = 10.0  # for the token of a stream to come
 
@@ -80,6 +80,27 @@ class OpenClient:
         return answer
 
 
+class _BeginsWith:
+    """A stream's writer that says something before the first thing that it is given: a packet of its own would have to
+    go through two daemons."""
+
+    def __init__(self, writer: asyncio.StreamWriter, begin: bytes) -> None:
+        self._writer, self._begin = writer, begin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def write(self, content: bytes) -> None:
+        self._writer.write(self._begin + content if self._begin else content)
+        self._begin = b""
+
+
+async def _token_of(reader: asyncio.StreamReader) -> bytes:
+    """Who has none is not waited for: what else comes may be shorter than a token."""
+    begin = await reader.readexactly(1)
+    return begin if begin != VERSION else begin + await reader.readexactly(TOKEN_BYTES - 1)
+
+
 def _quoted(error: str) -> str:
     """Of the other peer's `Refused('why')` the why."""
     return "".join(error.partition(Refused.__name__)[2].splitlines()).strip("()'\"")[:200]
@@ -115,7 +136,7 @@ class ClosedClient(OpenClient):
     async def stream_handler(self, proto: str, handler: Callable[..., Awaitable[None]], balanced: bool = False) -> None:
         async def closed(stream: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                token = await asyncio.wait_for(reader.readexactly(TOKEN_BYTES), _TOKEN_S)
+                token = await asyncio.wait_for(_token_of(reader), _TOKEN_S)
                 self._admit(stream.peer_id, proto, token)
             except (Refused, asyncio.IncompleteReadError, asyncio.TimeoutError, ConnectionError):
                 writer.close()
@@ -126,8 +147,7 @@ class ClosedClient(OpenClient):
 
     async def stream_open(self, callee: PeerID, protocols: Any) -> Any:
         stream, reader, writer = await self._daemon.stream_open(callee, protocols)
-        writer.write(self._tokens.ask(callee.to_bytes(), stream.proto))
-        return stream, reader, writer
+        return stream, reader, _BeginsWith(writer, self._tokens.ask(callee.to_bytes(), stream.proto))
 
     def _admit(self, caller: PeerID, proto: str, token: bytes, content: bytes = b"") -> None:
         try:

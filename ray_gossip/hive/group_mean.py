@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from hivemind.averaging.group_info import GroupInfo
-from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES
+from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES, AllreduceException
 from hivemind.compression import CompressionBase, CompressionInfo
 from hivemind.p2p import PeerID
 
-from ray_gossip.causes import FAR_OUT, GAVE_UP, HAD_ENDED, INCOMPLETE, LOST, TOOK_LONGER
+from ray_gossip.causes import FAR_OUT, GAVE_UP, HAD_ENDED, HAS_LEFT, INCOMPLETE, LOST, TOOK_LONGER
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.deadline import Deadline
 from ray_gossip.gossip.meeting import Gathering, causes_of
@@ -91,6 +91,8 @@ class GroupMean:
             self._deadline.missed()
             causes = "; ".join(causes_of(allreduce.failures, names))
             raise NoRound("failed", f"the all-reduce {TOOK_LONGER} {deadline_s:.1f} s: {causes}") from None
+        except AllreduceException:  # its averager ends all that runs, see `EndsItsRounds`
+            raise NoRound("failed", f"this peer {HAS_LEFT}") from None
         if allreduce.received_share < 1.0:
             failures = await self._explain(allreduce.failures, gathering.present)
             causes = "; ".join(causes_of(failures, names)) or "parts are missing"

@@ -222,7 +222,7 @@ def start_dht(
         with in_background():
             dht.run_in_background(await_ready=False)
         _wait_until_ready(dht, start_s)
-    except (P2PDaemonError, OSError, FutureTimeoutError, ValidationError) as error:
+    except (P2PDaemonError, OSError, FutureTimeoutError, ValidationError, RuntimeError) as error:
         stop_dht(dht)
         where = f"from {', '.join(initial_peers)}" if initial_peers else f"on {', '.join(listen.host_maddrs)}"
         raise SwarmError(f"the DHT did not start {where}: {_reason(error)}") from error
@@ -276,9 +276,9 @@ class NetworkProcesses:
 def _reason(error: Exception) -> str:
     """What others have against this peer, or the operating system."""
     text = str(error).strip() or type(error).__name__
-    if "failed to connect to bootstrap peers" in text and (why := refusals()):
+    if "bootstrap" in text and (why := refusals()):
         return why[0]
-    if "failed to connect to bootstrap peers" in text:
+    if "bootstrap" in text:  # nobody was reached, or nobody has answered
         return "nobody answers there: does that peer still run, and is its port open?"
     clocks = _CLOCKS.search(text)
     if clocks is None:

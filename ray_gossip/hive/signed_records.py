@@ -80,7 +80,7 @@ class SignedRecords(RecordValidatorBase):
             if owner.startswith(_ED25519_ID) and not public:
                 Ed25519PublicKey.from_public_bytes(owner[len(_ED25519_ID) :]).verify(signature, content)
                 return True
-            key = serialization.load_der_public_key(public)
+            key = _public_key(public)
             if not isinstance(key, RSAPublicKey) or _id_of(public) != owner:
                 return False
             key.verify(signature, content, _PADDING, hashes.SHA256())
@@ -100,6 +100,14 @@ class SignedRecords(RecordValidatorBase):
     def _rsa(self) -> Any:
         data = crypto_pb2.PrivateKey.FromString(self._identity).data
         return serialization.load_der_private_key(data, password=None)
+
+
+def _public_key(public: bytes) -> Any:
+    """Raises ValueError for what is none."""
+    try:
+        return serialization.load_der_public_key(public)
+    except Exception as error:  # whatever cryptography makes of bytes that others have sent
+        raise ValueError("no public key") from error
 
 
 def _owner(record: DHTRecord) -> bytes | None:

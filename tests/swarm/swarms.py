@@ -12,9 +12,12 @@ from pathlib import Path
 
 import psutil
 import torch
+from hivemind.p2p import P2P
 
 from ray_gossip import config
 from ray_gossip.config import Config
+from ray_gossip.gossip.admission import Secret, Tokens
+from ray_gossip.hive.doors import ClosedClient
 from ray_gossip.records import RoundReport
 from ray_gossip.testing import GossipPeer, RemotePeer
 
@@ -32,6 +35,11 @@ def blocking(num_peers: int, *overrides: str) -> Config:
     """Rounds at every step, without overlap, so that a test counts rounds and nothing else."""
     fixed = ("gossip.steps=1", "gossip.overlap=false", f"swarm.num_peers={num_peers}", "swarm.final_s=20")
     return config.load(overrides=[*fixed, *overrides])
+
+
+def let_in(p2p: P2P, secret: str) -> None:
+    """From now on this node of a test's own shows a secret: as tests have it, `os.environ[TEXT]`."""
+    p2p._client = ClosedClient(p2p._client, Tokens(Secret.parse(secret), own=p2p.peer_id.to_bytes()))
 
 
 def values_of(seed: int, size: int) -> torch.Tensor:

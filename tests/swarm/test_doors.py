@@ -4,27 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgpack
-import pytest
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, PeerID
 from hivemind.proto import averaging_pb2, dht_pb2
 
-from ray_gossip.gossip.admission import Secret, Tokens
 from ray_gossip.gossip.guests import pack
 from ray_gossip.hive import quiet_hivemind
 from ray_gossip.hive.averager import GossipAverager
-from ray_gossip.hive.doors import ClosedClient
 from ray_gossip.records import Notice
 from ray_gossip.secret_file import TEXT
 from ray_gossip.testing import GossipPeer, RemotePeer, start_swarm
-from tests.swarm.swarms import blocking, gossip
+from tests.swarm.swarms import blocking, gossip, let_in
 
 SIZE, ANSWER_S, TOLD_S = 1000, 10.0, 60.0
 RECORD = pack(Notice(peer_index=7, wall_time=0.0, text="a stranger was here"))
@@ -39,8 +37,7 @@ class Knocker:
         self._callee = PeerID.from_base58(addresses[0].rpartition("/")[2])
         self._p2p = self._loop.run_until_complete(P2P.create(initial_peers=list(addresses)))
         if secret is not None:
-            tokens = Tokens(Secret.parse(secret), own=self._p2p.peer_id.to_bytes())
-            self._p2p._client = ClosedClient(self._p2p._client, tokens)
+            let_in(self._p2p, secret)
 
     def name(self) -> str:
         return str(self._p2p.peer_id.to_base58())
@@ -91,20 +88,19 @@ def notices(peer: GossipPeer) -> list[str]:
     return list(peer.network.notices)
 
 
-def test_a_stranger_gets_no_answer_and_a_member_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = secrets.token_hex(32)
-    monkeypatch.setenv(TEXT, secret)
+def test_a_stranger_gets_no_answer_and_a_member_does() -> None:
+    secret = os.environ[TEXT]  # of all swarms of the tests
     with start_swarm(blocking(2), SIZE) as peers:
         assert {ended.report.outcome for ended in peers.all(gossip)} == {"averaged"}
         addresses = peers[0].call(GossipPeer.multiaddrs)
         names = []
         for kind in (None, secrets.token_hex(32)):
-            name, let_in = knocks(addresses, kind)
-            assert let_in == []
+            name, opened = knocks(addresses, kind)
+            assert opened == []
             names.append(name)
         assert {ended.report.outcome for ended in peers.all(gossip)} == {"averaged"}
-        _, let_in = knocks(addresses, secret)
-        assert let_in == [*DOORS]
+        _, opened = knocks(addresses, secret)
+        assert opened == [*DOORS]
         deadline, told = time.monotonic() + TOLD_S, list[str]()
         while not told and time.monotonic() < deadline:
             peers.all(gossip)

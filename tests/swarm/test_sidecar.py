@@ -22,9 +22,10 @@ from ray_gossip import config
 from ray_gossip.config import Config
 from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.records import RoundReport
+from ray_gossip.secret_file import TEXT
 from ray_gossip.testing import START_S, GossipPeer, Peers, RemotePeer, start_swarm
 from tests.swarm.changed import die, fail_in, fork_sidecars
-from tests.swarm.swarms import blocking, fill, network_processes, sidecar
+from tests.swarm.swarms import blocking, fill, let_in, network_processes, sidecar
 
 SIZE = 2000
 TURN_S = 1.5  # three intervals
@@ -133,11 +134,12 @@ def test_one_that_is_killed_while_local_steps_wait_for_its_round_costs_that_roun
 
 
 class Impatient:
-    """A stranger that asks for a model and does not wait for it."""
+    """A member that asks for a model and does not wait for it."""
 
     def __init__(self, address: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._p2p = self._loop.run_until_complete(P2P.create(initial_peers=[address]))
+        let_in(self._p2p, os.environ[TEXT])
         self._stub = GossipAverager.get_stub(
             self._p2p, PeerID.from_base58(address.rpartition("/")[2]), namespace="test"
         )
