@@ -18,6 +18,7 @@ from hivemind.utils import MSGPackSerializer, get_dht_time
 
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive.process import renew_locks
 from ray_gossip.testing import RemotePeer
 
 KEY, BAD = "run.members", b"a bad one"
@@ -35,6 +36,7 @@ BAD_ONES = {
 class Node:
     def __init__(self, initial_peers: Sequence[str], identity_path: Path | None = None) -> None:
         guard_forks()
+        renew_locks()  # another test's peer may have been killed with one that all have from the same process
         quiet_hivemind()
         self.dht = start_dht(initial_peers=initial_peers, listen=Listen(identity_path=identity_path), start_s=30.0)
 
