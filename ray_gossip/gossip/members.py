@@ -12,6 +12,7 @@ from pydantic import dataclasses as checked
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
 
+MOST_AHEAD = 2**24  # rounds, half a year of one a second: who says that it is farther ahead is not believed
 MOST_INDEX = 10**7  # no swarm has had so many peers, one after the other
 _Number = Annotated[int, Field(ge=-1, lt=2**53)]
 _Stretch = Annotated[int, Field(ge=1, le=1000)]
@@ -111,6 +112,19 @@ class Neighbours:
     addresses: tuple[str, ...]  # multiaddrs at which those are connected that are
     members: tuple[Member, ...]
     refused: tuple[str, ...] = ()  # what was refused at closed doors lately, as sentences
+
+
+def believable(members: Iterable[Member], own: Member) -> list[Member]:
+    """Those that are in a round in which a swarm can be, where half of it is where it says: whoever is farther ahead
+    would take all the others along.
+
+    Args:
+        own: this peer; it counts where it has begun a round.
+    """
+    members = list(members)
+    rounds = sorted(each.round for each in (own, *members) if each is not own or own.round >= 0)
+    most = rounds[(len(rounds) - 1) // 2] + MOST_AHEAD if rounds else MOST_AHEAD
+    return [member for member in members if max(member.round, member.from_round) <= most]
 
 
 class Roster(NamedTuple):

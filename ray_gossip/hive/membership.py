@@ -20,7 +20,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, ValueWithExpiration
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
-from ray_gossip.gossip.members import REFRESH_S, Member, View
+from ray_gossip.gossip.members import REFRESH_S, Member, View, believable
 from ray_gossip.hive.charter import declare_charter
 from ray_gossip.hive.reunion import Reunion
 
@@ -46,10 +46,15 @@ def declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Memb
             yield member, entry.expiration_time
 
 
-def view_of(declared: Iterable[tuple[Member, float]], own: Member) -> View:
+def view_of(declared: Iterable[tuple[Member, float]], own: Member, *, has_driver: bool = True) -> View:
     """From the members' declarations, plus this peer's own, which may not have spread yet. A peer that is lost leaves a
-    declaration, which counts no more once its successor has declared itself."""
-    members = [own, *(member for member, _ in declared if member.peer_id != own.peer_id)]
+    declaration, which counts no more once its successor has declared itself.
+
+    Args:
+        has_driver: who else would start successors? Without one, nobody is believed to be another's.
+    """
+    others = [member for member, _ in declared if member.peer_id != own.peer_id]
+    members = [own, *(each for each in believable(others, own) if has_driver or not each.incarnation)]
     latest: dict[int, int] = {}
     for member in members:
         latest[member.peer_index] = max(member.incarnation, latest.get(member.peer_index, 0))
@@ -149,7 +154,8 @@ class Membership:
             for peer_id, (member, at) in self._vanished.items()
             if now - at < _LATELY_S and peer_id not in self._declared
         }
-        self.view, self._read_at = view_of(self._declared.values(), self.own), time.monotonic()
+        self.view = view_of(self._declared.values(), self.own, has_driver=self._charter.has_driver)
+        self._read_at = time.monotonic()
         return self.view
 
     @property

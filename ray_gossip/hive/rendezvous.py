@@ -17,6 +17,7 @@ from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, 
 
 from ray_gossip.causes import ANSWERS_NONSENSE, HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
 from ray_gossip.gossip.meeting import Answer, Arrival, Gathering, Meeting
+from ray_gossip.gossip.members import MOST_AHEAD
 from ray_gossip.gossip.messages import Answering, Arriving, Asking, Gathered, Malformed, from_wire, to_wire
 from ray_gossip.gossip.round import Stage
 
@@ -188,7 +189,7 @@ class Rendezvous:
             return Answer(OTHER_VIEW, stage.round)
         if self._stage == stage and self._has_met:
             return Answer("has met already", stage.round)
-        if calls and self._stage < stage:
+        if calls and self._stage < stage and stage.round <= self._stage.round + MOST_AHEAD:
             self._hear_of(stage)
             return Answer(self._on_call(stage))
         return Answer()

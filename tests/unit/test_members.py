@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES
-from ray_gossip.gossip.members import Member, Roster, View, donors
+from ray_gossip.gossip.members import MOST_AHEAD, Member, Roster, View, donors
 from ray_gossip.hive.membership import declarations, view_of
 from ray_gossip.mixing.schedule import groups
 from tests.unit.dictionary_dht import (
@@ -86,6 +86,36 @@ def test_a_peers_own_declaration_is_newer_than_what_the_swarm_has_of_it() -> Non
     stale = ValueWithExpiration(member("own", round=3).to_wire(), 1.0)
     view = view_of(declarations(ValueWithExpiration({b"own": stale}, 1.0)), now)
     assert view.members == (now,)
+
+
+@given(
+    honest=st.lists(st.integers(0, 10**6), min_size=2, max_size=8),
+    ahead=st.integers(10**6 + MOST_AHEAD + 1, 2**53 - 1),
+    data=st.data(),
+)
+def test_fewer_than_half_cannot_take_a_swarm_to_an_absurd_round(
+    honest: list[int], ahead: int, data: st.DataObject
+) -> None:
+    liars = data.draw(st.integers(1, len(honest) - 1))
+    peers = [member(f"honest{i}", i, round=at) for i, at in enumerate(honest)]
+    peers += [
+        member(f"liar{i}", 100 + i, **{data.draw(st.sampled_from(["round", "from_round"])): ahead})
+        for i in range(liars)
+    ]
+    for own in peers[: len(honest)]:
+        view = view_of([(each, 9.0) for each in peers], own)
+        assert {each.peer_id for each in view.members} == {each.peer_id for each in peers[: len(honest)]}
+
+
+def test_a_newcomer_believes_a_swarm_that_has_run_for_long() -> None:
+    others = [(member("A", round=10 * MOST_AHEAD), 9.0), (member("B", 1, round=10 * MOST_AHEAD + 1), 9.0)]
+    assert len(view_of(others, member("own", 2)).members) == 3
+
+
+def test_where_no_driver_starts_successors_nobody_is_one() -> None:
+    own, liar = member("A", 0), member("B", 0, incarnation=2**52)
+    assert view_of([(liar, 9.0)], own, has_driver=False).members == (own,)
+    assert len(view_of([(liar, 9.0)], own).members) == 2
 
 
 @given(st.permutations(["A", "B", "C", "D", "E"]), st.integers(0, 100), st.integers(1, 5))
