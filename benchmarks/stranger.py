@@ -22,28 +22,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import msgpack
-from beside import RUN_ID, TURN_S, WAIT_S, Member, Summed, Turn, start_member, start_members, turns, while_they_train
+from beside import TURN_S, WAIT_S, Member, Summed, Turn, start_member, start_members, turns, while_they_train
+from doors import DOORS, Door
+from forged_tokens import Guesses, OtherRuns, Recorded
 from harness import all_at_once, conclude, print_table
-from hivemind.dht.protocol import DHTProtocol
-from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, PeerID
-from hivemind.proto import averaging_pb2, dht_pb2
-from hivemind.utils import MSGPackSerializer, get_dht_time
 
 from ray_gossip.config import parse
-from ray_gossip.gossip.admission import TOKEN_BYTES, Secret, Tokens
-from ray_gossip.gossip.guests import pack
+from ray_gossip.gossip.admission import Secret, Tokens
 from ray_gossip.hive import quiet_hivemind
-from ray_gossip.hive.averager import GossipAverager
 from ray_gossip.hive.doors import ClosedClient
-from ray_gossip.records import Notice
 from ray_gossip.testing import RemotePeer
 
 NUM_PEERS, SIZE, STEP_S, H = 4, 100_000, 0.05, 20
@@ -54,45 +47,6 @@ STEPS, AVERAGED, COST, COSTS = 0.97, 0.99, 0.02, 2
 CONFIG = parse({"swarm": {"num_peers": NUM_PEERS}, "gossip": {"group_size": NUM_PEERS, "steps": H}})
 STRANGERS = ("plain", "made up", "other run", "replayed")
 MEMBER = "with the secret"
-
-
-class Guesses(Tokens):
-    """Tokens that prove nothing. Whatever answer comes counts."""
-
-    def ask(self, callee: bytes, door: str, content: bytes = b"") -> bytes:
-        return b"\x01" + secrets.token_bytes(TOKEN_BYTES - 1)
-
-    def check(self, callee: bytes, door: str, token: bytes, answer: bytes) -> bytes:
-        return answer
-
-
-class OtherRuns(Tokens):
-    """Those of another secret."""
-
-    check = Guesses.check
-
-
-class Recorded(Tokens):
-    """In turn a token of its own that was let in before, and one of a member for another."""
-
-    is_recording = False
-
-    def __init__(self, secret: Secret, *, own: bytes, members: Sequence[bytes]) -> None:
-        super().__init__(secret, own=own)
-        self._kept: dict[tuple[bytes, str, bytes], bytes] = {}
-        self._of_others = [Tokens(secret, own=member) for member in members]
-        self._turns = 0
-
-    def ask(self, callee: bytes, door: str, content: bytes = b"") -> bytes:
-        if self.is_recording:
-            self._kept[callee, door, content] = super().ask(callee, door, content)
-            return self._kept[callee, door, content]
-        self._turns += 1
-        if self._turns % 2:
-            return self._of_others[self._turns // 2 % len(self._of_others)].ask(callee, door, content)
-        return self._kept[callee, door, content]
-
-    check = Guesses.check
 
 
 class Stranger:
@@ -141,80 +95,6 @@ class Stranger:
         await asyncio.gather(*map(once, range(len(self._callees))))
         self._recorded.is_recording = False
         return sum(await asyncio.gather(*map(once, range(tries))))
-
-
-Door = Callable[[P2P, PeerID], Awaitable[Any]]
-KEY, NODE = DHTID.generate("stranger").to_bytes(), dht_pb2.NodeInfo(node_id=DHTID.generate().to_bytes())
-EXPIRES = get_dht_time() + 3600  # the same content each time, for tokens that are repeated
-TOLD = pack(Notice(peer_index=NUM_PEERS + 100, wall_time=0.0, text="a stranger was here"))
-MEETING = msgpack.packb([[False, 10**6, 0], ["nobody"], "", -1, 0.1, 0.1])
-
-
-def _of_dht(p2p: P2P, callee: PeerID) -> Any:
-    return super(DHTProtocol, DHTProtocol).get_stub(p2p, callee)  # its own is of a node
-
-
-async def _get(p2p: P2P, callee: PeerID) -> None:
-    await _of_dht(p2p, callee).rpc_find(dht_pb2.FindRequest(keys=[KEY], peer=NODE))
-
-
-async def _store(p2p: P2P, callee: PeerID) -> None:
-    value = MSGPackSerializer.dumps("a stranger was here")
-    request = dht_pb2.StoreRequest(keys=[KEY], subkeys=[DHTProtocol.IS_REGULAR_VALUE], values=[value], peer=NODE)
-    request.expiration_time.append(EXPIRES)
-    request.in_cache.append(False)
-    await _of_dht(p2p, callee).rpc_store(request)
-
-
-def _of_averager(p2p: P2P, callee: PeerID) -> Any:
-    return GossipAverager.get_stub(p2p, callee, namespace=RUN_ID)
-
-
-async def _meet(p2p: P2P, callee: PeerID) -> None:
-    await _of_averager(p2p, callee).rpc_meet(averaging_pb2.JoinRequest(gather=MEETING))
-
-
-async def _coming(p2p: P2P, callee: PeerID) -> None:
-    request = averaging_pb2.JoinRequest(group_key="a key", gather=msgpack.packb([[False, 0, 0], False]))
-    await _of_averager(p2p, callee).rpc_coming(request)
-
-
-async def _tell(p2p: P2P, callee: PeerID) -> None:
-    await _of_averager(p2p, callee).rpc_tell(averaging_pb2.JoinRequest(gather=msgpack.packb([TOLD])))
-
-
-async def _join_group(p2p: P2P, callee: PeerID) -> None:
-    request = averaging_pb2.JoinRequest(expiration=get_dht_time() + 10)
-    await _first(await _of_averager(p2p, callee).rpc_join_group(request))
-
-
-async def _aggregate(p2p: P2P, callee: PeerID) -> None:
-    async def parts() -> AsyncIterator[averaging_pb2.AveragingData]:
-        yield averaging_pb2.AveragingData(code=averaging_pb2.PART_FOR_AVERAGING, group_id=b"a group")
-
-    await _first(await _of_averager(p2p, callee).rpc_aggregate_part(parts()))
-
-
-async def _download(p2p: P2P, callee: PeerID) -> None:
-    await _first(await _of_averager(p2p, callee).rpc_download_state(averaging_pb2.DownloadRequest()))
-
-
-async def _first(answers: AsyncIterator[Any]) -> None:
-    async for _ in answers:
-        return
-    raise EOFError
-
-
-DOORS: dict[str, Door] = {
-    "get": _get,
-    "store": _store,
-    "meet": _meet,
-    "coming": _coming,
-    "tell": _tell,
-    "join_group": _join_group,
-    "aggregate": _aggregate,
-    "download": _download,
-}
 
 
 def main() -> int:

@@ -40,6 +40,10 @@ class _Part(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
 
+    @property
+    def is_variance(self) -> bool:
+        return self.kind == "statistic" and self.name.rpartition(".")[2] == "running_var"
+
     def __str__(self) -> str:
         return f"the momentum of {self.name}" if self.kind == "momentum" else self.name
 
@@ -104,9 +108,15 @@ class ModelState:
 
     @torch.no_grad()
     def add(self, delta: Tensor) -> None:
-        """x <- x + delta, with delta [size] float32 on the CPU."""
+        """x <- x + delta, with delta [size] float32 on the CPU. A running variance that would fall below zero stays as
+        it is: in the local steps of a round it may have fallen by more than it was then, and the layer would give NaN.
+        """
         tensors = self._live()
+        variances = [tensor for part, tensor in zip(self._parts, tensors, strict=True) if part.is_variance]
+        before = [tensor.clone() for tensor in variances]
         torch._foreach_add_(tensors, self._on_device(delta, tensors))
+        for tensor, was in zip(variances, before, strict=True):
+            tensor.copy_(torch.where(tensor < 0, was, tensor))
 
     @torch.no_grad()
     def write(self, flat: Tensor) -> None:

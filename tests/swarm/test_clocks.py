@@ -13,6 +13,7 @@ import pytest
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
 from ray_gossip.hive import guard_forks, quiet_hivemind, start_dht, stop_dht
+from ray_gossip.hive.process import renew_locks
 from ray_gossip.testing import RemotePeer
 
 
@@ -21,6 +22,7 @@ class Node:
 
     def __init__(self, initial_peers: Sequence[str], ahead_s: float) -> None:
         guard_forks()
+        renew_locks()  # another test's peer may have been killed with one that all have from the same process
         quiet_hivemind()
         hivemind.dht.protocol.get_dht_time = lambda: time.time() + ahead_s
         self.dht: hivemind.DHT | None = None

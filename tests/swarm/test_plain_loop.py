@@ -96,7 +96,8 @@ def test_the_plain_script_with_the_readmes_lines_is_a_peer_and_three_of_them_agr
     script: Path, tmp_path: Path, started: ExitStack
 ) -> None:
     def start(name: str, *words: str) -> Script:
-        process = Script(script, tmp_path / name, "300", *words)
+        steps = "1500"  # a few hundred are over before peers on busy cores have met
+        process = Script(script, tmp_path / name, steps, *words)
         started.callback(process.kill)
         return process
 

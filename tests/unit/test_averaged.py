@@ -49,6 +49,24 @@ def test_a_model_that_moves_after_its_state_was_made_is_followed() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_round_that_took_long_makes_no_variance_negative() -> None:
+    """The peers' first round: this one's statistics are those of a new layer in it, and settle while it runs."""
+    norm = nn.BatchNorm1d(3)
+    model = nn.Sequential(nn.Linear(2, 3), norm)
+    state = ModelState(model)
+    snapshot, others = vector(state), vector(state)
+    others[-3:] = 0.01  # of variance
+    for _ in range(50):
+        model(0.1 * torch.randn(64, 2))
+    assert norm.running_var is not None
+    settled = norm.running_var.clone()
+    state.add((snapshot + 2 * others) / 3 - snapshot)
+    assert norm.running_var.equal(settled)
+    assert model.eval()(torch.randn(4, 2)).isfinite().all()
+    state.add(torch.full((state.size,), 0.5))
+    assert norm.running_var.equal(settled + 0.5)
+
+
 def test_an_optimizer_that_was_built_before_goes_on_with_what_was_added() -> None:
     model = nn.Linear(3, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -10,10 +10,11 @@ import pytest
 from hivemind.dht.crypto import DHTRecord
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2P, PeerID
-from hivemind.utils import MSGPackSerializer
+from hivemind.utils import MSGPackSerializer, get_dht_time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_gossip.hive.readable_records import ReadableRecords
 from ray_gossip.hive.signed_records import SignedRecords, make_identity
 
 
@@ -84,3 +85,9 @@ def test_what_is_malformed_does_not_pass_and_raises_nothing(subkey: bytes, value
     record = DHTRecord(b"key", subkey, value, 1.0)
     assert not records.validate(record)
     records.strip_value(record)
+
+
+def test_an_endless_record_is_not_taken() -> None:
+    for size, is_taken in ((1000, True), (100_000, False)):
+        value = MSGPackSerializer.dumps(bytes(size))
+        assert ReadableRecords().validate(DHTRecord(b"key", b"", value, get_dht_time() + 60)) is is_taken
