@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format unit swarm job audit constraints clean
+.PHONY: help setup demo test lint format unit swarm job audit bench constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ audit: setup ## look up known vulnerabilities of what is pinned, where the packa
 	else \
 		echo "audit: nothing was looked up: this package index does not tell vulnerabilities by version"; \
 	fi
+
+bench: setup ## compare with what one would use instead: the short form, under 20 minutes; for root on Linux it counts bytes
+	$(BIN)/python benchmarks/compare.py --steps 300 --seconds 20 --conditions quiet killed \
+		--out runs/compare-$(shell date +%Y%m%d-%H%M%S).json $(ARGS)
 
 constraints: | $(UV) ## pin what pyproject.toml newly needs; what is pinned stays so
 	$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev \

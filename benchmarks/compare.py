@@ -8,7 +8,8 @@ has a network address of its own, so that the kernel counts what it sends, and l
     slow 3     the last process is 3 times slower: samples a second, against what each does without communication
     slow 10    10 times
     killed     the second process is killed (-9) a third of the way: samples a second, the same
-    link 100   as quiet, and every link carries 100 Mbit/s; link 10: 10 Mbit/s
+    100 Mbit   as quiet, and every link carries 100 Mbit/s; 10 Mbit: ten times less
+    10 Mbit far    the same with 20 ms more each way and 1 % of the packets lost, where the kernel can (`netem`)
 
 Data: the digits of scikit-learn, or `--data module:function`, as `data.factory`. What needs more than `.[dev]` has a
 row that says so; `benchmarks/compare.txt` says how to get it, for `--extras`.

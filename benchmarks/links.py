@@ -1,6 +1,7 @@
 """A network of this machine's own: a namespace for each process, all on one bridge, whose links can be made slow.
 
-Needs root, `ip`, and `tc` for slow links. What goes over a link is counted by the kernel, whatever sends it.
+Needs root, `ip`, `tc`, and for links that take time or lose packets a kernel with `netem`. What goes over a link is
+counted by the kernel, whatever sends it.
 """
 
 from __future__ import annotations
@@ -36,23 +37,33 @@ class Place:
         return int(_run(*self.command(["cat", path])))
 
 
-def why_not() -> str:
+@dataclass(frozen=True)
+class Link:
+    """Of each place, both ways."""
+
+    mbit_per_s: float | None = None  # None: as fast as this machine is
+    delay_ms: float = 0.0
+    loss: float = 0.0  # share of the packets
+
+
+def why_not(link: Link) -> str:
     """What is missing; empty: nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
-    return f"there is no {' and no '.join(missing)} (Debian: iproute2)" if missing else ""
+    if missing := [name for name in ("ip", "tc") if shutil.which(name) is None]:
+        return f"there is no {' and no '.join(missing)} (Debian: iproute2)"
+    try:
+        with Links(1, link):
+            return ""
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(error.cmd[:3])} says: {error.stderr.strip().splitlines()[0]}"
 
 
 class Links:
-    """As many places as asked for, on one bridge.
+    """As many places as asked for, on one bridge."""
 
-    Args:
-        mbit_per_s: of each link, both ways; None: as fast as this machine is.
-    """
-
-    def __init__(self, count: int, *, mbit_per_s: float | None = None) -> None:
-        self._mark, self._mbit_per_s = f"rg{os.getpid() % 100_000}", mbit_per_s
+    def __init__(self, count: int, link: Link = Link()) -> None:
+        self._mark, self._link = f"rg{os.getpid() % 100_000}", link
         self.places = [Place(f"{self._mark}-{n}", f"10.77.0.{n + 1}", "link") for n in range(count)]
         self._hub = f"{self._mark}-hub"
 
@@ -68,9 +79,8 @@ class Links:
                 _run("ip", "-n", place.namespace, "address", "add", f"{place.ip_address}/24", "dev", place.interface)
                 _run("ip", "-n", place.namespace, "link", "set", place.interface, "up")
                 _run("ip", "-n", self._hub, "link", "set", f"to{number}", "master", "hub", "up")
-                if self._mbit_per_s is not None:
-                    self._slow_down(place.namespace, place.interface)
-                    self._slow_down(self._hub, f"to{number}")
+                self._slow_down(place.namespace, place.interface)
+                self._slow_down(self._hub, f"to{number}")
         except BaseException:
             self._remove()
             raise
@@ -81,9 +91,14 @@ class Links:
         _run("ip", "-n", namespace, "link", "set", "lo", "up")
 
     def _slow_down(self, namespace: str, interface: str) -> None:
-        rate = f"{self._mbit_per_s:g}mbit"
-        words = ["qdisc", "add", "dev", interface, "root", "tbf", "rate", rate, "burst", _BURST, "latency", _QUEUE]
-        _run("ip", "netns", "exec", namespace, "tc", *words)
+        add, link, parent = ["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", interface], self._link, "root"
+        if link.mbit_per_s is not None:
+            rate = ["rate", f"{link.mbit_per_s:g}mbit", "burst", _BURST, "latency", _QUEUE]
+            _run(*add, "root", "handle", "1:", "tbf", *rate)
+            parent = "parent 1:1"
+        if link.delay_ms or link.loss:
+            far = ["delay", f"{link.delay_ms:g}ms", "loss", f"{100 * link.loss:g}%"]
+            _run(*add, *parent.split(), "netem", *far)
 
     def _remove(self) -> None:
         for namespace in (*(place.namespace for place in self.places), self._hub):

@@ -23,8 +23,8 @@ through its own public interface, as its documentation has it (`benchmarks/metho
 is written by `python benchmarks/page.py` from the files beside it, and those by `python benchmarks/compare.py`.
 
 *accuracy*: of the processes' own models, mean; *of the mean*: of the mean of their parameters. *s to …*: until the own
-models are that good. *MB sent*: by all, counted by the kernel. *MB a process*: with all that belongs to it, half-way;
-memory that is shared counts once.
+models are that good. *MB sent*: by all, counted by the kernel. *MB a process*: with all that belongs to it, the most at
+once; memory that is shared counts once.
 """
 
 

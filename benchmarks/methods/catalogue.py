@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from links import Link
+
 
 @dataclass(frozen=True)
 class Method:
@@ -41,7 +43,7 @@ class Condition:
     name: str
     slowness: float = 1.0  # of the last process
     kills: bool = False  # the second process, a third of the way
-    mbit_per_s: float | None = None  # of each link
+    link: Link = Link()
 
     @property
     def counts_samples(self) -> bool:
@@ -56,7 +58,8 @@ CONDITIONS = {
         Condition("slow 3", slowness=3.0),
         Condition("slow 10", slowness=10.0),
         Condition("killed", kills=True),
-        Condition("link 100", mbit_per_s=100.0),
-        Condition("link 10", mbit_per_s=10.0),
+        Condition("100 Mbit", link=Link(mbit_per_s=100.0)),
+        Condition("10 Mbit", link=Link(mbit_per_s=10.0)),
+        Condition("10 Mbit far", link=Link(mbit_per_s=10.0, delay_ms=20.0, loss=0.01)),
     )
 }

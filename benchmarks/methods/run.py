@@ -24,7 +24,7 @@ import links
 import psutil
 import torch
 from harness import MARK, left_of, living, new_mark
-from links import Links, Place
+from links import Link, Links, Place
 
 from methods.catalogue import Condition, Method
 from methods.task import Task
@@ -34,6 +34,7 @@ from ray_gossip.training.modes import evaluating
 
 HERE = Path(__file__).parent.parent
 START_S, LOOK_S = 240.0, 0.2
+MEMORY_S = 5.0  # from one look at the memory to the next
 SLOWEST = 30.0  # times as long as the local steps alone take: then it is not waited for any more
 ADDRESS = re.compile(r"initial_peers: (/ip[46]/\S+)")
 NOWHERE = Place("", "127.0.0.1", "lo")
@@ -46,6 +47,7 @@ class Mark:
 
     seconds: float  # since all had begun, mean
     samples: int  # of all
+    megabytes: float | None  # sent by all so far
     own: tuple[float, ...]  # accuracy of each process's own model
     merged: float  # accuracy of their mean
 
@@ -57,8 +59,9 @@ class Outcome:
     seconds: float = math.nan  # of training, of the slowest
     samples_per_s: float = math.nan  # of all
     megabytes: float | None = None  # sent by all
-    memory_mb: float = math.nan  # of a process and what belongs to it, mean, half-way
+    memory_mb: float = math.nan  # of a process and what belongs to it, mean; the most at once
     marks: tuple[Mark, ...] = ()
+    ended: str = ""  # of those that were not killed, the first that ended all the same, and its last words
 
 
 class Failed(Exception):
@@ -76,9 +79,9 @@ def perform(method: Method, task: Task, condition: Condition, *, seconds: float,
     world = 1 if method.is_one_process else task.world
     # Ray Train's ranks and all that serves them are at one address
     places_needed = 1 if method.starts_its_ranks else world
-    if condition.mbit_per_s is not None and (method.starts_its_ranks or method.is_one_process):
+    if condition.link != Link() and (method.starts_its_ranks or method.is_one_process):
         return Outcome(why_not="its processes are at one address here: it has no links")
-    if (why_not := links.why_not()) and condition.mbit_per_s is not None:
+    if (why_not := links.why_not(condition.link)) and condition.link != Link():
         return Outcome(why_not=why_not)
     if condition.counts_samples and method.is_one_process:
         return Outcome(why_not="it is one process")
@@ -90,7 +93,7 @@ def perform(method: Method, task: Task, condition: Condition, *, seconds: float,
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         places = [NOWHERE] * places_needed
         if not why_not:
-            places = opened.enter_context(Links(places_needed, mbit_per_s=condition.mbit_per_s)).places
+            places = opened.enter_context(Links(places_needed, condition.link)).places
         task = replace(task, folder=str(folder))
         processes = opened.enter_context(Processes(method, task, places, extras))
         try:
@@ -105,6 +108,8 @@ class Processes:
     def __init__(self, method: Method, task: Task, places: Sequence[Place], extras: Path | None) -> None:
         self._method, self._task, self.places = method, task, places
         self._mark, self._folder = new_mark(), Path(task.folder)
+        self._counts_bytes = not method.starts_its_ranks
+        self._memory_mb, self._looked_at = math.nan, -math.inf
         self._paths = [str(HERE), *([str(extras)] if method.needs else []), *sys.path]
         self.started_at = time.time()
         self.all: list[subprocess.Popen[bytes]] = []
@@ -112,7 +117,8 @@ class Processes:
     def __enter__(self) -> Processes:
         secret = secrets.token_hex(32)
         for rank, place in enumerate(self.places):
-            task = replace(self._task, rank=rank, ip_address=place.ip_address)
+            interface = place.interface if place.namespace and self._counts_bytes else ""
+            task = replace(self._task, rank=rank, ip_address=place.ip_address, interface=interface)
             words = [sys.executable, "-m", f"methods.{self._method.program}", task.text()]
             with (self._folder / f"output-{rank}").open("wb") as output:
                 self.all.append(
@@ -149,12 +155,15 @@ class Processes:
         if left := left_of(self._mark):
             raise RuntimeError(f"processes are left: {', '.join(left)}")
 
-    def look(self, *, but: int | None = None) -> None:
-        """Raise Failed if one has ended badly. Whoever founds a swarm of ours says where: it is passed on, as a person
-        would."""
+    def ended_badly(self, *, but: int | None = None) -> str:
+        """The first that has, and its last words."""
         for rank, process in enumerate(self.all):
             if process.poll() and rank != but:
-                raise Failed(f"rank {rank} ended with {process.returncode}: {self._last_words(rank)}")
+                return f"rank {rank} ended with {process.returncode}: {self._last_words(rank)}"
+        return ""
+
+    def pass_on(self) -> None:
+        """Whoever founds a swarm of ours says where: others are told, as a person would."""
         address = self._folder / "address"
         if self._method.program == "gossip" and not address.exists():
             found = ADDRESS.search((self._folder / "output-0").read_text(errors="replace"))
@@ -179,15 +188,19 @@ class Processes:
         return found
 
     def memory_mb(self) -> float:
-        """Of one rank, with what belongs to it: proportional, where memory is shared."""
-        total = 0
+        """Of one rank, with what belongs to it, the most so far: proportional, where memory is shared."""
+        if time.monotonic() < self._looked_at + MEMORY_S:
+            return self._memory_mb
+        total, self._looked_at = 0, time.monotonic()
         for process in living(self._mark):
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
-        return total / self._task.world / 1e6
+        mean = total / self._task.world / 1e6
+        self._memory_mb = mean if math.isnan(self._memory_mb) else max(mean, self._memory_mb)
+        return self._memory_mb
 
     def megabytes(self) -> float | None:
-        if not all(place.namespace for place in self.places) or self._method.starts_its_ranks:
+        if not all(place.namespace for place in self.places) or not self._counts_bytes:
             return None
         return sum(place.bytes_sent() for place in self.places) / 1e6
 
@@ -204,10 +217,9 @@ def _measured(processes: Processes, task: Task, condition: Condition, *, seconds
     planned_s = max(1.0, task.steps * task.step_s)
     memory_mb = math.nan
     for _ in _until(processes, time.monotonic() + START_S + SLOWEST * planned_s, "it is not done"):
-        if math.isnan(memory_mb) and min(told[-1]["step"] for told in processes.lines().values()) > task.steps / 2:
-            memory_mb = processes.memory_mb()
         if processes.are_done():
             break
+        memory_mb = processes.memory_mb()
     sent = processes.megabytes()
     lines = processes.lines()
     ended = max(told[-1]["at"] for told in lines.values())
@@ -224,28 +236,32 @@ def _measured(processes: Processes, task: Task, condition: Condition, *, seconds
 
 def _counted(processes: Processes, condition: Condition, *, seconds: float, start_s: float) -> Outcome:
     """Samples a second in a stretch of time, after which nobody is left to end in order."""
-    since, killed, memory_mb = time.time(), None, math.nan
-    why = "a stretch of time does not end"
-    for _ in _until(processes, time.monotonic() + seconds + START_S, why, but=1 if condition.kills else None):
+    since, killed, memory_mb, ended = time.time(), None, math.nan, ""
+    while time.time() < since + seconds:
         if condition.kills and killed is None and time.time() > since + seconds / 3:
             killed = processes.lines()[1][0]["pid"]
             os.kill(killed, signal.SIGKILL)
-        if math.isnan(memory_mb) and time.time() > since + seconds / 2:
-            memory_mb = processes.memory_mb()
-        if time.time() > since + seconds:
-            break
+        ended = ended or processes.ended_badly(but=None if killed is None else 1)
+        if ended and killed is None:
+            raise Failed(ended)
+        memory_mb = processes.memory_mb()
+        time.sleep(LOOK_S)
     seen = 0
     for told in processes.lines().values():
         inside = [line["samples"] for line in told if since <= line["at"] <= since + seconds]
         seen += inside[-1] - inside[0] if inside else 0
-    return Outcome(start_s=start_s, seconds=seconds, samples_per_s=seen / seconds, memory_mb=memory_mb)
+    return Outcome(
+        start_s=start_s, seconds=seconds, samples_per_s=seen / seconds, memory_mb=memory_mb, ended=ended
+    )
 
 
-def _until(processes: Processes, deadline: float, why: str, *, but: int | None = None) -> Iterator[None]:
+def _until(processes: Processes, deadline: float, why: str) -> Iterator[None]:
     """Look again and again. Raises Failed."""
     began = time.monotonic()
     while True:
-        processes.look(but=but)
+        processes.pass_on()
+        if ended := processes.ended_badly():
+            raise Failed(ended)
         yield
         if time.monotonic() > deadline:
             raise Failed(f"{why} within {deadline - began:.0f} s")
@@ -285,6 +301,7 @@ def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> 
         yield Mark(
             seconds=statistics.fmean(line["at"] for line in reached) - began,
             samples=sum(line["samples"] for line in reached),
+            megabytes=sum(line["sent"] for line in reached) / 1e6 if reached[0]["sent"] is not None else None,
             own=tuple(accuracy(state) for state in states),
             merged=accuracy(mean),
         )

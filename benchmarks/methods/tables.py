@@ -17,7 +17,7 @@ Row = dict[str, Any]
 class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
-    missing: dict[str, str]  # method -> why it has no row
+    missing: dict[str, str]  # method -> why it has no row, or what became of it
 
 
 def table_of(condition: str, rows: Sequence[Row]) -> Table:
@@ -25,7 +25,7 @@ def table_of(condition: str, rows: Sequence[Row]) -> Table:
     mine = [row for row in rows if row["condition"] == condition]
     done = [row for row in mine if not row["why_not"]]
     header, lines = _rates(done) if CONDITIONS[condition].counts_samples else _trainings(done)
-    return Table(header, lines, {row["method"]: row["why_not"] for row in mine if row["why_not"]})
+    return Table(header, lines, {row["method"]: said for row in mine if (said := row["why_not"] or row["ended"])})
 
 
 def _trainings(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -39,7 +39,9 @@ def _trainings(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
                 mean(statistics.fmean(mark["own"]) for mark in last),
                 mean(min(mark["own"]) for mark in last),
                 mean(mark["merged"] for mark in last),
-                mean(reached(row["marks"], target) for row in own),
+                mean(reached(row["marks"], target, "seconds") for row in own),
+                mean(reached(row["marks"], target, "samples") for row in own),
+                mean(reached(row["marks"], target, "megabytes") for row in own),
                 mean(row["seconds"] for row in own),
                 mean(row["samples_per_s"] for row in own),
                 mean(row["megabytes"] for row in own),
@@ -48,7 +50,7 @@ def _trainings(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     accuracies = ["accuracy", "of the worst", "of the mean"]
-    speeds = [f"s to {target:.3f}", "s in all", "samples/s"]
+    speeds = [f"s to {target:.3f}", "samples to it", "MB to it", "s in all", "samples/s"]
     return ["", *accuracies, *speeds, "MB sent", "s to start", "MB a process"], lines
 
 
@@ -62,15 +64,18 @@ def _rates(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["", "samples/s", f"of {ALONE}", "MB a process"], lines
 
 
-def reached(marks: Sequence[Row], target: float) -> float | None:
-    """Seconds until the processes' own models are that good on average; between two marks, on a straight line."""
-    before_s, before = 0.0, 0.0
+def reached(marks: Sequence[Row], target: float, what: str) -> float | None:
+    """Seconds, samples or megabytes until the processes' own models are that good on average; between two marks, on a
+    straight line. None: they never are, or it is not known."""
+    at_before, before = 0.0, 0.0
     for mark in marks:
         own = statistics.fmean(mark["own"])
+        if mark[what] is None:
+            return None
         if own >= target:
             share = (target - before) / (own - before)
-            return float(before_s + share * (mark["seconds"] - before_s))
-        before_s, before = mark["seconds"], own
+            return float(at_before + share * (mark[what] - at_before))
+        at_before, before = mark[what], own
     return None
 
 

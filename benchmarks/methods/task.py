@@ -40,6 +40,7 @@ class Task:
     lr: float
     batch_size: int
     ip_address: str = "127.0.0.1"
+    interface: str = ""  # of a network of this process's own, whose bytes the kernel counts; empty: it has none
     method: str = ""  # which of those of a program
 
     @property
@@ -134,8 +135,14 @@ class Course:
         self._told_at = time.monotonic()
         samples = self._step * self.task.batch_size
         line = {"at": time.time(), "pid": os.getpid(), "step": self._step, "samples": samples, "mark": mark}
-        self._log.write(f"{json.dumps(line)}\n")
+        self._log.write(f"{json.dumps({**line, 'sent': self._sent()})}\n")
         self._log.flush()
+
+    def _sent(self) -> int | None:
+        """Bytes, by this process and what belongs to it."""
+        if not self.task.interface:
+            return None
+        return int(Path(f"/sys/class/net/{self.task.interface}/statistics/tx_bytes").read_text())
 
 
 def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
