@@ -9,6 +9,7 @@ nobody's any more.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -80,9 +81,17 @@ class Note:
     begun: dict[int, str] = field(default_factory=dict)  # by epoch: a bit for each block, in hex
 
 
-def packed(notes: Iterable[Note]) -> bytes:
-    """Of each of a peer's decks."""
-    return zlib.compress(json.dumps([asdict(note) for note in notes]).encode())
+def packed(notes: Iterable[Note], *, most_bytes: int) -> bytes:
+    """Of each of a peer's decks. What does not fit are the latest epochs: a peer that is far ahead of others does not
+    tell of them yet, and where it leaves by then, their samples are begun once more."""
+    told = [asdict(note) for note in notes]
+    while len(wire := zlib.compress(json.dumps(told).encode())) > most_bytes:
+        begun: dict[int, str] = max((note["begun"] for note in told), key=len)
+        if not begun:
+            raise ValueError(f"{len(told)} samplers among {len(told[0]['members'])} peers are more than can be told")
+        for epoch in sorted(begun)[math.floor(len(begun) * most_bytes / len(wire)) :]:
+            del begun[epoch]
+    return wire
 
 
 def unpacked(wire: bytes) -> list[Note]:

@@ -14,6 +14,7 @@ from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distan
 
 MOST_AHEAD = 2**24  # rounds, half a year of one a second: who says that it is farther ahead is not believed
 MOST_INDEX = 10**7  # no swarm has had so many peers, one after the other
+MOST_NOTE_BYTES = 48 * 1024  # a record of the DHT has 64 KB at most
 _Number = Annotated[int, Field(ge=-1, lt=2**53)]
 _Stretch = Annotated[int, Field(ge=1, le=1000)]
 _Word = Annotated[str, Field(max_length=300)]
@@ -43,7 +44,7 @@ class Member:
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: _Word = ""  # a digest of the model with which it began
     data: _Word = ""  # a digest of the samples that it knows; empty: it has its own
-    note: Annotated[bytes, Field(max_length=2**20)] = b""  # what the samplers of its loop tell those of others
+    note: Annotated[bytes, Field(max_length=MOST_NOTE_BYTES)] = b""  # what the samplers of its loop tell those of others
 
     @property
     def name(self) -> str:

@@ -41,6 +41,7 @@ from ray_gossip.gossip.seat import Listen
 from ray_gossip.hive.charter import CHARTER_KEY
 from ray_gossip.hive.doors import close_doors, refusals
 from ray_gossip.hive.readable_records import ReadableRecords
+from ray_gossip.hive.repairs import TakesLongCommands
 from ray_gossip.hive.signed_records import SignedRecords
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -204,7 +205,7 @@ def start_dht(
     """
     close_doors(listen.secret)
     refusals()  # of an earlier try
-    dht = hivemind.DHT(
+    dht = TakesLongCommands(
         initial_peers=list(initial_peers),
         host_maddrs=list(listen.host_maddrs),
         announce_maddrs=list(listen.announce_maddrs) or None,

@@ -11,6 +11,9 @@ heard.
 
 The message of a stream may be as long as its sender says: it is kept in memory until it is whole.
 
+A DHT process reads its commands from a pipe that its event loop has made non-blocking: of one above 16 KB it may meet
+the first half alone. The command is lost, and the second half is read as a command.
+
 An averager that is shut down in the middle of an all-reduce takes the future of that all-reduce for the all-reduce: it
 ends with a traceback, and its groupmates hear nothing. With a traceback ends one, too, whose daemon has died.
 """
@@ -19,10 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from hivemind import DHT
 from hivemind.p2p import P2P, P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 
@@ -58,6 +64,28 @@ async def _receive(reader: asyncio.StreamReader) -> bytes:
     if num_bytes > _MOST_BYTES:
         raise ValueError(f"a message of {num_bytes:,} bytes is announced, and {_MOST_BYTES:,} are the most")
     return await reader.readexactly(num_bytes)
+
+
+class TakesLongCommands(DHT):
+    """hivemind's DHT, whose process waits for the rest of a command that has begun to come."""
+
+    def run(self) -> None:
+        self._inner_pipe = _Whole(self._inner_pipe)
+        super().run()
+
+
+class _Whole:
+    """The reading end of a pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+    def recv(self) -> Any:
+        os.set_blocking(self._pipe.fileno(), True)
+        return self._pipe.recv()
 
 
 class EndsItsRounds:

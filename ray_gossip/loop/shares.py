@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from ray_gossip.data.dealing import Dealing, Deck, Note, packed, unpacked
 from ray_gossip.errors import SwarmError, UserError
-from ray_gossip.gossip.members import Member, View
+from ray_gossip.gossip.members import MOST_NOTE_BYTES, Member, View
 
 _EVERY_S = 2.0  # what a peer that is killed has begun since is begun once more by others
 _POLL_S = 0.5
@@ -97,7 +97,8 @@ class Shares:
 
     def _ask(self) -> Future[View]:
         self._asked_at = time.monotonic()
-        self._asked = self._tell(packed(dealing.note() for dealing in self._dealings))
+        notes = (dealing.note() for dealing in self._dealings)
+        self._asked = self._tell(packed(notes, most_bytes=MOST_NOTE_BYTES))
         return self._asked
 
     def _learn(self, view: View) -> None:

@@ -22,6 +22,7 @@ from ray_gossip.hive.process import renew_locks
 from ray_gossip.testing import RemotePeer
 
 KEY, BAD = "run.members", b"a bad one"
+LONG = {"note": bytes(60_000)}
 READABLE, LONG_S = b"\x01", 3600.0
 BAD_ONES = {
     "rubbish": (b"\xc1", 60.0),
@@ -48,6 +49,11 @@ class Node:
     def store(self) -> bool:
         expires = get_dht_time() + 60
         return bool(self.dht.store(KEY, subkey=self.name(), value={"round": 3}, expiration_time=expires))
+
+    def store_long(self) -> bool:
+        """Longer than what one write into a pipe takes, and than what a pipe holds."""
+        expires = get_dht_time() + 60
+        return bool(self.dht.store(KEY, subkey=self.name(), value=LONG, expiration_time=expires))
 
     def read(self) -> dict[Any, Any]:
         found = self.dht.get(KEY, latest=True)
@@ -95,6 +101,13 @@ def test_what_is_unreadable_or_endless_is_not_stored_and_the_others_are_read(val
         assert second.call(Node.spoil, value, BAD, holds_s) is False
         assert second.call(Node.spoil, READABLE) is True, "it would not have been stored anyway"
         assert first.call(Node.read) == second.call(Node.read) == {first.call(Node.name): {"round": 3}, BAD: 1}
+
+
+def test_a_long_declaration_reaches_the_others_each_time() -> None:
+    with two_nodes(None, None) as (first, second):
+        for _ in range(20):
+            assert first.call(Node.store_long)
+            assert second.call(Node.read) == {first.call(Node.name): LONG}
 
 
 def test_nobody_stores_in_the_name_of_another_or_for_all(tmp_path: Path) -> None:
