@@ -17,6 +17,7 @@ _SHIPPED_LACKS = [
     "exact_every",
     "consensus_target",
     "outer",
+    "robust",
 ]
 
 
