@@ -57,6 +57,10 @@ class GossipConfig(Section):
     """How parameters travel. fp16: half the bytes, harmless up to 65504. int8: a quarter; 8 bits on the difference from
     an anchor that the group shares (the start, or the last exact round: set exact_every), never on parameters
     themselves."""
+    fragments: Annotated[int, Field(ge=1, le=1000)] = 1
+    """The state travels in so many pieces, one each round, and each piece meets the same groups in turn. For links on
+    which a round of the whole state takes longer than the interval: n pieces take an n-th of it, and mix n times more
+    slowly. Exact and final rounds send all."""
     warmup_rounds: Count = 0
     """Rounds over which the interval grows linearly to `steps` or `seconds`. For large learning rates, when peers
     drift apart early."""

@@ -13,6 +13,7 @@ _SHIPPED_LACKS = [
     "weight_by_samples",
     "average_momentum",
     "compression",
+    "fragments",
     "warmup_rounds",
     "exact_every",
     "consensus_target",

@@ -67,15 +67,16 @@ class GroupMean:
         names: Mapping[str, str],
         *,
         exact: bool,
+        begin: int = 0,
     ) -> Difference:
         """The difference between the group's mean and `state`, within the learned deadline. Raises NoRound.
 
         Args:
-            state: [size].
+            state: [size], or a piece of it, which begins at `begin`.
             names: peer id -> name.
             exact: nothing is compressed.
         """
-        outgoing = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors)
+        outgoing = self._mixer.outgoing(state, exact=exact, anchors=gathering.anchors, begin=begin)
         allreduce = self._prepare(gathering, outgoing, weight, all_alike=exact or not self._gossip.weight_by_samples)
         num_bytes = sum(
             int(4 * len(tensor) * codec.estimate_compression_ratio(CompressionInfo.from_tensor(tensor)))
@@ -123,7 +124,7 @@ class GroupMean:
     ) -> StrictAllReduce:
         peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
         tensors, codecs = zip(*outgoing, strict=True)
-        part_bytes = 4 * -(-self._averager.total_size // len(peer_ids))  # whole elements
+        part_bytes = 4 * -(-sum(map(len, tensors)) // len(peer_ids))  # whole elements
         return StrictAllReduce(
             traffic=self.traffic,
             p2p=self._averager._p2p,

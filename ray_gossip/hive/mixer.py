@@ -104,38 +104,45 @@ class Mixer:
         return f"{OUT_OF_RANGE} {_LARGEST:g}: {largest:.3g}" if largest > _LARGEST else ""
 
     def outgoing(
-        self, state: torch.Tensor, *, exact: bool, anchors: frozenset[int]
+        self, state: torch.Tensor, *, exact: bool, anchors: frozenset[int], begin: int = 0
     ) -> list[tuple[torch.Tensor, CompressionBase]]:
         """What to put into the all-reduce, one after the other, and how each travels; none is empty.
 
         Args:
+            state: or a piece of it, which begins at `begin`.
             exact: this round becomes the next anchor, so nothing may be lost.
             anchors: ids of the groupmates' anchors. Without a common one, 8 bits would be on raw parameters: 16 then.
         """
-        parameters, others = state[: self._num_parameters], state[self._num_parameters :]
+        num_parameters = self._num_parameters_of(state, begin)
+        parameters, others = state[:num_parameters], state[num_parameters:]
         compression = "none" if exact else self._gossip.compression
         if compression == "none":
             return [(state, _CODECS["none"])]
         if compression == "int8":
             if self._anchor is not None and anchors == {self.anchor_id}:
-                parameters = parameters - self._anchor
+                parameters = parameters - self._anchor[begin : begin + num_parameters]
             else:
                 compression = "fp16"
         sent = [(parameters, _CODECS[compression]), (others, _CODECS["none"])]
         return [(tensor, codec) for tensor, codec in sent if len(tensor)]
 
     def change(
-        self, state: torch.Tensor, difference: torch.Tensor, *, alpha: float, plain: bool
+        self, state: torch.Tensor, difference: torch.Tensor, *, alpha: float, plain: bool, begin: int = 0
     ) -> NDArray[np.float32]:
-        """What to add to the state, float32 [size], given group mean - own state. `plain`: no outer step."""
+        """What to add to the state, or to the piece of it that begins at `begin`, float32 of its size, given group mean
+        - own state. `plain`: no outer step."""
         if self._outer is None or plain:
             return (difference * alpha).numpy()
         change: NDArray[np.float32] = difference.numpy().copy()
         if not np.isfinite(change).all():
             return change  # which is told, and leaves anchor and velocity as they were
-        own = state[: self._num_parameters].numpy()
-        change[: self._num_parameters] = self._outer.step(own + change[: self._num_parameters]) - own
+        num_parameters = self._num_parameters_of(state, begin)
+        own = state[:num_parameters].numpy()
+        change[:num_parameters] = self._outer.step(own + change[:num_parameters], begin=begin) - own
         return change
+
+    def _num_parameters_of(self, piece: torch.Tensor, begin: int) -> int:
+        return min(max(0, self._num_parameters - begin), len(piece))
 
 
 def anchor_id(anchor: torch.Tensor) -> int:

@@ -66,6 +66,7 @@ class Rounds:
         self._snapshot, self._delta, self._signals = snapshot, delta, signals
         self._membership, self._rendezvous, self._mixer = membership, rendezvous, mixer
         self._group_mean, self._match = group_mean, match
+        self._num_pieces = min(gossip.fragments, len(snapshot))
         self._sketch = self._parameter_sketch = Sketch(snapshot.numel())
         if num_parameters < snapshot.numel() and gossip.consensus_target is not None:
             self._parameter_sketch = Sketch(num_parameters)
@@ -158,7 +159,9 @@ class Rounds:
         excuse = "" if is_exact else self._mixer.refusal(snapshot)
         if not np.isfinite(sketch).all():
             excuse = f"its parameters are {NOT_FINITE}"
-        state, total = snapshot, None
+        begin, end = (0, len(snapshot)) if is_exact else self._piece(run.round)
+        own = state = snapshot[begin:end]
+        total = None
         for index, (schedule, turn) in enumerate(self._schedules(run, len(members))):
             started = time.monotonic()
             self._group_mean.expect(True)
@@ -177,22 +180,30 @@ class Rounds:
             try:
                 # of several all-reduces each but the first would need the weights of whole groups
                 difference = await self._group_mean.difference(
-                    gathering, state, 1.0 if is_exact else weight, names, exact=is_exact
+                    gathering, state, 1.0 if is_exact else weight, names, exact=is_exact, begin=begin
                 )
             finally:
                 run.allreduce_s += time.monotonic() - started
             total = difference.values if total is None else total + difference.values
             run.notes += difference.notes
             if is_exact:
-                state = snapshot + total
+                state = own + total
         assert total is not None
-        values = self._mixer.change(snapshot, total, alpha=1.0 if is_exact else self._gossip.alpha, plain=is_exact)
+        alpha = 1.0 if is_exact else self._gossip.alpha
+        values = self._mixer.change(own, total, alpha=alpha, plain=is_exact, begin=begin)
+        if len(values) < len(snapshot):
+            values = np.concatenate([np.zeros(begin, np.float32), values, np.zeros(len(snapshot) - end, np.float32)])
         change = Change(values, self._sketch(values))
         if not np.isfinite(change.sketch).all():
             raise NoRound("failed", f"the group's mean is {NOT_FINITE}")
         if is_exact:
             self._mixer.set_anchor(state)
         return change
+
+    def _piece(self, round: int) -> tuple[int, int]:
+        """Where what a round averages begins and ends."""
+        size, at = len(self._snapshot), round % self._num_pieces
+        return at * size // self._num_pieces, (at + 1) * size // self._num_pieces
 
     def _is_exact(self, round: int) -> bool:
         return self._gossip.exact_every > 0 and (round + 1) % self._gossip.exact_every == 0
@@ -204,7 +215,7 @@ class Rounds:
         if self._is_exact(run.round):
             sides = radices(num_members, self._gossip.group_size)
             return [("grid", turn) for turn in range(len(sides))] if sides else [("all", run.round)]
-        return [(self._gossip.schedule, run.round)]
+        return [(self._gossip.schedule, run.round // self._num_pieces)]
 
     async def _meet(
         self,

@@ -37,15 +37,17 @@ class OuterMomentum:
         """Anchor and velocity, each [size]: all that is kept between two steps. What is written into them counts."""
         return self._anchor, self._velocity
 
-    def step(self, mean: NDArray[Any]) -> NDArray[Any]:
-        """Take one step with the mean of the group's parameters [size].
+    def step(self, mean: NDArray[Any], *, begin: int = 0) -> NDArray[Any]:
+        """Take one step with the mean of the group's parameters [size], or of those from `begin` on [some].
 
-        Returns the target [size], which is the new anchor: a peer at `snapshot` moves by target - snapshot.
-        Two more arrays of this size are kept between steps.
+        Returns their target [some], which is the new anchor: a peer at `snapshot` moves by target - snapshot.
+        Two more arrays of all parameters are kept between steps.
         """
-        gradient = self._anchor - mean
-        self._velocity *= self._momentum
-        self._velocity += gradient
-        direction = gradient + self._momentum * self._velocity if self._nesterov else self._velocity
-        self._anchor -= self._lr * direction
-        return self._anchor.copy()
+        piece = slice(begin, begin + len(mean))
+        anchor, velocity = self._anchor[piece], self._velocity[piece]
+        gradient = anchor - mean
+        velocity *= self._momentum
+        velocity += gradient
+        direction = gradient + self._momentum * velocity if self._nesterov else velocity
+        anchor -= self._lr * direction
+        return anchor.copy()

@@ -85,3 +85,29 @@ def test_two_rounds_on_a_grid_of_pairs_bring_four_peers_to_their_exact_mean(swar
     after = torch.from_numpy(swarm.values())
     assert squared_spread(after.numpy()) < 1e-12 * squared_spread(start.numpy())
     torch.testing.assert_close(after[0], start.mean(dim=0), atol=1e-6, rtol=0)
+
+
+def test_in_three_pieces_one_a_round_a_grid_of_pairs_needs_three_times_the_rounds_and_each_sends_a_third() -> None:
+    words = ["gossip.schedule=grid", "gossip.group_size=2", "gossip.fragments=3", "gossip.matchmaking_s=30", "seed=3"]
+    start = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(0))
+    with start_swarm(blocking(4, *words), SIZE) as peers:
+        peers.each(GossipPeer.set, list(start))
+        for turn in range(2):
+            for piece in range(3):
+                before = torch.stack(peers.all(GossipPeer.get))
+                reports: list[RoundReport] = peers.all(GossipPeer.round)
+                after = torch.stack(peers.all(GossipPeer.get))
+                begin, end = piece * SIZE // 3, (piece + 1) * SIZE // 3
+                moved = (after != before).any(dim=0).nonzero().squeeze()
+                assert (begin, end - 1) == (moved.min(), moved.max()), f"turn {turn}, piece {piece}"
+                met = groups("grid", round=turn, num_members=4, group_size=2, seed=3)
+                torch.testing.assert_close(
+                    after[:, begin:end],
+                    torch.from_numpy(average_round(before.numpy(), met, 1.0))[:, begin:end],
+                    atol=2e-6,
+                    rtol=0,
+                )
+                for report in reports:
+                    assert report.outcome == "averaged"
+                    assert report.bytes_sent == pytest.approx(4 * SIZE / 3, rel=0.2)
+        torch.testing.assert_close(after, start.mean(dim=0).expand(4, -1), atol=2e-6, rtol=0)

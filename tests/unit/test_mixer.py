@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -124,6 +125,35 @@ def test_a_newcomer_has_no_anchor_and_a_state_without_statistics_is_one_tensor()
     made = Mixer(GossipConfig(compression="int8"), num_parameters=len(START))
     made.start(START, is_founder=True)
     assert [len(tensor) for tensor, _ in sent_by(made)] == [len(START)]
+
+
+@pytest.mark.parametrize("compression", ["none", "fp16", "int8"])
+@pytest.mark.parametrize("cuts", [(0, 300, 700, 1008), (0, 1000, 1004, 1008), (0, 1, 1003, 1008)])
+def test_pieces_travel_as_the_whole_does(compression: str, cuts: tuple[int, ...]) -> None:
+    made = mixer(compression=compression)
+    whole = sent_by(made)
+    pieces = [
+        made.outgoing(STATE[begin:end], exact=False, anchors=frozenset({made.anchor_id}), begin=begin)
+        for begin, end in itertools.pairwise(cuts)
+    ]
+    assert torch.cat([tensor for piece in pieces for tensor, _ in piece]).equal(torch.cat([each for each, _ in whole]))
+    for begin, piece in zip(cuts, pieces, strict=False):
+        assert all(len(tensor) for tensor, _ in piece)
+        is_parameters = begin < NUM_PARAMETERS
+        assert isinstance(piece[0][1], NoCompression) == (compression == "none" or not is_parameters)
+
+
+@pytest.mark.parametrize("cuts", [(0, 300, 700, 1008), (0, 1000, 1004, 1008)])
+def test_outer_steps_on_pieces_come_to_the_same_as_on_the_whole(cuts: tuple[int, ...]) -> None:
+    whole, by_pieces = (mixer(outer="nesterov") for _ in range(2))
+    for turn in range(3):
+        difference = torch.sin(torch.arange(len(STATE), dtype=torch.float32) + turn)
+        change = whole.change(STATE, difference, alpha=1.0, plain=False)
+        pieces = [
+            by_pieces.change(STATE[begin:end], difference[begin:end], alpha=1.0, plain=False, begin=begin)
+            for begin, end in itertools.pairwise(cuts)
+        ]
+        assert np.concatenate(pieces) == pytest.approx(change)
 
 
 def test_an_anchor_is_shared_by_those_whose_states_differ_by_rounding_and_by_nobody_else() -> None:
