@@ -146,13 +146,15 @@ class Pace:
 class SteppingPeer(BenchmarkPeer):
     """A peer whose local step takes a fixed time and no CPU, as a GPU's would, but for the optimizer's update."""
 
+    model_of: type[FlatModel] = FlatModel
+
     def open(self, config: Config, run_id: str, size: int) -> None:
-        self.model = FlatModel(size)
+        self.model = self.model_of(size)
         self.open_engine(config, run_id, self.model, size)
 
     def enter(self, config: Config, run_id: str, size: int) -> None:
         """Join a swarm that runs."""
-        self.model = FlatModel(size)
+        self.model = self.model_of(size)
         self.open_engine(config, run_id, self.model, size, is_founder=False)
 
     def train(self, fixed_s: float, seconds: float) -> Pace:
