@@ -234,7 +234,7 @@ def _accuracy(config: Config, states: Sequence[dict[str, torch.Tensor]]) -> floa
             for name, value in states[0].items()
         }
     )
-    return float(trainer.evaluate().metrics["accuracy"])
+    return trainer.evaluate().accuracy or 0.0
 
 
 def main() -> int:

@@ -4,9 +4,11 @@
 any peer, and the memory of all that a peer needs beside the driver and Ray itself (actor, sidecar, DHT, libp2p daemon).
 Memory is proportional (PSS), so that shared pages count once; the largest sum of a run.
 
-With and without `swarm.preload`, in turn.
+With and without `swarm.preload`, in turn, and beside them as many actors of Ray that import torch and hivemind and do
+nothing (`bare_actors.py`), with Ray's own start. Wanted, with default settings: at most 1.3 times their time, and at
+most 300 MB a peer beside its training process's own.
 
-    python benchmarks/start_up.py              8 peers, 3 runs of each: about 6 minutes on two cores
+    python benchmarks/start_up.py              8 peers, 3 runs of each: about 8 minutes on two cores
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ MARK = "RAY_GOSSIP_BENCHMARK"
 RAYS_OWN = ("gcs_server", "raylet", "ray/dashboard", "ray/_private", "ray::IDLE", "log_monitor")
 POLL_S = 0.5
 RUN_S = 300.0
+TIMES, MEGABYTES = 1.3, 300.0
 
 
 def megabytes(mark: str, driver: int) -> dict[str, float]:
@@ -77,17 +80,41 @@ def run(num_peers: int, *, preload: bool) -> tuple[float, dict[str, float]]:
     return summary["time_to_first_step_s"], most
 
 
+def bare(num_actors: int) -> tuple[float, float]:
+    """Seconds until all have imported, and megabytes of each."""
+    mark = uuid.uuid4().hex
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("bare_actors.py")), str(num_actors)],
+        env={**os.environ, MARK: mark},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    seconds = time.monotonic() - started
+    found = megabytes(mark, process.pid)
+    process.stdin.close()
+    if said != "ready\n" or process.wait(RUN_S):
+        raise RuntimeError(f"bare actors said {said!r}")
+    return seconds, found["peers"] / num_actors
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     # in turn, so that what else the machine does falls on both
-    runs = [
-        (preload, *run(options.peers, preload=preload)) for _ in range(options.repeats) for preload in (True, False)
-    ]
+    runs, idle = [], []
+    for _ in range(options.repeats):
+        runs += [(preload, *run(options.peers, preload=preload)) for preload in (True, False)]
+        idle.append(bare(options.peers))
     rows: list[list[Any]] = []
-    figures = {}
+    figures: dict[str, Any] = {}
     for preload in (True, False):
         of_kind = [(first_s, most) for is_so, first_s, most in runs if is_so == preload]
         rows += [
@@ -99,7 +126,17 @@ def main() -> int:
         }
     header = ["swarm.preload", "s to the first step", "MB a peer", "MB of Ray", "MB of the driver"]
     print_table(f"{options.peers} peers", header, rows)
-    return conclude({"peers": options.peers, **figures}, [])
+    bare_s, bare_mb = (statistics.median(each) for each in zip(*idle, strict=True))
+    print_table("bare actors", ["s until all have imported", "MB an actor"], [[*each] for each in idle])
+    by_default = figures["preload"]
+    times = by_default["first_step_s"] / bare_s
+    failures = []
+    if times > TIMES:
+        failures.append(f"the first step takes {times:.2f} times as long as bare actors")
+    if by_default["megabytes_a_peer"] > MEGABYTES:
+        failures.append(f"a peer has {by_default['megabytes_a_peer']:.0f} MB")
+    figures["bare"] = {"ready_s": bare_s, "megabytes_an_actor": bare_mb, "times": times}
+    return conclude({"peers": options.peers, **figures}, failures)
 
 
 if __name__ == "__main__":
