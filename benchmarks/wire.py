@@ -16,13 +16,16 @@ a group of M must send 2 (M - 1) / M of its bytes, from each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -94,43 +97,53 @@ def reduce_ours(peer: GossipPeer) -> float:
     return report.allreduce_s
 
 
-def measure(peers: Sequence[RemotePeer], once: Callable[[Any], float], rounds: int) -> tuple[float, float]:
-    """Seconds, and seconds of processor, of an all-reduce; medians. The first is not counted."""
-    found: list[tuple[float, float]] = []
+@dataclass(frozen=True)
+class Cost:
+    """Of an all-reduce, medians."""
+
+    seconds: float
+    processor_s: float
+    daemons_s: float  # of that, of libp2p's daemons
+
+
+def measure(peers: Sequence[RemotePeer], once: Callable[[Any], float], rounds: int) -> Cost:
+    """The first all-reduce is not counted."""
+    found: list[tuple[float, float, float]] = []
     for _ in range(1 + rounds):
         before = _processor_s(peers)
         seconds = max(all_at_once(peers, once, wait_s=WAIT_S))
-        found.append((seconds, _processor_s(peers) - before))
-    return statistics.median(each[0] for each in found[1:]), statistics.median(each[1] for each in found[1:])
+        after = _processor_s(peers)
+        found.append((seconds, after["all"] - before["all"], after["p2pd"] - before["p2pd"]))
+    return Cost(*(statistics.median(each) for each in zip(*found[1:], strict=True)))
 
 
-def _processor_s(peers: Sequence[RemotePeer]) -> float:
-    """Of all processes of all peers so far."""
-    times: list[Any] = []
+def _processor_s(peers: Sequence[RemotePeer]) -> Counter[str]:
+    """Of all processes of all peers so far, and of their daemons."""
+    found: Counter[str] = Counter()
     for peer in peers:
         for process in processes_of(peer.process.pid or 0):
-            try:
-                times.append(process.cpu_times())
-            except psutil.NoSuchProcess:
-                continue
-    return float(sum(each.user + each.system for each in times))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                for kind in ("all", process.name()):
+                    found[kind] += times.user + times.system  # type: ignore[assignment]
+    return found
 
 
-def ours(size: int, world: int, rounds: int, compression: str) -> tuple[float, float]:
+def ours(size: int, world: int, rounds: int, compression: str) -> Cost:
     gossip = {"group_size": world, "steps": 1, "overlap": False, "compression": compression, "allreduce_s": WAIT_S}
     config: Config = parse({"swarm": {"num_peers": world}, "gossip": gossip})
     with start_swarm(config, size) as peers:
         return measure(peers, reduce_ours, rounds)
 
 
-def gloo(size: int, world: int, rounds: int) -> tuple[float, float]:
+def gloo(size: int, world: int, rounds: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         return _of(
             [(GlooPeer, (rank, world, f"{folder}/store", size)) for rank in range(world)], GlooPeer.reduce, rounds
         )
 
 
-def tcp(size: int, world: int, rounds: int) -> tuple[float, float]:
+def tcp(size: int, world: int, rounds: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         num_bytes = 4 * size * 2 * (world - 1) // world
         builds = [(Socket, (folder, rank, world, num_bytes)) for rank in range(world)]
@@ -143,7 +156,7 @@ def _of(
     rounds: int,
     *,
     first: Callable[[Any], None] | None = None,
-) -> tuple[float, float]:
+) -> Cost:
     peers: list[RemotePeer] = []
     try:
         for build, arguments in builds:
@@ -180,15 +193,17 @@ def main() -> int:
             "gloo": gloo(size, world, options.rounds),
             "TCP": tcp(size, world, options.rounds),
         }
-        times = found["ours"][0] / found["gloo"][0]
-        for name, (seconds, processor_s) in found.items():
-            sent = megabytes * 1e6 * 2 * (world - 1)  # by all
-            rows.append([f"{megabytes} MB, {world} peers", name, seconds, processor_s, 1e9 * processor_s / sent])
-        rows.append([f"{megabytes} MB", "memory", copied := memory(size), copied, "-"])
-        figures.append({"megabytes": megabytes, "peers": world, "times_gloo": times, **found})
+        times = found["ours"].seconds / found["gloo"].seconds
+        sent = megabytes * 1e6 * 2 * (world - 1)  # by all
+        for name, cost in found.items():
+            cells = [cost.seconds, cost.processor_s, cost.daemons_s, 1e9 * cost.processor_s / sent]
+            rows.append([f"{megabytes} MB, {world} peers", name, *cells])
+        rows.append([f"{megabytes} MB", "memory", copied := memory(size), copied, 0.0, 1e3 * copied / megabytes])
+        of_each = {name: asdict(cost) for name, cost in found.items()}
+        figures.append({"megabytes": megabytes, "peers": world, "times_gloo": times, **of_each})
         if times > TIMES_GLOO:
             failures.append(f"{megabytes} MB among {world} peers take {times:.1f} times as long as with gloo")
-    print_table("an all-reduce", ["", "", "s", "processor s", "ns of processor a byte sent"], rows)
+    print_table("an all-reduce", ["", "", "s", "processor s", "of daemons", "ns of processor a byte sent"], rows)
     return conclude({"compression": options.compression, "sizes": figures}, failures)
 
 
