@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -117,15 +117,15 @@ def measure(peers: Sequence[RemotePeer], once: Callable[[Any], float], rounds: i
     return Cost(*(statistics.median(each) for each in zip(*found[1:], strict=True)))
 
 
-def _processor_s(peers: Sequence[RemotePeer]) -> Counter[str]:
+def _processor_s(peers: Sequence[RemotePeer]) -> defaultdict[str, float]:
     """Of all processes of all peers so far, and of their daemons."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for peer in peers:
         for process in processes_of(peer.process.pid or 0):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 for kind in ("all", process.name()):
-                    found[kind] += times.user + times.system  # type: ignore[assignment]
+                    found[kind] += times.user + times.system
     return found
 
 
