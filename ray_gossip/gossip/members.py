@@ -44,7 +44,7 @@ class Member:
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: _Word = ""  # a digest of the model with which it began
     data: _Word = ""  # a digest of the samples that it knows; empty: it has its own
-    note: Annotated[bytes, Field(max_length=MOST_NOTE_BYTES)] = b""  # what the samplers of its loop tell those of others
+    note: Annotated[bytes, Field(max_length=MOST_NOTE_BYTES)] = b""  # what its samplers tell those of others
 
     @property
     def name(self) -> str:

@@ -9,6 +9,9 @@ mended where hivemind is imported.
 streams between strangers, and spends 0.3 s of CPU and 30 MB on a table of the world's networks. A file of settings is
 heard.
 
+A peer may name a new id in each of its requests to the DHT, or that of another. All are kept: some hundreds of one
+peer's crowd out all others, and what is stored goes nowhere.
+
 The message of a stream may be as long as its sender says: it is kept in memory until it is whole.
 
 A DHT process reads its commands from a pipe that its event loop has made non-blocking: of one above 16 KB it may meet
@@ -29,7 +32,8 @@ from typing import Any
 from uuid import UUID
 
 from hivemind import DHT
-from hivemind.p2p import P2P, P2PDaemonError
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 
 _MOST_BYTES = 2**22  # of a message; a part has 512 KB
@@ -57,6 +61,22 @@ def forbid_relays() -> None:
 def bound_messages() -> None:
     """From now on a stream ends whose next message is longer than any of hivemind's or ours."""
     P2P.receive_raw_data = staticmethod(_receive)
+
+
+def keep_one_id_of_a_peer() -> None:
+    """From now on the DHT knows each peer by one id, its latest, and nobody by that of another."""
+    DHTProtocol.update_routing_table = _update_routing_table
+
+
+async def _update_routing_table(self: DHTProtocol, node_id: Any, peer_id: PeerID, responded: bool = True) -> None:
+    table = self.routing_table
+    if responded and node_id is not None:
+        if table.get(node_id=node_id, default=peer_id) != peer_id:
+            return
+        before = table.get(peer_id=peer_id)
+        if before is not None and before != node_id:
+            del table[before]
+    await _original_update(self, node_id, peer_id, responded)
 
 
 async def _receive(reader: asyncio.StreamReader) -> bytes:
@@ -100,6 +120,7 @@ class EndsItsRounds:
             await asyncio.wait_for(averager.remove_p2p_handlers(averager._p2p, namespace=averager.prefix), timeout)
 
 
+_original_update = DHTProtocol.update_routing_table
 _original_init = ControlClient.__init__
 
 

@@ -322,7 +322,10 @@ def test_where_all_go_on_from_saved_positions_each_waits_until_it_has_heard_of_t
     before = Dealing(Deck(100, founders=2, seed=0), own=1, members=[0, 1])
     for number in range(0, 100, 3):
         before.begin((0, number))
-    views = [Member(peer_id="1", peer_index=1, note=note) for note in (b"", packed([before.note()], most_bytes=MOST_NOTE_BYTES))]
+    views = [
+        Member(peer_id="1", peer_index=1, note=note)
+        for note in (b"", packed([before.note()], most_bytes=MOST_NOTE_BYTES))
+    ]
 
     def tell(told: bytes) -> Future[View]:
         return done(View((replace(own, note=told), views.pop(0) if len(views) > 1 else views[0])))
