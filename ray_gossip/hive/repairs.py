@@ -89,6 +89,8 @@ async def _receive(reader: asyncio.StreamReader) -> bytes:
 class TakesLongCommands(DHT):
     """hivemind's DHT, whose process waits for the rest of a command that has begun to come."""
 
+    _inner_pipe: Any
+
     def run(self) -> None:
         self._inner_pipe = _Whole(self._inner_pipe)
         super().run()
