@@ -15,7 +15,7 @@ from ray_gossip.gossip.admission import TOKEN_BYTES, VERSION, Refused, Secret, T
 
 _TOKEN_S = 10.0  # for the token of a stream to come
 
-_GIVE = "give the secret of that swarm: --secret_file, or RAY_GOSSIP_SECRET_FILE"
+_GIVE = "give the secret of that swarm: --secret_file, or RAY_GOSSIP_SECRET_FILE, and no swarm.open"
 
 _LINE = 400  # bytes: a pipe takes so many at once
 _LINES = 100

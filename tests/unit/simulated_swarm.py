@@ -143,6 +143,7 @@ class SimulatedPeer:
             stub=lambda name: _Stub(network, self, network.peers[name]),
             others=lambda: [peer.name for peer in network.members(self.rendezvous.round, seen_by=self)],
             on_call=self._on_call,
+            furthest=lambda: MOST_AHEAD,
         )
         network.peers[self.name] = self
 
