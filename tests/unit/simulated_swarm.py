@@ -14,6 +14,7 @@ from hivemind.proto.averaging_pb2 import JoinRequest, MessageFromLeader
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.meeting import Arrival, settle
+from ray_gossip.gossip.members import MOST_AHEAD
 from ray_gossip.gossip.pace import Pace
 from ray_gossip.gossip.round import Behind, NoRound, RoundSoFar, Stage
 from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous
