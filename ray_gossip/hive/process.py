@@ -191,9 +191,7 @@ def quiet_hivemind() -> None:
 def start_dht(
     *, initial_peers: Sequence[str], listen: Listen, start_s: float, may_be_taken: bool = True, signs: bool = True
 ) -> hivemind.DHT:
-    """Start this process's DHT node and libp2p daemon.
-
-    Without initial peers it founds a new swarm. Waits at most `start_s` seconds.
+    """Start this process's DHT node and libp2p daemon; without initial peers, of a new swarm. Waits at most `start_s`.
 
     Args:
         signs: its records, and takes only those of others that are signed: not with hivemind's own optimizer, whose
