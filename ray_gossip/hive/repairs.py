@@ -12,6 +12,10 @@ heard.
 A peer may name a new id in each of its requests to the DHT, or that of another. All are kept: some hundreds of one
 peer's crowd out all others, and what is stored goes nowhere.
 
+A store of the DHT keeps a line for every time that something is sent to it, until that would have expired: a record
+that comes again and again fills the memory. And who sends a peer's last declaration but one once more has the last one
+forgotten when that expires.
+
 The message of a stream may be as long as its sender says: it is kept in memory until it is whole.
 
 A DHT process reads its commands from a pipe that its event loop has made non-blocking: of one above 16 KB it may meet
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import os
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,8 +40,10 @@ from hivemind import DHT
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
+from hivemind.utils.timed_storage import TimedStorage
 
 _MOST_BYTES = 2**22  # of a message; a part has 512 KB
+_FEW = 100  # lines of a store that need no clearing
 
 
 class _AwaitedCalls(dict[UUID, "asyncio.Future[bytes]"]):
@@ -66,6 +73,22 @@ def bound_messages() -> None:
 def keep_one_id_of_a_peer() -> None:
     """From now on the DHT knows each peer by one id, its latest, and nobody by that of another."""
     DHTProtocol.update_routing_table = _update_routing_table
+
+
+def keep_records_until_they_expire() -> None:
+    """From now on a store of the DHT forgets each record when that expires, and the lines of earlier ones before."""
+    TimedStorage.store = _store
+
+
+def _store(self: TimedStorage[Any, Any], key: Any, value: Any, expiration_time: float) -> bool:
+    held = self.data.get(key)
+    if held is not None and held.expiration_time >= expiration_time:
+        return False
+    was_stored: bool = _original_store(self, key, value, expiration_time)
+    if len(self.expiration_heap) > 2 * len(self.key_to_heap) + _FEW:
+        self.expiration_heap = list(self.key_to_heap.values())
+        heapq.heapify(self.expiration_heap)
+    return was_stored
 
 
 async def _update_routing_table(self: DHTProtocol, node_id: Any, peer_id: PeerID, responded: bool = True) -> None:
@@ -122,6 +145,7 @@ class EndsItsRounds:
             await asyncio.wait_for(averager.remove_p2p_handlers(averager._p2p, namespace=averager.prefix), timeout)
 
 
+_original_store = TimedStorage.store
 _original_update = DHTProtocol.update_routing_table
 _original_init = ControlClient.__init__
 

@@ -11,10 +11,13 @@ import pytest
 from hivemind import DecentralizedAverager
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID, RoutingTable
+from hivemind.dht.storage import DHTLocalStorage
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import write_unsigned_varint
 from hivemind.proto import averaging_pb2, p2pd_pb2
+from hivemind.utils import get_dht_time, timed_storage
+from hivemind.utils.timed_storage import TimedStorage
 
 from ray_gossip.hive import repairs
 from ray_gossip.hive.repairs import EndsItsRounds
@@ -150,6 +153,36 @@ def test_a_peer_that_starts_again_is_known_by_its_new_id_and_nobody_takes_it() -
         assert protocol.neighbours() == set()
 
     asyncio.run(test())
+
+
+def test_a_record_that_comes_again_and_again_leaves_one_line() -> None:
+    storage = DHTLocalStorage()
+    key, other, now = DHTID.generate(), DHTID.generate(), get_dht_time()
+    assert storage.store(other, b"", now + 5.0)
+    for number in range(10_000):
+        assert storage.store(key, b"", now + 1000.0 + number, subkey=b"subkey")
+        assert not storage.store(key, b"", now + 500.0, subkey=b"subkey")
+    (entries, _), lines = storage.get(key), len(storage.expiration_heap)
+    assert len(entries.expiration_heap) < 300
+    assert lines < 300
+    assert storage.top()[0] == other, "the lines are in order"
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_an_earlier_declaration_sent_once_more_does_not_end_the_later_one(
+    is_mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_mended:
+        monkeypatch.setattr(TimedStorage, "store", repairs._original_store)
+    clock = [1000.0]
+    monkeypatch.setattr(timed_storage, "get_dht_time", lambda: clock[0])
+    storage = DHTLocalStorage()
+    key = DHTID.generate()
+    assert storage.store(key, b"later", 1015.0, subkey=b"peer")
+    assert not storage.store(key, b"earlier", 1001.0, subkey=b"peer")
+    clock[0] = 1002.0
+    entries, _ = storage.get(key)
+    assert (b"peer" in entries) is is_mended
 
 
 def test_a_message_that_is_announced_as_endless_ends_its_stream() -> None:
