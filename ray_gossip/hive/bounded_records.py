@@ -7,7 +7,7 @@ for days: those make room again within minutes.
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 
 from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
 from hivemind.utils import get_dht_time
@@ -39,9 +39,9 @@ class _Room:
         return True
 
     def _tidy(self) -> None:
-        if time.monotonic() < self._tidied_at + _PAUSE_S:
+        if monotonic() < self._tidied_at + _PAUSE_S:
             return
-        now, self._tidied_at = get_dht_time(), time.monotonic()
+        now, self._tidied_at = get_dht_time(), monotonic()
         self._held = {name: held for name, held in self._held.items() if held[1] > now}
         self._bytes = sum(num_bytes for num_bytes, _ in self._held.values())
 

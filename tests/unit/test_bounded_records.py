@@ -18,7 +18,7 @@ NOW = 1e9
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [NOW]
     monkeypatch.setattr(bounded_records, "get_dht_time", lambda: now[0])
-    monkeypatch.setattr(bounded_records.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bounded_records, "monotonic", lambda: now[0])
     return now
 
 
