@@ -96,6 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=10_000, help="at each door")
     options = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore:`torch.jit:FutureWarning"  # of importing hivemind
     members: list[RemotePeer] = []
     stranger: RemotePeer | None = None
     with tempfile.TemporaryFile("w+") as heard:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ray_gossip.config import SwarmConfig
 from ray_gossip.errors import UserError
 from ray_gossip.gossip.admission import Secret
 
@@ -36,6 +37,17 @@ def given(
             return _parsed(file.read(_LONGEST), f"{source} {path}")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {source} {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def given_for(swarm: SwarmConfig, path: Path | str | None, *, option: str = OPTION) -> Secret | None:
+    """The same for a swarm that may be open: that has none, whatever the environment says.
+
+    Raises:
+        UserError: as `given`; or it is open, and a file is given all the same.
+    """
+    if swarm.open and path is not None:
+        raise UserError(f"swarm.open=true goes without a secret: leave out swarm.open, or {option}")
+    return None if swarm.open else given(path, option=option)
 
 
 def keep(secret: Secret, *, run_id: str, run_dir: Path | None = None) -> Path:

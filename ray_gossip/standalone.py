@@ -20,7 +20,7 @@ from ray_gossip.lines import print_summary
 from ray_gossip.records import PeerLeft, Record
 from ray_gossip.rehearsal import perform
 from ray_gossip.resources import machine_id
-from ray_gossip.secret_file import OPTION, given, keep
+from ray_gossip.secret_file import OPTION, given_for, keep
 from ray_gossip.telemetry import Observer, RunLog
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run_peer(
         check_identity("--identity_path", identity_path)
     if config.engine != "gossip":
         raise ConfigError(f"engine={config.engine} cannot be joined by single peers: give engine=gossip")
-    secret = None if config.swarm.open else given(secret_file)
+    secret = given_for(config.swarm, secret_file)
     check(config, address="", run_dir=run_dir or Path("runs") / new_run_id())
 
     import torch  # what follows loads it, and hivemind: after what can be checked without
@@ -99,7 +99,7 @@ def run_peer(
     run_dir = run_dir or _new_folder(Path("runs") / f"{run_id}-peer-{peer.peer_index:02d}")
     observer = Observer(config, peers=[peer.peer_index])
     try:
-        _say_where(peer, join_command, stream, is_open=config.swarm.open)
+        _say_where(peer, join_command, stream, is_open=secret is None)
         with (
             open_view(stream) as view,
             RunLog(run_dir, observer, run_id=run_id, started_at=started) as log,

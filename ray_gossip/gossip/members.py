@@ -44,7 +44,7 @@ class Member:
     has_own_data: bool = False  # samples are dealt to the others only
     began_as: _Word = ""  # a digest of the model with which it began
     data: _Word = ""  # a digest of the samples that it knows; empty: it has its own
-    note: Annotated[bytes, Field(max_length=MOST_NOTE_BYTES)] = b""  # what the samplers of its loop tell those of others
+    note: Annotated[bytes, Field(max_length=MOST_NOTE_BYTES)] = b""  # what its samplers tell those of others
 
     @property
     def name(self) -> str:
@@ -115,16 +115,17 @@ class Neighbours:
     refused: tuple[str, ...] = ()  # what was refused at closed doors lately, as sentences
 
 
+def median_round(members: Iterable[Member]) -> int:
+    """Where at least half of those are that have begun a round; 0: nobody has."""
+    rounds = sorted(member.round for member in members if member.round >= 0)
+    return rounds[(len(rounds) - 1) // 2] if rounds else 0
+
+
 def believable(members: Iterable[Member], own: Member) -> list[Member]:
     """Those that are in a round in which a swarm can be, where half of it is where it says: whoever is farther ahead
-    would take all the others along.
-
-    Args:
-        own: this peer; it counts where it has begun a round.
-    """
+    would take all the others along."""
     members = list(members)
-    rounds = sorted(each.round for each in (own, *members) if each is not own or own.round >= 0)
-    most = rounds[(len(rounds) - 1) // 2] + MOST_AHEAD if rounds else MOST_AHEAD
+    most = median_round((own, *members)) + MOST_AHEAD
     return [member for member in members if max(member.round, member.from_round) <= most]
 
 

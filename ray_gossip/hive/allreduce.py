@@ -139,6 +139,15 @@ class StrictAllReduce(AllReduceRunner):
             culprits = {peer_id for peer_id, count in blamed.items() if count == most} or {*self._gave_up}
         return [peer_id for peer_id in self.ordered_peer_ids if peer_id in culprits]
 
+    def _to_blame(self) -> PeerID | None:
+        """What others are told; None: this peer. It is, where one of them says so, and this one has seen nothing worse
+        than that it was refused: whoever hears this first has nothing else to go by."""
+        is_blamed = any(refusal.blamed == self.peer_id for refusal in self._gave_up.values())
+        if is_blamed and not self._senders_of_bad_parts:
+            return None
+        culprit = next(iter(self._culprits()), self.peer_id)
+        return None if culprit == self.peer_id else culprit
+
     def finalize(self, *, cancel: bool = False, exception: BaseException | None = None) -> None:
         """End the round. If it is unfinished, name those that are late and tell those that wait for this reducer."""
         if (cancel or exception is not None) and not self._future.done():
@@ -226,8 +235,8 @@ class StrictAllReduce(AllReduceRunner):
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         async for message in super().rpc_aggregate_part(stream, context):
             if message.code == averaging_pb2.INTERNAL_ERROR:
-                culprit = next(iter(self._culprits()), self.peer_id)
-                message.group_id = culprit.to_bytes() if culprit != self.peer_id else b""
+                culprit = self._to_blame()
+                message.group_id = b"" if culprit is None else culprit.to_bytes()
             yield message
         await asyncio.sleep(_LINGER_S)  # ended by the other side, see _ClosesFirst
 

@@ -119,6 +119,7 @@ class GossipAverager(EndsItsRounds, DecentralizedAverager):
             stub=self._stub,
             others=lambda: [member.peer_id for member in self._membership.view.present],
             on_call=self._on_call,
+            furthest=lambda: self._membership.furthest,
         )
         self._rounds = Rounds(
             gossip,

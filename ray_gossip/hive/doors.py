@@ -60,6 +60,8 @@ class OpenClient:
         client: hivemind's own. What is not a request goes through unchanged.
     """
 
+    _advice = f"{_GIVE}, and no swarm.open"
+
     def __init__(self, client: Any) -> None:
         self._daemon = client
 
@@ -72,7 +74,7 @@ class OpenClient:
         except P2PHandlerError as error:
             if Refused.__name__ in str(error):
                 why = _quoted(str(error))
-                advice = "set both clocks by NTP" if "clock" in why else _GIVE
+                advice = "set both clocks by NTP" if "clock" in why else self._advice
                 _tell(f"peer {callee.to_base58()} refused this one, {why}; {advice}")
             elif "DecodeError" in str(error):
                 _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open; set swarm.open=true")
@@ -108,6 +110,8 @@ def _quoted(error: str) -> str:
 
 class ClosedClient(OpenClient):
     """With a token before each request."""
+
+    _advice = _GIVE
 
     def __init__(self, client: Any, tokens: Tokens) -> None:
         super().__init__(client)

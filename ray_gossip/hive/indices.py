@@ -4,7 +4,7 @@ after the other. A peer that comes back with the same identity keeps its index."
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray_gossip.gossip.members import MOST_INDEX
 from ray_gossip.hive.charter import look_up
 
 _HOLDS_S = 7 * 24 * 3600.0  # a claim outlives its peer, whose curves and folder are there still
+_GAP = 1000  # between two indices of a swarm
 _SETTLE_S = 1.0  # two that claim at the same moment have seen each other's claims by then
 
 
@@ -68,13 +69,24 @@ def settle(
     index = known.get(own, -1)
     while True:
         if index < first:
-            index = max([first - 1, *known.values()]) + 1
+            index = next_index(known.values(), first=first)
         claim(index)
         pause()
         known = claims()
         if own == min([own, *(peer for peer, claimed in known.items() if claimed == index)]):
             return index
         index = -1
+
+
+def next_index(claimed: Iterable[int], *, first: int) -> int:
+    """After those that are claimed one after the other, with gaps that peers may leave whose claims are over: one that
+    claims the last index of all leaves no room behind it."""
+    last = first - 1
+    for index in sorted(claimed):
+        if index > last + _GAP:
+            break
+        last = max(last, index)
+    return last + 1
 
 
 def exchange_names(dht: hivemind.DHT, run_id: str, peer_index: int, *, count: int, within_s: float) -> dict[str, int]:

@@ -20,7 +20,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, ValueWithExpiration
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.consensus import ConsensusControl
-from ray_gossip.gossip.members import REFRESH_S, Member, View, believable
+from ray_gossip.gossip.members import MOST_AHEAD, REFRESH_S, Member, View, believable, median_round
 from ray_gossip.hive.charter import declare_charter
 from ray_gossip.hive.reunion import Reunion
 
@@ -29,6 +29,7 @@ REDECLARE_S = 5.0
 _LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer is cut off
 _LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to be the newest
 _CHANCES = 3  # to renew a declaration before it expires
+_LONGEST_S = 8 * MEMBER_TTL_S  # that a declaration may hold: who dies is a member no longer than that
 _AHEAD = 2  # rounds; by then all others have seen a new declaration
 _READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
 
@@ -39,10 +40,11 @@ def members_key(run_id: str) -> str:
 
 def declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Member, float]]:
     """The members that a record of the DHT names, each with the DHT time at which its declaration expires."""
+    latest = get_dht_time() + _LONGEST_S
     values = record.value if record is not None and isinstance(record.value, dict) else {}
     for key, entry in values.items():
         member = Member.from_wire(PeerID(key).to_base58() if isinstance(key, bytes) else "", entry.value)
-        if member is not None:
+        if member is not None and entry.expiration_time <= latest:
             yield member, entry.expiration_time
 
 
@@ -157,6 +159,12 @@ class Membership:
         self.view = view_of(self._declared.values(), self.own, has_driver=self._charter.has_driver)
         self._read_at = time.monotonic()
         return self.view
+
+    @property
+    def furthest(self) -> int:
+        """The latest round to which one other peer can take this one. Whatever a single one says, the others still
+        believe this peer where it is then."""
+        return median_round(self.view.members) + MOST_AHEAD // 2
 
     @property
     def is_hermit(self) -> bool:

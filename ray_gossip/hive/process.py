@@ -38,6 +38,7 @@ from hivemind.utils import MAX_DHT_TIME_DISCREPANCY_SECONDS, MPFuture
 
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.seat import Listen
+from ray_gossip.hive.bounded_records import BoundedRecords
 from ray_gossip.hive.charter import CHARTER_KEY
 from ray_gossip.hive.doors import close_doors, refusals
 from ray_gossip.hive.readable_records import ReadableRecords
@@ -191,9 +192,7 @@ def quiet_hivemind() -> None:
 def start_dht(
     *, initial_peers: Sequence[str], listen: Listen, start_s: float, may_be_taken: bool = True, signs: bool = True
 ) -> hivemind.DHT:
-    """Start this process's DHT node and libp2p daemon.
-
-    Without initial peers it founds a new swarm. Waits at most `start_s` seconds.
+    """Start this process's DHT node and libp2p daemon; without initial peers, of a new swarm. Waits at most `start_s`.
 
     Args:
         signs: its records, and takes only those of others that are signed: not with hivemind's own optimizer, whose
@@ -217,7 +216,7 @@ def start_dht(
         nat_port_map=False,  # else it has a router open a port to the internet, unasked
         auto_nat=False,  # which looks for relays, and others are asked to dial back
         check_if_identity_free=may_be_taken,
-        record_validators=[ReadableRecords(), *(_signed(listen.identity_path) if signs else [])],
+        record_validators=[BoundedRecords(), ReadableRecords(), *(_signed(listen.identity_path) if signs else [])],
     )
     try:
         with in_background():

@@ -17,7 +17,6 @@ from hivemind.proto.averaging_pb2 import BEGIN_ALLREDUCE, NO_CODE, JoinRequest, 
 
 from ray_gossip.causes import ANSWERS_NONSENSE, HAS_LEFT, IS_DONE, OTHER_MODEL, OTHER_VIEW, SILENT, UNREACHABLE
 from ray_gossip.gossip.meeting import Answer, Arrival, Gathering, Meeting
-from ray_gossip.gossip.members import MOST_AHEAD
 from ray_gossip.gossip.messages import Answering, Arriving, Asking, Gathered, Malformed, from_wire, to_wire
 from ray_gossip.gossip.round import Stage
 
@@ -55,6 +54,7 @@ class Rendezvous:
         stub: how to call another peer.
         others: peer ids of the swarm, this peer's among them or not.
         on_call: told the stage to which a groupmate calls this peer; says why it cannot come soon, if it cannot.
+        furthest: the latest round to which one peer can call this one.
     """
 
     def __init__(
@@ -66,9 +66,10 @@ class Rendezvous:
         stub: Callable[[str], Stub],
         others: Callable[[], Sequence[str]],
         on_call: Callable[[Stage], str],
+        furthest: Callable[[], int],
     ) -> None:
         self._peer_id, self._schema_hash, self._cap_s, self._stub = peer_id, schema_hash, cap_s, stub
-        self._others, self._on_call = others, on_call
+        self._others, self._on_call, self._furthest = others, on_call, furthest
         self._stage = Stage(is_final=False, round=-1)
         self._key = ""
         self._has_met = False  # the meeting at this stage is over for this peer
@@ -189,7 +190,7 @@ class Rendezvous:
             return Answer(OTHER_VIEW, stage.round)
         if self._stage == stage and self._has_met:
             return Answer("has met already", stage.round)
-        if calls and self._stage < stage and stage.round <= self._stage.round + MOST_AHEAD:
+        if calls and self._stage < stage and stage.round <= self._furthest():
             self._hear_of(stage)
             return Answer(self._on_call(stage))
         return Answer()

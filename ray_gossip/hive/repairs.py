@@ -9,6 +9,13 @@ mended where hivemind is imported.
 streams between strangers, and spends 0.3 s of CPU and 30 MB on a table of the world's networks. A file of settings is
 heard.
 
+A peer may name a new id in each of its requests to the DHT, or that of another. All are kept: some hundreds of one
+peer's crowd out all others, and what is stored goes nowhere.
+
+A store of the DHT keeps a line for every time that something is sent to it, until that would have expired: a record
+that comes again and again fills the memory. And who sends a peer's last declaration but one once more has the last one
+forgotten when that expires.
+
 The message of a stream may be as long as its sender says: it is kept in memory until it is whole.
 
 A DHT process reads its commands from a pipe that its event loop has made non-blocking: of one above 16 KB it may meet
@@ -22,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import os
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,10 +37,13 @@ from typing import Any
 from uuid import UUID
 
 from hivemind import DHT
-from hivemind.p2p import P2P, P2PDaemonError
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
+from hivemind.utils.timed_storage import TimedStorage
 
 _MOST_BYTES = 2**22  # of a message; a part has 512 KB
+_FEW = 100  # lines of a store that need no clearing
 
 
 class _AwaitedCalls(dict[UUID, "asyncio.Future[bytes]"]):
@@ -59,6 +70,38 @@ def bound_messages() -> None:
     P2P.receive_raw_data = staticmethod(_receive)
 
 
+def keep_one_id_of_a_peer() -> None:
+    """From now on the DHT knows each peer by one id, its latest, and nobody by that of another."""
+    DHTProtocol.update_routing_table = _update_routing_table
+
+
+def keep_records_until_they_expire() -> None:
+    """From now on a store of the DHT forgets each record when that expires, and the lines of earlier ones before."""
+    TimedStorage.store = _store
+
+
+def _store(self: TimedStorage[Any, Any], key: Any, value: Any, expiration_time: float) -> bool:
+    held = self.data.get(key)
+    if held is not None and held.expiration_time >= expiration_time:
+        return False
+    was_stored: bool = _original_store(self, key, value, expiration_time)
+    if len(self.expiration_heap) > 2 * len(self.key_to_heap) + _FEW:
+        self.expiration_heap = list(self.key_to_heap.values())
+        heapq.heapify(self.expiration_heap)
+    return was_stored
+
+
+async def _update_routing_table(self: DHTProtocol, node_id: Any, peer_id: PeerID, responded: bool = True) -> None:
+    table = self.routing_table
+    if responded and node_id is not None:
+        if table.get(node_id=node_id, default=peer_id) != peer_id:
+            return
+        before = table.get(peer_id=peer_id)
+        if before is not None and before != node_id:
+            del table[before]
+    await _original_update(self, node_id, peer_id, responded)
+
+
 async def _receive(reader: asyncio.StreamReader) -> bytes:
     num_bytes = int.from_bytes(await reader.readexactly(P2P.HEADER_LEN), P2P.BYTEORDER)
     if num_bytes > _MOST_BYTES:
@@ -68,6 +111,8 @@ async def _receive(reader: asyncio.StreamReader) -> bytes:
 
 class TakesLongCommands(DHT):
     """hivemind's DHT, whose process waits for the rest of a command that has begun to come."""
+
+    _inner_pipe: Any
 
     def run(self) -> None:
         self._inner_pipe = _Whole(self._inner_pipe)
@@ -100,6 +145,8 @@ class EndsItsRounds:
             await asyncio.wait_for(averager.remove_p2p_handlers(averager._p2p, namespace=averager.prefix), timeout)
 
 
+_original_store = TimedStorage.store
+_original_update = DHTProtocol.update_routing_table
 _original_init = ControlClient.__init__
 
 

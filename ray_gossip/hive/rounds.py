@@ -16,7 +16,7 @@ from ray_gossip.config import GossipConfig
 from ray_gossip.config.gossip import OUTVOTED
 from ray_gossip.gossip.consensus import summary
 from ray_gossip.gossip.meeting import Arrival, Gathering, causes_of, settle
-from ray_gossip.gossip.members import MOST_AHEAD, Member, Roster, View
+from ray_gossip.gossip.members import Member, Roster, View
 from ray_gossip.gossip.round import Behind, NoRound, RoundResult, RoundSoFar, Stage
 from ray_gossip.gossip.signals import Signals
 from ray_gossip.hive.group_mean import GroupMean
@@ -92,9 +92,9 @@ class Rounds:
                     change = await self._change(view, snapshot, before, weight, run)
                     break
                 except Behind as behind:
-                    if moves == _MOVES:
+                    if moves == _MOVES or behind.round > self._membership.furthest:
                         raise NoRound("alone", str(behind)) from None
-                    run.move_on(min(behind.round, run.round + MOST_AHEAD), interval_s=interval_s)
+                    run.move_on(behind.round, interval_s=interval_s)
         except NoRound as ended:
             outcome = ended.outcome
             run.notes.insert(0, ended.cause)

@@ -29,7 +29,7 @@ from ray_gossip.loop.saved import Saved
 from ray_gossip.loop.session import Session, current
 from ray_gossip.loop.voice import Driver, Screen
 from ray_gossip.resources import machine_id
-from ray_gossip.secret_file import given, keep
+from ray_gossip.secret_file import given_for, keep
 from ray_gossip.sidecar.network import Network
 from ray_gossip.training.averaged import ModelState
 
@@ -104,8 +104,8 @@ def join(
         for address in addresses:
             check_multiaddr(option, address, names_peer=option == "initial_peers")
     place = None if initial_peers else Place(_founded(settings), 0)
-    secret = None if settings.swarm.open else given(secret_file, option="secret_file")
-    kept = f"; {OPEN}" if settings.swarm.open else ""
+    secret = given_for(settings.swarm, secret_file, option="secret_file")
+    kept = f"; {OPEN}" if secret is None else ""
     if secret is None and place is not None and not settings.swarm.open:
         secret = Secret.new()
         kept = f", and secret_file={str(keep(secret, run_id=place.charter.run_id))!r}"

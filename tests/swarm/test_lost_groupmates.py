@@ -118,7 +118,7 @@ def test_a_part_that_nobody_can_average_fails_the_round_and_names_its_sender(swa
     assert any("peer-02 sent a part that nobody can average" in ended.report.cause for ended in rounds)
     for ended in rounds:
         assert ended.report.outcome in ("partial", "failed")
-        assert re.findall(r"peer-\d\d", ended.report.cause) == ["peer-02"]
+        assert re.findall(r"peer-\d\d", ended.report.cause) == ["peer-02"], ended.report.cause
         assert ended.unchanged
         assert ended.seconds < SOON_S
     swarm[VICTIM].receive()

@@ -14,6 +14,7 @@ from hivemind.proto.averaging_pb2 import JoinRequest, MessageFromLeader
 
 from ray_gossip.config import GossipConfig
 from ray_gossip.gossip.meeting import Arrival, settle
+from ray_gossip.gossip.members import MOST_AHEAD
 from ray_gossip.gossip.pace import Pace
 from ray_gossip.gossip.round import Behind, NoRound, RoundSoFar, Stage
 from ray_gossip.hive.rendezvous import NoMeeting, Rendezvous
@@ -143,6 +144,7 @@ class SimulatedPeer:
             stub=lambda name: _Stub(network, self, network.peers[name]),
             others=lambda: [peer.name for peer in network.members(self.rendezvous.round, seen_by=self)],
             on_call=self._on_call,
+            furthest=lambda: MOST_AHEAD,
         )
         network.peers[self.name] = self
 

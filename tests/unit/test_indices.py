@@ -7,7 +7,8 @@ import threading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_gossip.hive.indices import settle
+from ray_gossip.gossip.members import MOST_INDEX
+from ray_gossip.hive.indices import next_index, settle
 
 
 def claim_all(order: list[int], start_with: dict[int, int], *, first: int) -> dict[int, int]:
@@ -47,6 +48,12 @@ def test_no_two_peers_that_claim_at_the_same_time_have_the_same_index(peers: lis
     assert ended.keys() == set(peers)
     assert len({*ended.values(), first + 3}) == len(peers) + 1
     assert min(ended.values()) >= first
+
+
+def test_whoever_claims_the_last_index_of_all_leaves_room_for_others() -> None:
+    ended = claim_all([1, 2, 3], {8: 4, 9: MOST_INDEX - 1}, first=4)
+    assert sorted(ended.values()) == [5, 6, 7]
+    assert next_index([4, 5, 900, 2000], first=4) == 901
 
 
 def test_a_peer_that_comes_back_keeps_its_index_and_an_index_is_not_taken_twice() -> None:

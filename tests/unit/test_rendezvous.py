@@ -52,6 +52,7 @@ class Network:
             stub=lambda other: Stub(self, name, other),
             others=list,
             on_call=lambda _: "",
+            furthest=lambda: 100,
         )
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from hivemind import DecentralizedAverager
-from hivemind.p2p import P2P
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.routing import DHTID, RoutingTable
+from hivemind.dht.storage import DHTLocalStorage
+from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import write_unsigned_varint
 from hivemind.proto import averaging_pb2, p2pd_pb2
+from hivemind.utils import get_dht_time, timed_storage
+from hivemind.utils.timed_storage import TimedStorage
 
-import ray_gossip.hive  # noqa: F401  (mends the first)
+from ray_gossip.hive import repairs
 from ray_gossip.hive.repairs import EndsItsRounds
 
 
@@ -96,6 +102,87 @@ def test_an_averager_that_ends_in_an_all_reduce_tells_its_groupmates_and_the_dae
 def test_hivemind_alone_still_ends_with_an_error() -> None:
     with pytest.raises(AttributeError):
         asyncio.run(told_at_the_end(DecentralizedAverager._shutdown))
+
+
+@dataclass
+class Protocol:
+    """What a DHT knows of others."""
+
+    routing_table: RoutingTable = field(default_factory=lambda: RoutingTable(DHTID.generate(), 20, 5))
+    storage: dict[Any, Any] = field(default_factory=dict)
+
+    async def call_ping(self, peer_id: PeerID) -> None:
+        pass
+
+    def neighbours(self) -> set[PeerID]:
+        return {peer for _, peer in self.routing_table.get_nearest_neighbors(DHTID.generate(), k=5)}
+
+
+async def met_by_a_stranger_of_many_ids(update: Any) -> tuple[set[PeerID], Protocol]:
+    protocol, others = Protocol(), [PeerID(bytes([number]) * 34) for number in range(4)]
+    for peer_id in others:
+        await update(protocol, DHTID.generate(), peer_id)
+    for _ in range(5000):
+        await update(protocol, DHTID.generate(), PeerID(b"stranger" * 4))
+    await asyncio.sleep(0)
+    return {*others}, protocol
+
+
+def test_a_stranger_of_many_ids_crowds_nobody_out_of_the_dht() -> None:
+    others, protocol = asyncio.run(met_by_a_stranger_of_many_ids(DHTProtocol.update_routing_table))
+    for _ in range(100):
+        assert others < protocol.neighbours()
+
+
+def test_in_hivemind_alone_it_crowds_out_all_others() -> None:
+    others, protocol = asyncio.run(met_by_a_stranger_of_many_ids(repairs._original_update))
+    assert any(not others & protocol.neighbours() for _ in range(100))
+
+
+def test_a_peer_that_starts_again_is_known_by_its_new_id_and_nobody_takes_it() -> None:
+    async def test() -> None:
+        protocol, peer, thief = Protocol(), PeerID(b"a" * 34), PeerID(b"b" * 34)
+        old, new = DHTID.generate(), DHTID.generate()
+        for node_id, peer_id in ((old, peer), (new, peer), (new, thief)):
+            await DHTProtocol.update_routing_table(protocol, node_id, peer_id)
+        assert protocol.routing_table.get(peer_id=peer) == new
+        assert protocol.routing_table.get(node_id=new) == peer
+        assert protocol.routing_table.get(node_id=old) is None
+        await DHTProtocol.update_routing_table(protocol, new, peer, responded=False)  # it answers no more
+        await DHTProtocol.update_routing_table(protocol, None, thief, responded=False)
+        assert protocol.neighbours() == set()
+
+    asyncio.run(test())
+
+
+def test_a_record_that_comes_again_and_again_leaves_one_line() -> None:
+    storage = DHTLocalStorage()
+    key, other, now = DHTID.generate(), DHTID.generate(), get_dht_time()
+    assert storage.store(other, b"", now + 5.0)
+    for number in range(10_000):
+        assert storage.store(key, b"", now + 1000.0 + number, subkey=b"subkey")
+        assert not storage.store(key, b"", now + 500.0, subkey=b"subkey")
+    (entries, _), lines = storage.get(key), len(storage.expiration_heap)
+    assert len(entries.expiration_heap) < 300
+    assert lines < 300
+    assert storage.top()[0] == other, "the lines are in order"
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_an_earlier_declaration_sent_once_more_does_not_end_the_later_one(
+    is_mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_mended:
+        monkeypatch.setattr(TimedStorage, "store", repairs._original_store)
+    clock = [1000.0]
+    monkeypatch.setattr(timed_storage, "get_dht_time", lambda: clock[0])
+    storage = DHTLocalStorage()
+    key = DHTID.generate()
+    assert storage.store(key, b"later", 1015.0, subkey=b"peer")
+    assert not storage.store(key, b"earlier", 1001.0, subkey=b"peer")
+    clock[0] = 1002.0
+    entries, _ = storage.get(key)
+    assert (b"peer" in entries) is is_mended
 
 
 def test_a_message_that_is_announced_as_endless_ends_its_stream() -> None:

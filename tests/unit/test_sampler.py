@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,13 +15,11 @@ from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ray_gossip.data import dealing
-from ray_gossip.data.dealing import Dealing, Deck, packed, unpacked
+from ray_gossip.data.dealing import Dealing, Deck, packed
 from ray_gossip.errors import SwarmError, UserError
 from ray_gossip.gossip.members import MOST_NOTE_BYTES, Member, View
 from ray_gossip.loop import shares
@@ -322,7 +319,10 @@ def test_where_all_go_on_from_saved_positions_each_waits_until_it_has_heard_of_t
     before = Dealing(Deck(100, founders=2, seed=0), own=1, members=[0, 1])
     for number in range(0, 100, 3):
         before.begin((0, number))
-    views = [Member(peer_id="1", peer_index=1, note=note) for note in (b"", packed([before.note()], most_bytes=MOST_NOTE_BYTES))]
+    views = [
+        Member(peer_id="1", peer_index=1, note=note)
+        for note in (b"", packed([before.note()], most_bytes=MOST_NOTE_BYTES))
+    ]
 
     def tell(told: bytes) -> Future[View]:
         return done(View((replace(own, note=told), views.pop(0) if len(views) > 1 else views[0])))
@@ -367,39 +367,6 @@ def test_a_data_loader_takes_it() -> None:
     loader = DataLoader(data, sampler=alone(10), batch_size=4)
     assert len(loader) == 3
     assert sorted(torch.cat([batch for (batch,) in loader]).tolist()) == list(range(10))
-
-
-def test_another_deck_and_what_nobody_of_us_has_written_are_passed_over() -> None:
-    ours, theirs = (Dealing(Deck(num, founders=2, seed=0), own=0) for num in (10, 11))
-    theirs.begin((0, 3))
-    ours.learn(theirs.note())
-    assert ours.next(last=0) == (0, 0)
-    (note,) = unpacked(packed([ours.note()], most_bytes=MOST_NOTE_BYTES))
-    assert note == ours.note()
-    for wire in (b"", b"x", zlib.compress(b"{}"), zlib.compress(b"[1]"), zlib.compress(b'[{"deck": {}}]')):
-        assert unpacked(wire) == []
-    text = json.dumps(
-        [{"deck": {"num_samples": 10, "founders": 2, "seed": 0}, "members": [0], "first": -1, "begun": {}}]
-    )
-    assert unpacked(zlib.compress(text.encode())) == []
-    assert unpacked(zlib.compress(b" " * (dealing._MAX_BYTES + 1))) == []
-
-
-def test_a_peer_that_is_far_ahead_tells_of_as_many_epochs_as_the_others_can_read() -> None:
-    """By lot, because a founder is not there: its blocks make no pattern that could be written shorter."""
-    deck = Deck(10_000, founders=3, seed=0)
-    ahead = Dealing(deck, own=0, members=[1])
-    for epoch in range(300):
-        for number in np.flatnonzero(deck.owners(epoch, [0, 1]) == 0):
-            ahead.begin((epoch, int(number)))
-    few = packed([ahead.note(), Dealing(deck, own=0).note()], most_bytes=4_000)
-    assert 2_000 < len(few) <= 4_000
-    told, other = unpacked(few)
-    assert 4 <= len(told.begun) == max(told.begun) + 1, "of the first epochs, in which the others are"
-    assert other == Dealing(deck, own=0).note()
-    assert all(ahead.note().begun[epoch] == bits for epoch, bits in told.begun.items())
-    with pytest.raises(ValueError, match="more than can be told"):
-        packed([ahead.note()], most_bytes=50)
 
 
 class Numbers(IterableDataset[int]):
