@@ -71,7 +71,7 @@ def config_of(size: Size, *, augment: str = "none", compiled: bool = False, goss
         {
             "swarm": {"num_peers": peers},
             "gossip": gossip or {"group_size": 1},
-            "data": {"name": "cifar10", "augment": augment, "batch_size": size.batch_size},
+            "data": {"name": "cifar10", "root": "made here", "augment": augment, "batch_size": size.batch_size},
             "model": {"name": size.model},
             "train": {
                 "local_steps": 10**9,

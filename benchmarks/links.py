@@ -74,7 +74,7 @@ class Links:
 
     def __init__(self, count: int, link: Link = Link()) -> None:
         self._mark, self._link = f"rg{os.getpid() % 100_000}", link
-        self.places = [Place(f"{self._mark}-{n}", f"10.77.0.{n + 1}", "link") for n in range(count)]
+        self.places = [Place(f"{self._mark}-{n}", f"10.77.0.{n + 1}", "eth0") for n in range(count)]
         self._hub = f"{self._mark}-hub"
 
     def __enter__(self) -> Links:
@@ -84,7 +84,7 @@ class Links:
             _run("ip", "-n", self._hub, "link", "set", "hub", "up")
             for number, place in enumerate(self.places):
                 self._add(place.namespace)
-                ends = ["ip", "-n", place.namespace, "link", "add", place.interface, "type", "veth"]
+                ends = ["ip", "-n", place.namespace, "link", "add", "dev", place.interface, "type", "veth"]
                 _run(*ends, "peer", "name", f"to{number}", "netns", self._hub)
                 _run("ip", "-n", place.namespace, "address", "add", f"{place.ip_address}/24", "dev", place.interface)
                 _run("ip", "-n", place.namespace, "link", "set", place.interface, "up")

@@ -18,7 +18,7 @@ def test_it_measures_everything_once_on_a_cpu() -> None:
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["images_per_s"]["as it is"].keys() == {"plain loop", "trainer", "trainer, augments"}
     assert found["state_mb"] > 1.0
-    assert 0 < found["peers"]["2"]["of_alone"] < 2
+    assert found["peers"]["2"]["of_alone"] > 0
     assert found["peers"]["2"]["averaged"] > 0
 
 
