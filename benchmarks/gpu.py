@@ -66,7 +66,9 @@ class Shared:
     host_mb: float  # the most at once, of this process
 
 
-def config_of(size: Size, *, augment: str = "none", compiled: bool = False, gossip: Any = None, peers: int = 1) -> Config:
+def config_of(
+    size: Size, *, augment: str = "none", compiled: bool = False, gossip: Any = None, peers: int = 1
+) -> Config:
     return parse(
         {
             "swarm": {"num_peers": peers},
@@ -302,7 +304,9 @@ def _failures(rates: dict[str, dict[str, float]], shared: dict[int, dict[str, fl
     found = []
     for kind, own in rates.items():
         if own["trainer"] < TRAINER * own["plain loop"]:
-            found.append(f"{kind}: the trainer makes {own['trainer'] / own['plain loop']:.3f} of the plain loop's images")
+            found.append(
+                f"{kind}: the trainer makes {own['trainer'] / own['plain loop']:.3f} of the plain loop's images"
+            )
     for count, figures in shared.items():
         if figures["of_alone"] < PEERS:
             found.append(f"{count} peers keep {figures['of_alone']:.3f} of their local steps")

@@ -11,11 +11,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from hivemind import DHT
 
 from ray_gossip.config import Config
 from ray_gossip.gossip.charter import Charter
@@ -27,6 +26,9 @@ from ray_gossip.hive.shipped import HivemindEngine
 from ray_gossip.records import RoundReport
 from ray_gossip.sidecar.network import Network
 from ray_gossip.testing import Peers, RemotePeer
+
+if TYPE_CHECKING:
+    from hivemind import DHT  # `ray_gossip.hive` imports it, and keeps quiet about what is deprecated in it
 
 MARK = "RAY_GOSSIP_BENCHMARK"
 START_S, LEFT_S = 120.0, 15.0

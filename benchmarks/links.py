@@ -101,7 +101,11 @@ class Links:
         _run("ip", "-n", namespace, "link", "set", "lo", "up")
 
     def _slow_down(self, namespace: str, interface: str) -> None:
-        add, link, parent = ["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", interface], self._link, "root"
+        add, link, parent = (
+            ["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", interface],
+            self._link,
+            "root",
+        )
         if link.mbit_per_s is not None:
             rate = ["rate", f"{link.mbit_per_s:g}mbit", "burst", _BURST, "latency", _QUEUE]
             _run(*add, "root", "handle", "1:", "tbf", *rate)

@@ -12,7 +12,7 @@ shown without a bound: on two cores it is the CPU that they lack.
     python benchmarks/overlap.py --seconds 10 --only-four    about a minute
     python benchmarks/overlap.py --millions 1 25 100         larger models instead, in pairs, a round every 10 s
 
-Of the larger models the optimizer's update is left out, which a GPU would do. 25 million parameters must keep 0.97, too.
+Of the larger models the optimizer's update is left out, which a GPU would do. 25 million parameters must keep 0.97.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def large(millions: Sequence[int], seconds: float) -> int:
         none, figure = (summarize(each) for each in paces.values())
         figure["of_none"] = figure["steps_per_s"] / none["steps_per_s"]
         figures[size] = figure
-        rows.append([size, *(figure[key] for key in ("of_none", "p99_s", "longest_s", "round_s", "blocked_s", "rounds"))])
+        rows.append(
+            [size, *(figure[key] for key in ("of_none", "p99_s", "longest_s", "round_s", "blocked_s", "rounds"))]
+        )
     header = ["million parameters", "steps, of none", "p99", "longest", "round s", "blocked s", "rounds"]
     print_table(f"4 peers in pairs, a round every {LARGE_STEPS * STEP_S:g} s, {seconds:g} s each", header, rows)
     failures = [

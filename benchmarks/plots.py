@@ -78,8 +78,8 @@ def _rates(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     most = rates.get(ALONE)
     shown = sorted((name for name in rates if name != ALONE), key=lambda name: rates[name])
     values = [rates[name] / most if most else rates[name] for name in shown]
-    axes.barh(shown, values, color=[COLOUR if name.startswith(OURS) else OTHERS for name in shown])
-    axes.bar_label(axes.containers[0], fmt="%.2f", fontsize=8, padding=3)
+    bars = axes.barh(shown, values, color=[COLOUR if name.startswith(OURS) else OTHERS for name in shown])
+    axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=3)
     axes.set_xlabel(
         "samples a second, of what the processes do without communication" if most else "samples a second", fontsize=8
     )

@@ -28,7 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from harness import MARK, START_S, Pace, SteppingPeer, all_at_once, conclude, left_of, new_mark, print_table, start_peers
+from harness import (
+    MARK,
+    START_S,
+    Pace,
+    SteppingPeer,
+    all_at_once,
+    conclude,
+    left_of,
+    new_mark,
+    print_table,
+    start_peers,
+)
 
 from ray_gossip.config import parse
 from ray_gossip.testing import RemotePeer, processes_of
@@ -76,7 +87,13 @@ def driver(number: int, seconds: float) -> float:
     mark = new_mark()
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder) / "run" / "events.jsonl"
-        words = ["train", "--run-dir", str(events.parent), "model.factory=paced:build", f"model.args={{step_s: {STEP_S}}}"]
+        words = [
+            "train",
+            "--run-dir",
+            str(events.parent),
+            "model.factory=paced:build",
+            f"model.args={{step_s: {STEP_S}}}",
+        ]
         words += [f"swarm.num_peers={number}", "swarm.cpus_per_peer=0.1", "train.local_steps=1000000"]
         process = subprocess.Popen(
             [sys.executable, "-m", "ray_gossip.cli", *words, "train.eval_every=1000000"],

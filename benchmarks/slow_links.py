@@ -146,7 +146,9 @@ def run(
         for peer in peers[1:]:
             peer.receive(WAIT_S)
         all_at_once(peers, LinkedPeer.join, wait_s=WAIT_S)
-        done: list[Done] = all_at_once(peers, LinkedPeer.train, step_s, seconds, steps, wait_s=(seconds or 0.0) + WAIT_S)
+        done: list[Done] = all_at_once(
+            peers, LinkedPeer.train, step_s, seconds, steps, wait_s=(seconds or 0.0) + WAIT_S
+        )
         found = all_at_once(peers, LinkedPeer.model, wait_s=WAIT_S) if not isinstance(task, int) else []
         all_at_once(peers, LinkedPeer.close, wait_s=WAIT_S)
         return done, found
@@ -174,7 +176,9 @@ def each_behind_its_own(seconds: float) -> tuple[dict[str, Any], list[str]]:
             "longest_s": max(each.longest_s for each in done),
             "mbit_per_s": 8e-6 * sent / seconds / EACH_PEERS,
         }
-        rows.append([name, *(figures[name][key] for key in ("of_none", "longest_s", "round_s", "mbit_per_s", "rounds"))])
+        rows.append(
+            [name, *(figures[name][key] for key in ("of_none", "longest_s", "round_s", "mbit_per_s", "rounds"))]
+        )
     print_table(
         f"{EACH_PEERS} peers behind links of {EACH.mbit_per_s:g} Mbit/s, {4e-6 * SIZE:g} MB, a round every "
         f"{H * STEP_S:g} s",
@@ -212,7 +216,7 @@ def between_nodes() -> tuple[dict[str, Any], list[str]]:
             "averaged": sum(report.outcome == "averaged" for report in reports) / max(1, len(reports)),
         }
     print_table(
-        f"{NODES} nodes of {PER_NODE} peers, {BETWEEN.mbit_per_s:g} Mbit/s between them; the digits, {DIGITS_STEPS} local steps",
+        f"{NODES} nodes of {PER_NODE} peers, {BETWEEN.mbit_per_s:g} Mbit/s between them; {DIGITS_STEPS} local steps",
         ["schedule", "MB between them", "accuracy of the mean", "rounds averaged"],
         [[name, *each.values()] for name, each in figures.items()],
     )

@@ -48,7 +48,7 @@ class GlooPeer:
         torch.set_num_threads(1)
         torch.distributed.init_process_group(
             "gloo",
-            store=torch.distributed.FileStore(store, world),
+            store=torch.distributed.FileStore(store, world),  # type: ignore[attr-defined]
             rank=rank,
             world_size=world,
             timeout=timedelta(seconds=WAIT_S),

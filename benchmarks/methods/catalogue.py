@@ -38,12 +38,15 @@ METHODS = {
 }
 
 
+FAST = Link()
+
+
 @dataclass(frozen=True)
 class Condition:
     name: str
     slowness: float = 1.0  # of the last process
     kills: bool = False  # the second process, a third of the way
-    link: Link = Link()
+    link: Link = FAST
 
     @property
     def counts_samples(self) -> bool:

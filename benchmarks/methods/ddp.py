@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.optim import PostLocalSGDOptimizer
@@ -22,18 +21,22 @@ TIMEOUT = timedelta(seconds=60)
 def main() -> None:
     task = Task.parse(sys.argv[1])
     course = Course(task)
-    store = dist.FileStore(f"{task.folder}/store", task.world)
+    store: Any = dist.FileStore(  # type: ignore[attr-defined]
+        f"{task.folder}/store", task.world
+    )
     dist.init_process_group("gloo", store=store, rank=task.rank, world_size=task.world, timeout=TIMEOUT)
     train(course, DistributedDataParallel(course.model), is_local=task.method == "post-local")
     dist.destroy_process_group()
 
 
-def train(course: Course, model: nn.Module, *, is_local: bool) -> None:
+def train(course: Course, model: DistributedDataParallel, *, is_local: bool) -> None:
     optimizer: Any = course.optimizer
     if is_local:
         warm_up = course.task.steps // 10
         subgroup, _ = dist.new_subgroups(group_size=1)  # each process is a node of its own
-        state = PostLocalSGDState(process_group=None, subgroup=subgroup, start_localSGD_iter=warm_up)
+        state = PostLocalSGDState(  # type: ignore[no-untyped-call]
+            process_group=None, subgroup=subgroup, start_localSGD_iter=warm_up
+        )
         model.register_comm_hook(state, post_localSGD_hook)
         averager = PeriodicModelAverager(period=course.task.interval, warmup_steps=warm_up)
         optimizer = PostLocalSGDOptimizer(optim=course.optimizer, averager=averager)

@@ -250,9 +250,7 @@ def _counted(processes: Processes, condition: Condition, *, seconds: float, star
     for told in processes.lines().values():
         inside = [line["samples"] for line in told if since <= line["at"] <= since + seconds]
         seen += inside[-1] - inside[0] if inside else 0
-    return Outcome(
-        start_s=start_s, seconds=seconds, samples_per_s=seen / seconds, memory_mb=memory_mb, ended=ended
-    )
+    return Outcome(start_s=start_s, seconds=seconds, samples_per_s=seen / seconds, memory_mb=memory_mb, ended=ended)
 
 
 def _until(processes: Processes, deadline: float, why: str) -> Iterator[None]:
@@ -280,7 +278,7 @@ def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> 
         with evaluating(network), torch.no_grad():
             right = [
                 (network(some).argmax(dim=1) == labels).float()
-                for some, labels in zip(inputs.split(500), dataset.test_labels.split(500), strict=True)
+                for some, labels in zip(torch.split(inputs, 500), torch.split(dataset.test_labels, 500), strict=True)
             ]
         return torch.cat(right).mean().item()
 

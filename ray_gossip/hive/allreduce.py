@@ -27,7 +27,7 @@ from hivemind.p2p import P2PContext, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.proto import averaging_pb2
 
 from ray_gossip.causes import BAD_PART, GAVE_UP, HAD_ENDED, LOST, NO_ANSWER
-from ray_gossip.hive.parts import BadPart, check_answers, check_parts
+from ray_gossip.hive.parts import BadPart, check_parts, collect
 from ray_gossip.hive.robust_reducer import RobustReducer
 
 # What hivemind raises when the other side of a stream is gone, or says that it cannot go on.
@@ -71,6 +71,7 @@ class StrictAllReduce(AllReduceRunner):
         codecs: one for each tensor.
         robust: as `gossip.robust`.
         all_alike: nobody may weigh more than another.
+        out: [size], where the difference is written.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class StrictAllReduce(AllReduceRunner):
         codecs: Sequence[CompressionBase],
         robust: str = "none",
         all_alike: bool = False,
+        out: torch.Tensor,
         **kwargs: Any,
     ) -> None:
         self._traffic = traffic
@@ -93,12 +95,13 @@ class StrictAllReduce(AllReduceRunner):
             else RobustReducer.in_place_of(self.tensor_part_reducer, rule=robust)
         )
         check_parts(self.tensor_part_reducer, weight=self.weight if all_alike else None)
-        check_answers(self.tensor_part_container)
+        collect(self.tensor_part_container, out)
 
     async def reduce(self) -> torch.Tensor:
-        """The difference between the group's mean and the local tensors, one after the other. Valid only if
+        """The difference between the group's mean and the local tensors, one after the other, in `out`. Valid only if
         `received_share` is 1."""
-        return torch.cat([delta async for delta in self])
+        (difference,) = [each async for each in self]
+        return difference
 
     @property
     def received_share(self) -> float:

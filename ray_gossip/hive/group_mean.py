@@ -29,7 +29,7 @@ from ray_gossip.hive.mixer import Mixer
 class Difference(NamedTuple):
     """Between a group's mean and a state."""
 
-    values: torch.Tensor  # [size]
+    values: torch.Tensor  # [size]; until the next is computed
     notes: list[str]  # on groupmates whose states are far from the others'
 
 
@@ -53,6 +53,7 @@ class GroupMean:
         self.traffic = Traffic()
         self._averager, self._mixer, self._find_gone = averager, mixer, find_gone
         self._gossip, self._deadline = gossip, Deadline(gossip.allreduce_s)
+        self._out = torch.empty(0)  # kept from round to round: fresh memory takes longer than what is written to it
 
     def expect(self, is_expected: bool) -> None:
         """Whether parts of others may come before this peer knows that its group is complete: they wait then."""
@@ -124,7 +125,10 @@ class GroupMean:
     ) -> StrictAllReduce:
         peer_ids = tuple(PeerID.from_base58(peer_id) for peer_id in gathering.present)
         tensors, codecs = zip(*outgoing, strict=True)
-        part_bytes = 4 * -(-sum(map(len, tensors)) // len(peer_ids))  # whole elements
+        size = sum(map(len, tensors))
+        part_bytes = 4 * -(-size // len(peer_ids))  # whole elements
+        if len(self._out) != size:
+            self._out = torch.empty(size)
         return StrictAllReduce(
             traffic=self.traffic,
             p2p=self._averager._p2p,
@@ -138,5 +142,6 @@ class GroupMean:
             codecs=codecs,
             robust=self._gossip.robust,
             all_alike=all_alike,
+            out=self._out,
             part_size_bytes=min(DEFAULT_PART_SIZE_BYTES, part_bytes),
         )

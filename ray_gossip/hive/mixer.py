@@ -130,9 +130,9 @@ class Mixer:
         self, state: torch.Tensor, difference: torch.Tensor, *, alpha: float, plain: bool, begin: int = 0
     ) -> NDArray[np.float32]:
         """What to add to the state, or to the piece of it that begins at `begin`, float32 of its size, given group mean
-        - own state. `plain`: no outer step."""
+        - own state, which may be the same memory afterwards. `plain`: no outer step."""
         if self._outer is None or plain:
-            return (difference * alpha).numpy()
+            return (difference if alpha == 1.0 else difference.mul_(alpha)).numpy()
         change: NDArray[np.float32] = difference.numpy().copy()
         if not np.isfinite(change).all():
             return change  # which is told, and leaves anchor and velocity as they were

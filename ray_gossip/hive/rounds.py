@@ -184,10 +184,12 @@ class Rounds:
                 )
             finally:
                 run.allreduce_s += time.monotonic() - started
-            total = difference.values if total is None else total + difference.values
             run.notes += difference.notes
-            if is_exact:
-                state = own + total
+            if not is_exact:  # one stage
+                total = difference.values
+                continue
+            total = difference.values.clone() if total is None else total + difference.values
+            state = own + total
         assert total is not None
         alpha = 1.0 if is_exact else self._gossip.alpha
         values = self._mixer.change(own, total, alpha=alpha, plain=is_exact, begin=begin)

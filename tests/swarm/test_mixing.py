@@ -99,7 +99,7 @@ def test_in_three_pieces_one_a_round_a_grid_of_pairs_needs_three_times_the_round
                 after = torch.stack(peers.all(GossipPeer.get))
                 begin, end = piece * SIZE // 3, (piece + 1) * SIZE // 3
                 moved = (after != before).any(dim=0).nonzero().squeeze()
-                assert (begin, end - 1) == (moved.min(), moved.max()), f"turn {turn}, piece {piece}"
+                assert (begin, end - 1) == (int(moved.min()), int(moved.max())), f"turn {turn}, piece {piece}"
                 met = groups("grid", round=turn, num_members=4, group_size=2, seed=3)
                 torch.testing.assert_close(
                     after[:, begin:end],

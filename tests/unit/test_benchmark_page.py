@@ -12,7 +12,7 @@ FOLDER = ROOT / "docs" / "benchmarks"
 
 def test_the_page_is_what_the_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from page import page  # type: ignore[import-not-found]
+    from page import page
 
     assert (FOLDER / "README.md").read_text() == page(FOLDER), "write it again: python benchmarks/page.py"
     pictures = [line.partition("](")[2].rstrip(")") for line in page(FOLDER).splitlines() if line.startswith("![")]

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 import torch
-from hivemind.averaging.partition import TensorPartContainer, TensorPartReducer
+from hivemind.averaging.partition import AllreduceException, TensorPartContainer, TensorPartReducer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ray_gossip.config import parse
 from ray_gossip.errors import ConfigError
 from ray_gossip.gossip.robust import REACH, robust_mean
-from ray_gossip.hive.parts import BadPart, check_answers, check_parts
+from ray_gossip.hive.parts import BadPart, check_parts, collect
 from ray_gossip.hive.robust_reducer import RobustReducer
 
 RULES = ("clip", "trimmed")
@@ -161,13 +161,65 @@ def test_a_weight_that_nothing_can_weigh_is_none(weight: float) -> None:
 
 def test_a_mean_of_another_shape_is_none() -> None:
     async def run() -> None:
-        container = TensorPartContainer((torch.zeros(8),), (0.5, 0.5), part_size_bytes=16)
-        check_answers(container)
+        container, out = TensorPartContainer((torch.zeros(8),), (0.5, 0.5), part_size_bytes=16), torch.zeros(8)
+        collect(container, out)
         with pytest.raises(BadPart):
             container.register_processed_part(0, 0, torch.ones(1))
         for peer in (0, 1):
             container.register_processed_part(peer, 0, torch.ones(4))
-        assert torch.equal(torch.cat([each async for each in container.iterate_output_tensors()]), torch.ones(8))
+        (whole,) = [each async for each in container.iterate_output_tensors()]
+        assert whole is out
+        assert torch.equal(out, torch.ones(8))
+
+    asyncio.run(run())
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    num_peers=st.integers(1, 5),
+    part_size=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_what_is_collected_is_what_hivemind_would_put_together(
+    sizes: list[int], num_peers: int, part_size: int, seed: int
+) -> None:
+    def containers() -> TensorPartContainer:
+        tensors = tuple(torch.zeros(size) for size in sizes)
+        return TensorPartContainer(tensors, (1.0 / num_peers,) * num_peers, part_size_bytes=4 * part_size)
+
+    async def filled(container: TensorPartContainer) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        parts = [[part for part, _ in of_peer] for of_peer in container._input_parts_by_peer]
+        answers = [[torch.randn(len(part), generator=generator) for part in of_peer] for of_peer in parts]
+        outputs = asyncio.ensure_future(all_of(container))
+        for peer in reversed(range(num_peers)):
+            for index, answer in enumerate(answers[peer]):
+                await asyncio.sleep(0)
+                container.register_processed_part(peer, index, answer)
+        return torch.cat(await outputs)
+
+    async def all_of(container: TensorPartContainer) -> list[Tensor]:
+        return [each async for each in container.iterate_output_tensors()]
+
+    async def run() -> None:
+        collects = containers()
+        collect(collects, out := torch.full((sum(sizes),), math.nan))
+        assert torch.equal(await filled(collects), await filled(containers()))
+        assert not out.isnan().any()
+
+    asyncio.run(run())
+
+
+def test_an_all_reduce_that_is_ended_gives_nothing_of_what_was_collected() -> None:
+    async def run() -> None:
+        container = TensorPartContainer((torch.zeros(8),), (0.5, 0.5), part_size_bytes=16)
+        collect(container, torch.zeros(8))
+        container.register_processed_part(0, 0, torch.ones(4))
+        outputs = asyncio.ensure_future(anext(container.iterate_output_tensors()))
+        await asyncio.sleep(0)
+        container.finalize()
+        with pytest.raises(AllreduceException):
+            await outputs
 
     asyncio.run(run())
 
