@@ -52,7 +52,7 @@ class Size:
 
 
 FULL = Size("resnet18", 50_000, 512, "bf16", 100, 30.0, 2.0, (1, 2, 4), compiles=True)
-TINY = Size("resnet20", 64, 4, "fp32", 3, 4.0, 1.0, (1, 2), compiles=False)
+TINY = Size("resnet20", 64, 4, "fp32", 3, 8.0, 0.5, (1, 2), compiles=False)
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,7 @@ def sharing(size: Size, device: torch.device) -> dict[int, dict[str, float]]:
             figures["together"] = _mean(each.steps_per_s for each in together)
             figures["of_alone"] = figures["together"] / figures["alone"]
             figures["in_rounds"] = _mean(each.in_rounds for each in together)
+            figures["rounds"] = float(len(reports))
             figures["averaged"] = sum(report.outcome == "averaged" for report in reports) / max(1, len(reports))
             blocked_s = statistics.median(report.blocked_s for report in reports) if reports else 0.0
             what = f"pairs, every {size.round_s:g} s"
