@@ -53,7 +53,7 @@ audit: setup ## look up known vulnerabilities of what is pinned, where the packa
 	fi
 
 bench: setup ## compare with what one would use instead: the short form, under 20 minutes; for root on Linux it counts bytes
-	$(BIN)/python benchmarks/compare.py --steps 300 --seconds 20 --conditions quiet killed \
+	$(BIN)/python benchmarks/compare.py --steps 250 --seconds 15 --conditions quiet killed \
 		--out runs/compare-$(shell date +%Y%m%d-%H%M%S).json $(ARGS)
 
 constraints: | $(UV) ## pin what pyproject.toml newly needs; what is pinned stays so

@@ -27,6 +27,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -61,6 +62,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("compare.json"))
     parser.add_argument("--resume", action="store_true", help="leave out what OUT has already")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else processes and networks would be left
     if options.out.exists() and not options.resume:
         parser.error(f"{options.out} is there already: --resume goes on with it, --out names another")
     return compare(options)
