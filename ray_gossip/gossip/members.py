@@ -12,7 +12,8 @@ from pydantic import dataclasses as checked
 
 from ray_gossip.gossip.consensus import SUMMARY_BYTES, Distance, relative_distance
 
-MOST_AHEAD = 2**24  # rounds, half a year of one a second: who says that it is farther ahead is not believed
+MOST_AHEAD = 2**20  # rounds, twelve days of one a second: who says that it is farther ahead is not believed
+_LAST = 2**52  # a round beyond that is none; of one's own there is room for more
 MOST_INDEX = 10**7  # no swarm has had so many peers, one after the other
 MOST_NOTE_BYTES = 48 * 1024  # a record of the DHT has 64 KB at most
 _Number = Annotated[int, Field(ge=-1, lt=2**53)]
@@ -116,17 +117,19 @@ class Neighbours:
 
 
 def median_round(members: Iterable[Member]) -> int:
-    """Where at least half of those are that have begun a round; 0: nobody has."""
-    rounds = sorted(member.round for member in members if member.round >= 0)
+    """Where at least half of those are that have begun a round, and not left; 0: nobody has."""
+    rounds = sorted(member.round for member in members if member.round >= 0 and not member.left)
     return rounds[(len(rounds) - 1) // 2] if rounds else 0
 
 
-def believable(members: Iterable[Member], own: Member) -> list[Member]:
-    """Those that are in a round in which a swarm can be, where half of it is where it says: whoever is farther ahead
-    would take all the others along."""
-    members = list(members)
-    most = median_round((own, *members)) + MOST_AHEAD
-    return [member for member in members if max(member.round, member.from_round) <= most]
+def believable(members: Iterable[Member], *, furthest: int) -> list[Member]:
+    """Those that are in a round in which a swarm can be: whoever is farther ahead would take all the others along.
+
+    Args:
+        furthest: the latest round in which the swarm can be. It is not for its members to say: one peer can declare as
+            many as it likes.
+    """
+    return [member for member in members if max(member.round, member.from_round) <= min(furthest, _LAST)]
 
 
 class Roster(NamedTuple):

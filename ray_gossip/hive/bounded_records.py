@@ -12,30 +12,34 @@ from time import monotonic
 from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
 from hivemind.utils import get_dht_time
 
-_SOON_S = 600.0  # a record that expires later than that holds for long: of ours, a claim to a peer index
+SOON_S = 600.0  # a record that expires later than that holds for long: of ours, a claim to a peer index
 _MOST_SOON, _MOST_LONG = 2**26, 2**22  # bytes: of 10,000 declarations, and of 4,000 claims
 _OVERHEAD = 1024  # bytes that hivemind keeps beside a record's own
+_TO_GROW = 2048  # bytes: a declaration that grows by a few finds room where there is none for others
 _PAUSE_S = 1.0  # between two looks for what has expired
 
 
 class _Room:
-    """The records in it, by name, and their size. What has expired is taken out when the room is full."""
+    """The records in it, by name, and what is reserved for each. What has expired goes when the room is full."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, most_bytes: int, to_grow: int = 0) -> None:
+        self._most, self._to_grow = most_bytes, to_grow
         self._held: dict[tuple[bytes, bytes], tuple[int, float]] = {}
         self._bytes = 0
         self._tidied_at = -_PAUSE_S
 
     def takes(self, name: tuple[bytes, bytes], num_bytes: int, expires: float) -> bool:
         before, until = self._held.get(name, (0, 0.0))
-        if self._bytes + num_bytes - before > self._most:
+        if expires <= until:
+            return True  # the one that is held stays
+        if num_bytes > before and self._bytes + num_bytes + self._to_grow - before > self._most:
             self._tidy()
-            before, until = self._held.get(name, (0, 0.0))
-        if self._bytes + num_bytes - before > self._most:
+            before, _ = self._held.get(name, (0, 0.0))
+        reserved = before if num_bytes <= before else num_bytes + self._to_grow
+        if reserved > before and self._bytes + reserved - before > self._most:
             return False
-        self._held[name] = (num_bytes, max(expires, until))
-        self._bytes += num_bytes - before
+        self._held[name] = (reserved, expires)
+        self._bytes += reserved - before
         return True
 
     def _tidy(self) -> None:
@@ -50,10 +54,10 @@ class BoundedRecords(RecordValidatorBase):
     """Refuses what there is no room for. A record that is renewed takes the place of the one before."""
 
     def __init__(self, *, most_soon: int = _MOST_SOON, most_long: int = _MOST_LONG) -> None:
-        self._soon, self._long = _Room(most_soon), _Room(most_long)
+        self._soon, self._long = _Room(most_soon, _TO_GROW), _Room(most_long)
 
     def validate(self, record: DHTRecord) -> bool:
-        room = self._soon if record.expiration_time - get_dht_time() <= _SOON_S else self._long
+        room = self._long if record.expiration_time - get_dht_time() > SOON_S else self._soon
         num_bytes = len(record.value) + _OVERHEAD
         return room.takes((record.key, record.subkey), num_bytes, record.expiration_time)
 

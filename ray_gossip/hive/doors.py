@@ -60,7 +60,7 @@ class OpenClient:
         client: hivemind's own. What is not a request goes through unchanged.
     """
 
-    _advice = f"{_GIVE}, and no swarm.open"
+    _advice = f"{_GIVE} (swarm.open=true is for open swarms)"
 
     def __init__(self, client: Any) -> None:
         self._daemon = client
@@ -77,7 +77,8 @@ class OpenClient:
                 advice = "set both clocks by NTP" if "clock" in why else self._advice
                 _tell(f"peer {callee.to_base58()} refused this one, {why}; {advice}")
             elif "DecodeError" in str(error):
-                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open; set swarm.open=true")
+                advice = "set swarm.open=true, and give no secret"
+                _tell(f"peer {callee.to_base58()} knows of no secret: its swarm is open; {advice}")
             raise
         return answer
 

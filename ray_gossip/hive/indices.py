@@ -14,6 +14,7 @@ from hivemind.utils import get_dht_time
 from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.charter import Charter
 from ray_gossip.gossip.members import MOST_INDEX
+from ray_gossip.hive.bounded_records import SOON_S
 from ray_gossip.hive.charter import look_up
 
 _HOLDS_S = 7 * 24 * 3600.0  # a claim outlives its peer, whose curves and folder are there still
@@ -33,7 +34,12 @@ def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
     def claims() -> dict[bytes, int]:
         record = look_up(dht, key, within_s=max(1.0, deadline - time.monotonic()))
         values = record.value if record is not None and isinstance(record.value, dict) else {}
-        return {peer: entry.value for peer, entry in values.items() if _is_index(peer, entry.value)}
+        least = get_dht_time() + SOON_S  # others have more room for what holds for less, and would keep too many
+        return {
+            peer: entry.value
+            for peer, entry in values.items()
+            if _is_index(peer, entry.value) and entry.expiration_time > least
+        }
 
     def claim(index: int) -> None:
         stored = dht.store(key, subkey=own, value=index, expiration_time=get_dht_time() + _HOLDS_S, return_future=True)
@@ -47,7 +53,7 @@ def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
 
 def _is_index(peer: Any, value: Any) -> bool:
     """Whether this is a claim, and one that leaves room for others."""
-    return isinstance(peer, bytes) and type(value) is int and 0 <= value < MOST_INDEX
+    return isinstance(peer, bytes) and type(value) is int and 0 <= value <= MOST_INDEX
 
 
 def settle(

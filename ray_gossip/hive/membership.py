@@ -8,9 +8,9 @@ groups.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import hivemind
@@ -31,6 +31,8 @@ _LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to b
 _CHANCES = 3  # to renew a declaration before it expires
 _LONGEST_S = 8 * MEMBER_TTL_S  # that a declaration may hold: who dies is a member no longer than that
 _AHEAD = 2  # rounds; by then all others have seen a new declaration
+_MOST_PER_S = 100.0  # rounds of a swarm
+_ANEW_S = 600.0  # from one round from which `furthest` is reckoned to the next
 _READ_S = 1.0  # a round waits this long for a fresh view: the DHT takes 3 s when it asks a peer that hangs
 
 
@@ -48,15 +50,19 @@ def declarations(record: ValueWithExpiration[Any] | None) -> Iterator[tuple[Memb
             yield member, entry.expiration_time
 
 
-def view_of(declared: Iterable[tuple[Member, float]], own: Member, *, has_driver: bool = True) -> View:
+def view_of(
+    declared: Iterable[tuple[Member, float]], own: Member, *, furthest: int = MOST_AHEAD, has_driver: bool = True
+) -> View:
     """From the members' declarations, plus this peer's own, which may not have spread yet. A peer that is lost leaves a
     declaration, which counts no more once its successor has declared itself.
 
     Args:
+        furthest: who says that it is in a later round than this is not believed.
         has_driver: who else would start successors? Without one, nobody is believed to be another's.
     """
     others = [member for member, _ in declared if member.peer_id != own.peer_id]
-    members = [own, *(each for each in believable(others, own) if has_driver or not each.incarnation)]
+    others = believable(others, furthest=furthest)
+    members = [own, *(each for each in others if has_driver or not each.incarnation)]
     latest: dict[int, int] = {}
     for member in members:
         latest[member.peer_index] = max(member.incarnation, latest.get(member.peer_index, 0))
@@ -79,6 +85,8 @@ class Membership:
         self._subkey = PeerID.from_base58(own.peer_id).to_bytes()
         self.view = View()
         self._declared: dict[str, tuple[Member, float]] = {}  # by peer id: what the view is made of
+        self._was_at: tuple[int, float] | None = None  # a round of this peer, and when; None: none yet
+        self._is_at = (-1, 0.0)  # the same, later
         self._read_at = float("-inf")
         self._vanished: dict[str, tuple[Member, float]] = {}  # by peer id; when its declaration has expired
         self._reunion = Reunion(dht)
@@ -93,6 +101,7 @@ class Membership:
         """Declare this peer, and go on doing so every few seconds for as long as this process lives: it ends with the
         training process, however long that evaluates or saves between two local steps."""
         self.own = replace(self.own, from_round=from_round, round=from_round - 1, began_as=began_as)
+        self._was_at = self._is_at = (from_round, monotonic())
         await self._declare()
         await declare_charter(self._dht, self._charter)
         if self._renewing is None:
@@ -156,15 +165,23 @@ class Membership:
             for peer_id, (member, at) in self._vanished.items()
             if now - at < _LATELY_S and peer_id not in self._declared
         }
-        self.view = view_of(self._declared.values(), self.own, has_driver=self._charter.has_driver)
-        self._read_at = time.monotonic()
+        has_driver = self._charter.has_driver
+        self.view = view_of(self._declared.values(), self.own, furthest=self.furthest, has_driver=has_driver)
+        self._read_at = monotonic()
         return self.view
 
     @property
     def furthest(self) -> int:
-        """The latest round to which one other peer can take this one. Whatever a single one says, the others still
-        believe this peer where it is then."""
-        return median_round(self.view.members) + MOST_AHEAD // 2
+        """The latest round in which the swarm can be. Since this peer joined, by where it was itself some minutes ago,
+        and by its own clock: nobody has gone on faster than `_MOST_PER_S` from there. All peers reckon alike, so that
+        wherever one of them is taken, the others follow it. A newcomer goes by the members."""
+        if self._was_at is None:
+            return median_round(member for member, _ in self._declared.values()) + MOST_AHEAD
+        now = monotonic()
+        if now > self._is_at[1] + _ANEW_S:
+            self._was_at, self._is_at = self._is_at, (self.own.round, now)
+        round, at = self._was_at
+        return round + MOST_AHEAD + int(_MOST_PER_S * (now - at))
 
     @property
     def is_hermit(self) -> bool:
@@ -203,7 +220,7 @@ class Membership:
         if self._renewing is not None and self._renewing.done():
             self._renewing.result()  # raises what has ended it: the others would take this peer for dead
         self.own = replace(self.own, round=round, local_step=local_step, summary=summary)
-        if self._control is not None or time.monotonic() - self._read_at > REFRESH_S:
+        if self._control is not None or monotonic() - self._read_at > REFRESH_S:
             if self._declaring is None or self._declaring.done():
                 self._declaring = asyncio.create_task(self._declare())
             if self._reading is None or self._reading.done():
@@ -227,7 +244,7 @@ class Membership:
             self.own = replace(self.own, stretch=self._control.proposal)
 
     async def _declare(self) -> None:
-        started = time.monotonic()
+        started = monotonic()
         self._expires_at = expires_at = max(get_dht_time() + self._ttl_s, self._expires_at + _LATER_S)
         was_taken = await self._dht.store(
             self._key,
@@ -238,7 +255,7 @@ class Membership:
         )
         if was_taken:
             self._held_until = max(self._held_until, expires_at)
-        self._took_s = time.monotonic() - started
+        self._took_s = monotonic() - started
 
     @property
     def _ttl_s(self) -> float:

@@ -14,7 +14,7 @@ peer's crowd out all others, and what is stored goes nowhere.
 
 A store of the DHT keeps a line for every time that something is sent to it, until that would have expired: a record
 that comes again and again fills the memory. And who sends a peer's last declaration but one once more has the last one
-forgotten when that expires.
+forgotten when that expires. What has expired under a key is kept until somebody asks for that key.
 
 The message of a stream may be as long as its sender says: it is kept in memory until it is whole.
 
@@ -33,17 +33,20 @@ import heapq
 import os
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
 from hivemind import DHT
 from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.storage import DHTLocalStorage
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.utils.timed_storage import TimedStorage
 
 _MOST_BYTES = 2**22  # of a message; a part has 512 KB
 _FEW = 100  # lines of a store that need no clearing
+_TIDY_S = 5.0
 
 
 class _AwaitedCalls(dict[UUID, "asyncio.Future[bytes]"]):
@@ -78,6 +81,7 @@ def keep_one_id_of_a_peer() -> None:
 def keep_records_until_they_expire() -> None:
     """From now on a store of the DHT forgets each record when that expires, and the lines of earlier ones before."""
     TimedStorage.store = _store
+    DHTLocalStorage.store_subkey = _store_subkey
 
 
 def _store(self: TimedStorage[Any, Any], key: Any, value: Any, expiration_time: float) -> bool:
@@ -88,6 +92,15 @@ def _store(self: TimedStorage[Any, Any], key: Any, value: Any, expiration_time: 
     if len(self.expiration_heap) > 2 * len(self.key_to_heap) + _FEW:
         self.expiration_heap = list(self.key_to_heap.values())
         heapq.heapify(self.expiration_heap)
+    return was_stored
+
+
+def _store_subkey(self: DHTLocalStorage, key: Any, subkey: Any, value: bytes, expiration_time: float) -> bool:
+    if monotonic() > self.__dict__.get("tidied_at", 0.0) + _TIDY_S:
+        self.tidied_at = monotonic()
+        for held, _ in list(self.data.values()):
+            len(held)  # which takes out of a dictionary what has expired
+    was_stored: bool = _original_store_subkey(self, key, subkey, value, expiration_time)
     return was_stored
 
 
@@ -146,6 +159,7 @@ class EndsItsRounds:
 
 
 _original_store = TimedStorage.store
+_original_store_subkey = DHTLocalStorage.store_subkey
 _original_update = DHTProtocol.update_routing_table
 _original_init = ControlClient.__init__
 

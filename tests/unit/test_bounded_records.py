@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hivemind.dht.crypto import DHTRecord
 from hivemind.dht.validation import CompositeValidator
@@ -22,8 +24,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def record(name: int, *, kilobytes: int = 9, expires: float = NOW + 15.0) -> DHTRecord:
-    """With what is kept beside it, 10 KB."""
+def record(name: int, *, kilobytes: int = 7, expires: float = NOW + 15.0) -> DHTRecord:
+    """With what is kept beside it 8 KB, and 2 to grow where it holds for minutes."""
     return DHTRecord(b"key", name.to_bytes(4, "big"), bytes(kilobytes * KB), expires)
 
 
@@ -51,19 +53,34 @@ def test_who_has_room_keeps_it_when_it_renews_its_record_among_too_many(clock: l
 
 def test_what_holds_for_days_does_not_take_the_room_of_declarations(clock: list[float]) -> None:
     records = BoundedRecords(most_soon=1000 * KB, most_long=100 * KB)
-    assert num_taken(records, range(1000), expires=NOW + 7 * DAY_S) == 10
+    assert num_taken(records, range(1000), expires=NOW + 7 * DAY_S) == 12
     assert num_taken(records, range(1000, 2000), expires=NOW + 15.0) == 100
 
 
-def test_a_record_that_grows_is_counted_as_it_is_now(clock: list[float]) -> None:
+def test_a_record_that_grows_is_counted_as_it_is_then(clock: list[float]) -> None:
     records = BoundedRecords(most_soon=100 * KB)
-    for _ in range(50):
-        assert records.validate(record(0))
-    assert records.validate(record(0, kilobytes=59))
-    assert not records.validate(record(1, kilobytes=59))
-    assert not records.validate(record(0, kilobytes=109))
-    assert records.validate(record(0, kilobytes=9))
-    assert records.validate(record(1, kilobytes=59))
+    assert all(records.validate(record(0, expires=NOW + 1.0 + step / 100)) for step in range(50))
+    assert records.validate(record(0, kilobytes=57, expires=NOW + 2.0))
+    assert not records.validate(record(1, kilobytes=57))
+    assert records.validate(record(1, kilobytes=37))
+    assert not records.validate(record(0, kilobytes=60, expires=NOW + 3.0))
+
+
+def test_an_earlier_record_which_is_not_stored_makes_no_room(clock: list[float]) -> None:
+    records = BoundedRecords(most_soon=1000 * KB)
+    names = range(100)
+    assert num_taken(records, names, expires=NOW + 500.0) == 100
+    assert all(records.validate(record(name, kilobytes=0, expires=NOW + 400.0)) for name in names)
+    assert not records.validate(record(1000, kilobytes=0))
+
+
+def test_a_declaration_that_grows_by_a_few_bytes_is_taken_in_a_full_room(clock: list[float]) -> None:
+    records = BoundedRecords(most_soon=1000 * KB)
+    assert records.validate(record(0))
+    assert num_taken(records, range(1, 1000), expires=NOW + 500.0) == 99
+    assert not records.validate(record(1000, kilobytes=0, expires=NOW + 16.0))
+    grown = record(0, expires=NOW + 16.0)
+    assert records.validate(replace(grown, value=grown.value + bytes(2000)))
 
 
 def test_only_what_all_others_let_pass_takes_room() -> None:
@@ -71,4 +88,4 @@ def test_only_what_all_others_let_pass_takes_room() -> None:
     both = CompositeValidator([bounded, ReadableRecords()])
     for name in range(100):
         assert not both.validate(DHTRecord(b"key", name.to_bytes(4, "big"), b"\xc1" * 10 * KB, 0.0))
-    assert bounded.validate(record(0, kilobytes=98, expires=0.0))
+    assert bounded.validate(record(0, kilobytes=97, expires=1.0))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hivemind.utils import ValueWithExpiration
 
-from ray_gossip.gossip.members import View
+from ray_gossip.gossip.members import MOST_AHEAD, View
 from ray_gossip.hive import membership
 from ray_gossip.hive.membership import members_key
 from tests.unit.dictionary_dht import DictionaryDHT, enter, member, stop_renewing
@@ -84,5 +85,36 @@ def test_a_peer_that_is_declared_again_knows_those_that_the_process_before_saw_u
         assert {each.peer_id for each in lost} <= set(dht.called)
         await next_one.read()
         assert next_one.silent[-2:] == ("peer-02", "peer-03")
+
+    asyncio.run(test())
+
+
+def test_nobody_takes_a_peer_farther_than_a_swarm_can_have_come_and_it_follows_one_that_was_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(membership, "monotonic", lambda: clock[0])
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        own, other, far = enter(dht, "A", 0), enter(dht, "B", 1), enter(dht, "C", 2)
+        for each in (own, other, far):
+            await each.join(0)
+        began = own.furthest
+        assert MOST_AHEAD <= began < MOST_AHEAD + 1000
+        clock[0] += 5000.0
+        assert own.furthest > 400_000 + began  # half a day apart with one round in ten seconds, or ten in one
+        for round in range(1, 20):
+            clock[0] += 1000.0
+            await own.at_round(round, local_step=0)
+            assert own.furthest < MOST_AHEAD + 100 * 2100, "it grows no more than in some minutes"
+        far.own = replace(far.own, round=2**40)
+        await far._declare()
+        assert {member.peer_index for member in (await own.read()).members} == {0, 1}
+        far.own = replace(far.own, round=10**6)
+        await far._declare()
+        assert (await own.read()).latest_round == 10**6
+        for each in (own, other, far):
+            stop_renewing(each)
 
     asyncio.run(test())

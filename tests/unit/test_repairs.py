@@ -169,6 +169,24 @@ def test_a_record_that_comes_again_and_again_leaves_one_line() -> None:
 
 
 @pytest.mark.parametrize("is_mended", [True, False])
+def test_what_has_expired_under_a_key_goes_though_nobody_asks_for_the_key(
+    is_mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_mended:
+        monkeypatch.setattr(DHTLocalStorage, "store_subkey", repairs._original_store_subkey)
+    clock = [1000.0]
+    monkeypatch.setattr(timed_storage, "get_dht_time", lambda: clock[0])
+    monkeypatch.setattr(repairs, "monotonic", lambda: clock[0])
+    storage, key = DHTLocalStorage(), DHTID.generate()
+    storage.store(key, b"", 2000.0, subkey=b"holds")
+    for number in range(800):
+        storage.store(key, b"", 1003.0, subkey=b"%d" % number)
+    clock[0] = 1010.0
+    storage.store(DHTID.generate(), b"", 2000.0, subkey=b"of another key")
+    assert len(storage.data[key].value.data) == (1 if is_mended else 801)
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
 def test_an_earlier_declaration_sent_once_more_does_not_end_the_later_one(
     is_mended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
