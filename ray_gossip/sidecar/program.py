@@ -35,7 +35,6 @@ from ray_gossip.sidecar.wire import Wire
 
 _LOOK_S = 0.5
 _DYING_S = 0.2
-_BEHIND = 5  # niceness more than the training process has: a round that takes longer costs nothing, a local step does
 
 
 def serve(wire: Wire, *, folder: str | None = None) -> None:
@@ -58,7 +57,6 @@ def serve(wire: Wire, *, folder: str | None = None) -> None:
     sys.excepthook = _pass_over_deaths
     go_to_background()
     renew_locks()
-    os.nice(_BEHIND)
     guard_forks()
     quiet_hivemind()
     wire.send(("ready", os.getpid(), folder))
