@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("compare.json"))
     parser.add_argument("--resume", action="store_true", help="leave out what OUT has already")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else processes and networks would be left
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # it removes its networks then
     if options.out.exists() and not options.resume:
         parser.error(f"{options.out} is there already: --resume goes on with it, --out names another")
     return compare(options)

@@ -25,6 +25,9 @@ is written by `python benchmarks/page.py` from the files beside it, and those by
 *accuracy*: of the processes' own models, mean; *of the mean*: of the mean of their parameters. *s to …*: until the own
 models are that good. *MB sent*: by all, counted by the kernel. *MB a process*: with all that belongs to it, the most at
 once; memory that is shared counts once.
+
+Not run yet: torchft, whose processes do not find each other in network namespaces here (`against_torchft.py` has it
+without), and hivemind's averaging of gradients, which takes ten times as long. One seed, and no CIFAR-10 so far.
 """
 
 
