@@ -165,6 +165,7 @@ class Membership:
             for peer_id, (member, at) in self._vanished.items()
             if now - at < _LATELY_S and peer_id not in self._declared
         }
+        self._reckon_anew()
         has_driver = self._charter.has_driver
         self.view = view_of(self._declared.values(), self.own, furthest=self.furthest, has_driver=has_driver)
         self._read_at = monotonic()
@@ -173,15 +174,18 @@ class Membership:
     @property
     def furthest(self) -> int:
         """The latest round in which the swarm can be. Since this peer joined, by where it was itself some minutes ago,
-        and by its own clock: nobody has gone on faster than `_MOST_PER_S` from there. All peers reckon alike, so that
-        wherever one of them is taken, the others follow it. A newcomer goes by the members."""
+        and by its own clock: nobody has gone on faster than `_MOST_PER_S` from there. All peers reckon
+        nearly alike, so that wherever one of them is taken, the others follow it. A newcomer goes by the members."""
         if self._was_at is None:
             return median_round(member for member, _ in self._declared.values()) + MOST_AHEAD
-        now = monotonic()
-        if now > self._is_at[1] + _ANEW_S:
-            self._was_at, self._is_at = self._is_at, (self.own.round, now)
-        round, at = self._was_at
-        return round + MOST_AHEAD + int(_MOST_PER_S * (now - at))
+        return _furthest_from(*self._was_at)
+
+    def _reckon_anew(self) -> None:
+        """From a later round, but not while somebody says that it is farther than this peer would believe then: an
+        honest one that was taken there is followed as soon as this peer's clock allows it."""
+        is_over = self._was_at is not None and monotonic() > self._is_at[1] + _ANEW_S
+        if is_over and all(member.round <= _furthest_from(*self._is_at) for member, _ in self._declared.values()):
+            self._was_at, self._is_at = self._is_at, (self.own.round, monotonic())
 
     @property
     def is_hermit(self) -> bool:
@@ -268,3 +272,8 @@ class Membership:
             self._reunion.call_some()
             await self._declare()
             await declare_charter(self._dht, self._charter)
+
+
+def _furthest_from(round: int, at: float) -> int:
+    """The latest round in which a swarm can be that was in this one then, by the monotonic clock."""
+    return round + MOST_AHEAD + int(_MOST_PER_S * (monotonic() - at))

@@ -43,8 +43,8 @@ def check_parts(reducer: TensorPartReducer, *, weight: float | None) -> None:
 
 def collect(container: TensorPartContainer, out: Tensor) -> None:
     """Let a container take for each part that was sent only a mean of the same shape, and write its difference into
-    `out` [size] as it comes. hivemind keeps the differences, and puts them together twice: in a large state, a third
-    of the time of a round.
+    `out` [size] as it comes. hivemind keeps the differences, and puts them together twice: in a large state, a fifth
+    of a round's CPU.
     """
     register = container.register_processed_part
     parts = container._input_parts_by_peer
