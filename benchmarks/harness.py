@@ -6,11 +6,13 @@ import contextlib
 import functools
 import itertools
 import json
+import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -55,7 +57,10 @@ class BenchmarkPeer:
         """A node of this process, from when it is first asked for: of the first peer, and for hivemind as shipped."""
         guard_forks()
         quiet_hivemind()
-        return start_dht(initial_peers=self._initial_peers, listen=Listen(), start_s=START_S)
+        folder = tempfile.TemporaryDirectory(prefix="ray-gossip-benchmark-")
+        listen = Listen(identity_path=Path(folder.name) / "identity")  # a node that signs: else it refuses all that do
+        with folder:
+            return start_dht(initial_peers=self._initial_peers, listen=listen, start_s=START_S)
 
     def multiaddrs(self) -> list[str]:
         return self._initial_peers

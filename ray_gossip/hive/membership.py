@@ -30,6 +30,7 @@ _LATELY_S, _SEVERAL = 120.0, 2  # when all of at least so many vanish, this peer
 _LATER_S = 1e-3  # a DHT keeps the declaration that expires last, which has to be the newest
 _CHANCES = 3  # to renew a declaration before it expires
 _LONGEST_S = 8 * MEMBER_TTL_S  # that a declaration may hold: who dies is a member no longer than that
+_OWN_LONGEST_S = _LONGEST_S - MAX_DHT_TIME_DISCREPANCY_SECONDS  # as those take it whose clock is behind
 _AHEAD = 2  # rounds; by then all others have seen a new declaration
 _MOST_PER_S = 100.0  # rounds of a swarm
 _ANEW_S = 600.0  # from one round from which `furthest` is reckoned to the next
@@ -92,7 +93,7 @@ class Membership:
         self._reunion = Reunion(dht)
         self._took_s = 0.0  # to declare this peer
         self._expires_at = 0.0  # DHT time; of the last declaration
-        self._held_until = 0.0  # the same, of the last one that the DHT has taken
+        self._held_until = 0.0  # the same, of the last one that the DHT holds
         self._renewing: asyncio.Task[None] | None = None
         self._declaring: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[View] | None = None
@@ -153,6 +154,8 @@ class Membership:
         record = await self._dht.get(self._key, latest=True, return_future=True)
         now = get_dht_time()
         answered = {each[0].peer_id: each for each in declarations(record)}
+        if self.own.peer_id in answered:
+            self._held_until = max(self._held_until, answered[self.own.peer_id][1])
         known = self._declared | answered
         self._declared = {peer_id: each for peer_id, each in known.items() if each[1] > now}
         expired = known.keys() - self._declared.keys() - {self.own.peer_id}
@@ -257,14 +260,16 @@ class Membership:
             expiration_time=expires_at,
             return_future=True,
         )
-        if was_taken:
+        if (
+            was_taken
+        ):  # the node that was the last to answer says so; one that refuses it alone hides nobody, see `read`
             self._held_until = max(self._held_until, expires_at)
         self._took_s = monotonic() - started
 
     @property
     def _ttl_s(self) -> float:
         """Slow is not dead: where it takes long to declare oneself, a declaration holds longer."""
-        return MEMBER_TTL_S + _CHANCES * self._took_s
+        return min(MEMBER_TTL_S + _CHANCES * self._took_s, _OWN_LONGEST_S)
 
     async def _renew(self) -> None:
         while True:

@@ -88,6 +88,8 @@ def test_where_declaring_takes_long_a_declaration_holds_longer() -> None:
         assert peer._ttl_s == pytest.approx(membership.MEMBER_TTL_S, abs=0.1)
         peer._took_s = 30.0
         assert peer._ttl_s > membership.MEMBER_TTL_S + 3 * 30.0 - 1
+        peer._took_s = 300.0
+        assert peer._ttl_s <= membership._LONGEST_S - 3, "the others take none that holds longer, by their own clocks"
 
     asyncio.run(test())
 
@@ -239,6 +241,36 @@ def test_a_declaration_that_the_dht_does_not_take_has_expired_in_time_and_counts
         await until(has_expired)
         monkeypatch.setattr(DictionaryDHT, "store", taken)
         await until(counts)
+
+    asyncio.run(test())
+
+
+def test_a_declaration_that_one_node_refuses_holds_where_another_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "REDECLARE_S", 0.02)
+    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
+
+    async def test() -> None:
+        dht = DictionaryDHT()
+        peer = enter(dht, "A", 0)
+        await peer.join(0)
+        takes = DictionaryDHT.store
+
+        def refuses(*arguments: Any, **options: Any) -> Any:
+            async def stored() -> bool:
+                await takes(*arguments, **options)
+                return False  # hivemind tells what the last node has answered
+
+            return stored()
+
+        monkeypatch.setattr(DictionaryDHT, "store", refuses)
+        declared = peer._held_until
+
+        async def holds_by_a_later_one() -> bool:
+            await peer.read()
+            assert not peer.has_expired
+            return peer._held_until > declared + 0.6
+
+        await until(holds_by_a_later_one)
 
     asyncio.run(test())
 
