@@ -11,11 +11,13 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+_NAMED = "import os, socket, sys; socket.sethostname(sys.argv[1]); os.execvp(sys.argv[2], sys.argv[2:])"
 _BURST = "16kbit"
 _QUEUE = "100ms"  # what waits longer than that for a slow link is dropped, as a router does
 
@@ -29,7 +31,9 @@ class Place:
     interface: str
 
     def command(self, words: list[str]) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace, *words]
+        """A host of its own there, whose name is its address: gloo and torchft look theirs up."""
+        named = ["unshare", "--uts", sys.executable, "-c", _NAMED, self.ip_address]
+        return ["ip", "netns", "exec", self.namespace, *named, *words]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,7 +48,7 @@ class Place:
 
     def bytes_sent(self) -> int:
         path = f"/sys/class/net/{self.interface}/statistics/tx_bytes"
-        return int(_run(*self.command(["cat", path])))
+        return int(_run("ip", "netns", "exec", self.namespace, "cat", path))
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def why_not(link: Link) -> str:
     """What is missing; empty: nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if missing := [name for name in ("ip", "tc") if shutil.which(name) is None]:
+    if missing := [name for name in ("ip", "tc", "unshare") if shutil.which(name) is None]:
         return f"there is no {' and no '.join(missing)} (Debian: iproute2)"
     try:
         with Links(1, link):

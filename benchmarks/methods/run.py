@@ -39,6 +39,7 @@ SLOWEST = 30.0  # times as long as the local steps alone take: then it is not wa
 ADDRESS = re.compile(r"initial_peers: (/ip[46]/\S+)")
 NOWHERE = Place("", "127.0.0.1", "lo")
 FOREVER = 10**9
+GLANCE = 1000  # samples of the test split, on which parameters of on the way are evaluated; the last ones on all
 
 
 @dataclass(frozen=True)
@@ -271,13 +272,11 @@ def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> 
     network = models.build(config.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes, seed=0)
     inputs = data.Normaliser(dataset.scale, device=torch.device("cpu"))(dataset.test_inputs)
 
-    def accuracy(state: dict[str, torch.Tensor]) -> float:
+    def accuracy(state: dict[str, torch.Tensor], every: int) -> float:
         network.load_state_dict(state)
+        batches = zip(inputs[::every].split(500), dataset.test_labels[::every].split(500), strict=True)
         with evaluating(network), torch.no_grad():
-            right = [
-                (network(some).argmax(dim=1) == labels).float()
-                for some, labels in zip(torch.split(inputs, 500), torch.split(dataset.test_labels, 500), strict=True)
-            ]
+            right = [(network(some).argmax(dim=1) == labels).float() for some, labels in batches]
         return torch.cat(right).mean().item()
 
     by_mark: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -290,6 +289,7 @@ def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> 
             continue
         paths = [Path(task.folder) / f"state-{rank}-{mark}.pt" for rank in range(task.world)]
         states = [torch.load(path, weights_only=True) for path in paths]
+        every = 1 if mark == task.marks else math.ceil(len(inputs) / GLANCE)
         mean = {
             name: torch.stack([state[name] for state in states]).mean(dim=0) if value.is_floating_point() else value
             for name, value in states[0].items()
@@ -298,6 +298,6 @@ def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> 
             seconds=statistics.fmean(line["at"] for line in reached) - began,
             samples=sum(line["samples"] for line in reached),
             megabytes=sum(line["sent"] for line in reached) / 1e6 if reached[0]["sent"] is not None else None,
-            own=tuple(accuracy(state) for state in states),
-            merged=accuracy(mean),
+            own=tuple(accuracy(state, every) for state in states),
+            merged=accuracy(mean, every),
         )

@@ -30,7 +30,10 @@ def main() -> None:
         task.tell_all("lighthouse", f"http://{task.ip_address}:{lighthouse.address().rpartition(':')[2]}")
     model: nn.Module = course.model
     with contextlib.ExitStack() as open_until_the_end:
-        manager = _manager(task, model, course.optimizer)
+        store = TCPStore(
+            task.ip_address, 0, is_master=True, wait_for_workers=False
+        )  # which listens while this name lasts
+        manager = _manager(task, model, course.optimizer, store.port)
         open_until_the_end.callback(manager.shutdown)
         options = {"sync_every": task.interval}
         if task.method == "diloco":
@@ -51,12 +54,11 @@ def main() -> None:
         lighthouse.shutdown()
 
 
-def _manager(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> Manager:
+def _manager(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, store_port: int) -> Manager:
     def load(state: dict[str, Any]) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
 
-    store = TCPStore(task.ip_address, 0, is_master=True, wait_for_workers=False)
     return Manager(
         pg=ProcessGroupGloo(timeout=TIMEOUT),
         load_state_dict=load,
@@ -67,7 +69,7 @@ def _manager(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         rank=0,
         world_size=1,
         store_addr=task.ip_address,
-        store_port=store.port,
+        store_port=store_port,
         replica_id=f"replica_{task.rank}",
         hostname=task.ip_address,
         lighthouse_addr=task.hear("lighthouse"),
