@@ -32,7 +32,7 @@ def main() -> None:
     with contextlib.ExitStack() as open_until_the_end:
         store = TCPStore(
             task.ip_address, 0, is_master=True, wait_for_workers=False
-        )  # which listens while this name lasts
+        )  # open while kept
         manager = _manager(task, model, course.optimizer, store.port)
         open_until_the_end.callback(manager.shutdown)
         options = {"sync_every": task.interval}
