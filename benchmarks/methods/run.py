@@ -36,6 +36,7 @@ HERE = Path(__file__).parent.parent
 START_S, LOOK_S = 240.0, 0.2
 MEMORY_S = 5.0  # from one look at the memory to the next
 SLOWEST = 30.0  # times as long as the local steps alone take: then it is not waited for any more
+REAL_STEP_S = 5.0  # where nobody knows how long they take
 ADDRESS = re.compile(r"initial_peers: (/ip[46]/\S+)")
 NOWHERE = Place("", "127.0.0.1", "lo")
 FOREVER = 10**9
@@ -212,9 +213,9 @@ def _measured(processes: Processes, task: Task, condition: Condition, *, seconds
     start_s = began - processes.started_at
     if condition.counts_samples:
         return _counted(processes, condition, seconds=seconds, start_s=start_s)
-    planned_s = max(1.0, task.steps * task.step_s)
+    longest_s = task.steps * (SLOWEST * task.step_s if task.step_s else REAL_STEP_S)
     memory_mb = math.nan
-    for _ in _until(processes, time.monotonic() + START_S + SLOWEST * planned_s, "it is not done"):
+    for _ in _until(processes, time.monotonic() + START_S + longest_s, "it is not done"):
         # whoever has ended its training serves others at most: how long it takes to end is not measured
         if all(told[-1]["mark"] == task.marks for told in processes.lines().values()):
             break

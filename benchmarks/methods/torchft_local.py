@@ -30,9 +30,7 @@ def main() -> None:
         task.tell_all("lighthouse", f"http://{task.ip_address}:{lighthouse.address().rpartition(':')[2]}")
     model: nn.Module = course.model
     with contextlib.ExitStack() as open_until_the_end:
-        store = TCPStore(
-            task.ip_address, 0, is_master=True, wait_for_workers=False
-        )  # open while kept
+        store = TCPStore(task.ip_address, 0, is_master=True, wait_for_workers=False)  # open while kept
         manager = _manager(task, model, course.optimizer, store.port)
         open_until_the_end.callback(manager.shutdown)
         options = {"sync_every": task.interval}
