@@ -17,7 +17,8 @@ from torchft.local_sgd import DiLoCo, LocalSGD
 
 from methods.task import Course, Task, loss_of
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=10)  # of its operations; its default of 60 s would hold all up for that long
+WAITS_S, FEWEST = 5.0, 2  # for those who are there, and that go on without the others
 OUTER_LR, OUTER_MOMENTUM = 0.7, 0.9  # as in the paper on DiLoCo
 
 
@@ -26,7 +27,13 @@ def main() -> None:
     course = Course(task)
     lighthouse: Any = None
     if task.rank == 0:
-        lighthouse = LighthouseServer(bind="[::]:0", min_replicas=task.world, join_timeout_ms=60_000)
+        lighthouse = LighthouseServer(
+            bind="[::]:0",
+            min_replicas=FEWEST,
+            join_timeout_ms=int(1000 * WAITS_S),
+            quorum_tick_ms=100,
+            heartbeat_timeout_ms=int(1000 * WAITS_S),
+        )
         task.tell_all("lighthouse", f"http://{task.ip_address}:{lighthouse.address().rpartition(':')[2]}")
     model: nn.Module = course.model
     with contextlib.ExitStack() as open_until_the_end:
@@ -61,7 +68,7 @@ def _manager(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, sto
         pg=ProcessGroupGloo(timeout=TIMEOUT),
         load_state_dict=load,
         state_dict=lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
-        min_replica_size=1,
+        min_replica_size=FEWEST,
         use_async_quorum=False,
         timeout=TIMEOUT,
         rank=0,
