@@ -275,7 +275,8 @@ def _marks(task: Task, lines: dict[int, list[dict[str, Any]]], began: float) -> 
 
     def accuracy(state: dict[str, torch.Tensor], every: int) -> float:
         network.load_state_dict(state)
-        batches = zip(inputs[::every].split(500), dataset.test_labels[::every].split(500), strict=True)
+        some = inputs[::every], dataset.test_labels[::every]
+        batches = zip(*(torch.split(each, 500) for each in some), strict=True)
         with evaluating(network), torch.no_grad():
             right = [(network(some).argmax(dim=1) == labels).float() for some, labels in batches]
         return torch.cat(right).mean().item()
