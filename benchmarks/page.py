@@ -26,8 +26,14 @@ is written by `python benchmarks/page.py` from the files beside it, and those by
 models are that good. *MB sent*: by all, counted by the kernel. *MB a process*: with all that belongs to it, the most at
 once; memory that is shared counts once.
 
-Not run yet: torchft, whose processes do not find each other in network namespaces here (`against_torchft.py` has it
-without), and hivemind's averaging of gradients, which takes ten times as long. One seed, and no CIFAR-10 so far.
+*slow-link* is a network of more parameters (270,000): of a small one, a slow link is filled by nobody. Start and memory
+of ours are those of peers that are alone on their machine; peers that share one have much of it in common
+(`start_up.py`: eight of them do their first step when eight bare Ray actors have imported torch and hivemind, with
+276 MB each).
+
+*cifar10-jpeg-copy* is a JPEG copy of CIFAR-10, and local steps that keep both cores busy all the time.
+
+Not run yet: hivemind's averaging of gradients, which takes ten times as long, and one slow process. One seed each.
 """
 
 

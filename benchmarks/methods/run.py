@@ -38,6 +38,7 @@ MEMORY_S = 5.0  # from one look at the memory to the next
 SLOWEST = 30.0  # times as long as the local steps alone take: then it is not waited for any more
 REAL_STEP_S = 5.0  # where nobody knows how long they take
 ADDRESS = re.compile(r"initial_peers: (/ip[46]/\S+)")
+LIBRARIES = re.compile(r"/\S+/site-packages/")  # where they are is nobody's business
 NOWHERE = Place("", "127.0.0.1", "lo")
 FOREVER = 10**9
 GLANCE = 1000  # samples of the test split, on which parameters of on the way are evaluated; the last ones on all
@@ -175,7 +176,7 @@ class Processes:
     def _last_words(self, rank: int) -> str:
         lines = (self._folder / f"output-{rank}").read_text(errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
-        return said[-1][:300] if said else "it said nothing"
+        return LIBRARIES.sub("", said[-1])[:300] if said else "it said nothing"
 
     def lines(self) -> dict[int, list[dict[str, Any]]]:
         """What each rank has told so far."""

@@ -14,6 +14,7 @@ from ray_gossip.hive.codec import mend_clipping
 from ray_gossip.hive.indices import claim_index
 from ray_gossip.hive.process import guard_forks, quiet_hivemind, start_dht, stop_dht
 from ray_gossip.hive.repairs import (
+    bound_answers,
     bound_messages,
     forbid_relays,
     keep_one_id_of_a_peer,
@@ -25,6 +26,7 @@ __all__ = ["claim_index", "guard_forks", "quiet_hivemind", "read_charter", "star
 
 mend_late_answers()
 bound_messages()
+bound_answers()
 forbid_relays()
 keep_one_id_of_a_peer()
 keep_records_until_they_expire()

@@ -12,6 +12,9 @@ heard.
 A peer may name a new id in each of its requests to the DHT, or that of another. All are kept: some hundreds of one
 peer's crowd out all others, and what is stored goes nowhere.
 
+An answer of the DHT may name any number of nodes near a key, each of which is then asked. One that is of no known kind
+ends the search for its key with a traceback.
+
 A store of the DHT keeps a line for every time that something is sent to it, until that would have expired: a record
 that comes again and again fills the memory. And who sends a peer's last declaration but one once more has the last one
 forgotten when that expires. What has expired under a key is kept until somebody asks for that key.
@@ -42,6 +45,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.storage import DHTLocalStorage
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
+from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import TimedStorage
 
 _MOST_BYTES = 2**22  # of a message; a part has 512 KB
@@ -76,6 +80,11 @@ def bound_messages() -> None:
 def keep_one_id_of_a_peer() -> None:
     """From now on the DHT knows each peer by one id, its latest, and nobody by that of another."""
     DHTProtocol.update_routing_table = _update_routing_table
+
+
+def bound_answers() -> None:
+    """From now on an answer of the DHT names as many nodes as were asked for, and says of each key what it says."""
+    DHTProtocol.get_stub = _get_stub
 
 
 def keep_records_until_they_expire() -> None:
@@ -113,6 +122,28 @@ async def _update_routing_table(self: DHTProtocol, node_id: Any, peer_id: PeerID
         if before is not None and before != node_id:
             del table[before]
     await _original_update(self, node_id, peer_id, responded)
+
+
+def _get_stub(self: DHTProtocol, peer: PeerID) -> _Asks:
+    return _Asks(_original_stub(self, peer), self.bucket_size)
+
+
+class _Asks:
+    """What is asked of one node."""
+
+    def __init__(self, stub: Any, most_nodes: int) -> None:
+        self._stub, self._most_nodes = stub, most_nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stub, name)
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
+        response = await self._stub.rpc_find(request, timeout=timeout)
+        for result in response.results:
+            del result.nearest_node_ids[self._most_nodes :], result.nearest_peer_ids[self._most_nodes :]
+            if result.type not in dht_pb2.ResultType.values():
+                result.type = dht_pb2.NOT_FOUND
+        return response
 
 
 async def _receive(reader: asyncio.StreamReader) -> bytes:
@@ -161,6 +192,7 @@ class EndsItsRounds:
 _original_store = TimedStorage.store
 _original_store_subkey = DHTLocalStorage.store_subkey
 _original_update = DHTProtocol.update_routing_table
+_original_stub = DHTProtocol.get_stub
 _original_init = ControlClient.__init__
 
 

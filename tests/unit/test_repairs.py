@@ -15,7 +15,7 @@ from hivemind.dht.storage import DHTLocalStorage
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import ControlClient
 from hivemind.p2p.p2p_daemon_bindings.utils import write_unsigned_varint
-from hivemind.proto import averaging_pb2, p2pd_pb2
+from hivemind.proto import averaging_pb2, dht_pb2, p2pd_pb2
 from hivemind.utils import get_dht_time, timed_storage
 from hivemind.utils.timed_storage import TimedStorage
 
@@ -201,6 +201,53 @@ def test_an_earlier_declaration_sent_once_more_does_not_end_the_later_one(
     clock[0] = 1002.0
     entries, _ = storage.get(key)
     assert (b"peer" in entries) is is_mended
+
+
+class Asking:
+    """What a search of the DHT needs of a protocol, and one node that answers it."""
+
+    bucket_size, wait_timeout = 20, 3.0
+    node_info = dht_pb2.NodeInfo()
+
+    def __init__(self, answer: dht_pb2.FindResponse) -> None:
+        self.rpc_semaphore, self._answer = asyncio.Semaphore(), answer
+
+    def get_stub(self, peer: PeerID) -> Any:
+        return self
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
+        return self._answer
+
+
+KEYS = [DHTID.generate(), DHTID.generate()]
+NAMES = [(DHTID.generate(), PeerID(b"%d" % number)) for number in range(200)]
+MANY = dht_pb2.FindResult(
+    type=dht_pb2.NOT_FOUND,
+    nearest_node_ids=[node.to_bytes() for node, _ in NAMES],
+    nearest_peer_ids=[peer.to_bytes() for _, peer in NAMES],
+)
+OF_NO_KIND = dht_pb2.FindResult(type=99)
+
+
+class AskingWithCare(Asking):
+    def get_stub(self, peer: PeerID) -> Any:
+        return repairs._Asks(self, self.bucket_size)
+
+
+def found(build: type[Asking]) -> dict[DHTID, Any]:
+    async def asked() -> dict[DHTID, Any]:
+        asking: Any = build(dht_pb2.FindResponse(results=[MANY, OF_NO_KIND]))
+        return await DHTProtocol.call_find(asking, PeerID(b"other"), KEYS) or {}
+
+    return asyncio.run(asked())
+
+
+def test_an_answer_that_names_many_nodes_names_as_many_as_were_asked_for_and_every_key() -> None:
+    assert found(AskingWithCare) == {KEYS[0]: (None, dict(NAMES[:20])), KEYS[1]: (None, {})}
+
+
+def test_in_hivemind_alone_all_are_asked_and_a_key_is_missing() -> None:
+    assert {key: len(nearest) for key, (_, nearest) in found(Asking).items()} == {KEYS[0]: 200}
 
 
 def test_a_message_that_is_announced_as_endless_ends_its_stream() -> None:
