@@ -41,7 +41,7 @@ ADDRESS = re.compile(r"initial_peers: (/ip[46]/\S+)")
 LIBRARIES = re.compile(r"/\S+/site-packages/")  # where they are is nobody's business
 NOWHERE = Place("", "127.0.0.1", "lo")
 FOREVER = 10**9
-GLANCE = 1000  # samples of the test split, on which parameters of on the way are evaluated; the last ones on all
+GLANCE = 1000  # samples of the test split: what is saved on the way is evaluated on these, the end on all
 
 
 @dataclass(frozen=True)

@@ -260,9 +260,7 @@ class Membership:
             expiration_time=expires_at,
             return_future=True,
         )
-        if (
-            was_taken
-        ):  # the node that was the last to answer says so; one that refuses it alone hides nobody, see `read`
+        if was_taken:  # as the last node to answer says: one that refuses hides nobody, see `read`
             self._held_until = max(self._held_until, expires_at)
         self._took_s = monotonic() - started
 

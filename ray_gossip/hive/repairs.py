@@ -12,8 +12,7 @@ heard.
 A peer may name a new id in each of its requests to the DHT, or that of another. All are kept: some hundreds of one
 peer's crowd out all others, and what is stored goes nowhere.
 
-An answer of the DHT may name any number of nodes near a key, each of which is then asked. One that is of no known kind
-ends the search for its key with a traceback.
+An answer of the DHT may name any number of nodes near a key: all are read and sorted, at every question.
 
 A store of the DHT keeps a line for every time that something is sent to it, until that would have expired: a record
 that comes again and again fills the memory. And who sends a peer's last declaration but one once more has the last one
@@ -83,7 +82,7 @@ def keep_one_id_of_a_peer() -> None:
 
 
 def bound_answers() -> None:
-    """From now on an answer of the DHT names as many nodes as were asked for, and says of each key what it says."""
+    """From now on an answer of the DHT names no more nodes than were asked for."""
     DHTProtocol.get_stub = _get_stub
 
 
@@ -141,8 +140,6 @@ class _Asks:
         response = await self._stub.rpc_find(request, timeout=timeout)
         for result in response.results:
             del result.nearest_node_ids[self._most_nodes :], result.nearest_peer_ids[self._most_nodes :]
-            if result.type not in dht_pb2.ResultType.values():
-                result.type = dht_pb2.NOT_FOUND
         return response
 
 
