@@ -212,69 +212,6 @@ def test_one_that_is_missed_is_called_by_name_until_it_is_back_and_one_that_left
     asyncio.run(test())
 
 
-def test_a_declaration_that_the_dht_does_not_take_has_expired_in_time_and_counts_again_once_it_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(membership, "REDECLARE_S", 0.02)
-    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
-
-    async def test() -> None:
-        dht = DictionaryDHT()
-        peer = enter(dht, "A", 0)
-        await peer.join(0)
-        assert not peer.has_expired
-        taken = DictionaryDHT.store
-
-        def refused(*_: Any, **__: Any) -> Any:
-            async def stored() -> bool:
-                return False
-
-            return stored()
-
-        async def has_expired() -> bool:
-            return peer.has_expired
-
-        async def counts() -> bool:
-            return not peer.has_expired
-
-        monkeypatch.setattr(DictionaryDHT, "store", refused)
-        await until(has_expired)
-        monkeypatch.setattr(DictionaryDHT, "store", taken)
-        await until(counts)
-
-    asyncio.run(test())
-
-
-def test_a_declaration_that_one_node_refuses_holds_where_another_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership, "REDECLARE_S", 0.02)
-    monkeypatch.setattr(membership, "MEMBER_TTL_S", 0.3)
-
-    async def test() -> None:
-        dht = DictionaryDHT()
-        peer = enter(dht, "A", 0)
-        await peer.join(0)
-        takes = DictionaryDHT.store
-
-        def refuses(*arguments: Any, **options: Any) -> Any:
-            async def stored() -> bool:
-                await takes(*arguments, **options)
-                return False  # hivemind tells what the last node has answered
-
-            return stored()
-
-        monkeypatch.setattr(DictionaryDHT, "store", refuses)
-        declared = peer._held_until
-
-        async def holds_by_a_later_one() -> bool:
-            await peer.read()
-            assert not peer.has_expired
-            return peer._held_until > declared + 0.6
-
-        await until(holds_by_a_later_one)
-
-    asyncio.run(test())
-
-
 def test_a_peer_that_cannot_renew_its_declaration_says_so_instead_of_fading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "REDECLARE_S", 0.01)
 
