@@ -26,7 +26,7 @@ def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
     """A peer index that is this peer's alone. Takes a second.
 
     Raises:
-        SwarmError: the DHT does not answer in time.
+        SwarmError: the DHT does not answer in time, or another peer claims whatever this one does.
     """
     deadline = time.monotonic() + within_s
     key, own = f"{charter.run_id}.indices", dht.peer_id.to_bytes()
@@ -48,7 +48,13 @@ def claim_index(dht: hivemind.DHT, charter: Charter, *, within_s: float) -> int:
         except (FutureTimeoutError, TimeoutError):
             raise SwarmError(f"the swarm's DHT did not answer within {within_s:g} s") from None
 
-    return settle(own, claims, claim, first=charter.num_peers, pause=lambda: time.sleep(_SETTLE_S))
+    return settle(own, claims, claim, first=charter.num_peers, pause=lambda: _pause(deadline, within_s))
+
+
+def _pause(deadline: float, within_s: float) -> None:
+    if time.monotonic() > deadline:
+        raise SwarmError(f"no peer index was free within {within_s:g} s: others claim each that this peer claims")
+    time.sleep(_SETTLE_S)
 
 
 def _is_index(peer: Any, value: Any) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_gossip.errors import SwarmError
 from ray_gossip.gossip.members import MOST_INDEX
+from ray_gossip.hive import indices
 from ray_gossip.hive.indices import next_index, settle
 
 
@@ -48,6 +52,21 @@ def test_no_two_peers_that_claim_at_the_same_time_have_the_same_index(peers: lis
     assert ended.keys() == set(peers)
     assert len({*ended.values(), first + 3}) == len(peers) + 1
     assert min(ended.values()) >= first
+
+
+def test_one_that_copies_every_claim_holds_a_newcomer_up_for_as_long_as_it_waits_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(indices, "_SETTLE_S", 0.01)
+    claimed: dict[int, int] = {}
+
+    def claim(index: int) -> None:
+        claimed.update({2: index, 1: index})  # the other one has the lower id
+
+    deadline = time.monotonic() + 0.2
+    with pytest.raises(SwarmError, match=r"no peer index was free within 0\.2 s"):
+        settle(2, lambda: dict(claimed), claim, first=4, pause=lambda: indices._pause(deadline, 0.2))
+    assert max(claimed.values()) > 6
 
 
 def test_whoever_claims_the_last_index_of_all_leaves_room_for_others() -> None:
